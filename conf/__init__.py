@@ -1,0 +1,1 @@
+"""Settings that are installed with the package: YAML files and skill banks."""

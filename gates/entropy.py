@@ -1,0 +1,40 @@
+"""The entropy gate of SDAR (arXiv 2605.15155), with a normalisation that the paper leaves open."""
+
+import math
+
+from torch import Tensor
+
+from sdar import functional
+from sdar.errors import ConfigError
+from sdar.parts import Gate
+from sdar.registry import register
+from sdar.types import TokenView
+
+
+@register("entropy")
+class EntropyGate(Gate):
+    """Opens where the student is uncertain: tanh(beta * h / 2), h = entropy / ln(vocab_size).
+
+    It does not depend on the sampled token. Times the lift its expected on-policy gradient is zero, as for a constant gate:
+    combine it with a divergence that has a gradient of its own. See `sdar.functional.entropy_gate` for the normalisation.
+    """
+
+    def __init__(self, beta: float = 5.0) -> None:
+        """
+        Args:
+            beta: steepness per unit of normalised entropy.
+        """
+        if beta == 0:
+            raise ConfigError(
+                "gate.beta is 0: the gate would be 0 for every token and nothing would be distilled. "
+                "Use a positive beta, e.g. 5.0, or ConstantGate for the same weight everywhere."
+            )
+        if not 0 < beta < math.inf:
+            raise ConfigError(
+                f"gate.beta is {beta}: an entropy gate lies in [0, 1] and opens with doubt only for a positive, finite beta. "
+                "Use e.g. 5.0."
+            )
+        self.beta = beta
+
+    def __call__(self, tokens: TokenView) -> Tensor:
+        return functional.entropy_gate(tokens.entropy, self.beta, tokens.vocab_size).detach()

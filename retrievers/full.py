@@ -1,0 +1,20 @@
+"""The whole bank for every task ("full retrieval" of SDAR, arXiv:2605.15155)."""
+
+from sdar.parts import Retriever
+from sdar.registry import register
+from sdar.skills import SkillBank, retrieval
+from sdar.types import Retrieval, Task
+
+
+@register("full")
+class FullRetriever(Retriever):
+    """Every skill of the bank, general ones first.
+
+    Needs no rule and finds everything; costs the longest prompt, most of it about other tasks.
+    """
+
+    def __init__(self, skills: str):
+        self.bank = SkillBank.load(skills)
+
+    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+        return retrieval((*self.bank.general, *self.bank.specific))

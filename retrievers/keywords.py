@@ -1,0 +1,25 @@
+"""Skills by task family or keyword ("keyword matching" of SDAR, arXiv:2605.15155).
+
+Differs from the SDAR repository, which searches the whole decoded prompt for substrings: there "hat" is found in "that" and in
+the pages of a shop, so that the choice changes from turn to turn, and a word of the prompt's own template can forbid a skill
+for good. Here only the task's instruction is searched, and only for whole words.
+"""
+
+from sdar.parts import Retriever
+from sdar.registry import register
+from sdar.skills import SkillBank, retrieval
+from sdar.types import Retrieval, Task
+
+
+@register("keyword")
+class KeywordRetriever(Retriever):
+    """General skills, then those of the task's family; without any, those that the instruction names.
+
+    Skills of a family come in bank order, skills found by a keyword in the order in which the instruction names them.
+    """
+
+    def __init__(self, skills: str):
+        self.bank = SkillBank.load(skills)
+
+    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+        return retrieval((*self.bank.general, *self.bank.fitting(task)))

@@ -1,0 +1,120 @@
+"""Conversations as token ids, built from a chat template without ever decoding or re-encoding what a model sampled.
+
+The template is rendered once per sequence of roles with placeholders for the contents; what lies between the placeholders is
+control text and may contain special tokens, what is put in their place is plain text and may not. So an observation that
+contains ``<|im_end|>`` is characters, and a sampled response is kept as the ids that were sampled.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from sdar.errors import PolicyError
+
+Message = Mapping[str, str]
+
+
+class ChatFormat:
+    """One tokenizer's chat template on ids.
+
+    Raises:
+        PolicyError: no chat template, a template that loses its messages, or no end-of-turn token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, name: str = "the tokenizer"):
+        if not tokenizer.chat_template:
+            raise PolicyError(
+                f"{name} has no chat template: an agent's conversation cannot be told to this model. Use an instruction-tuned "
+                "model, or give the policy a `chat_template` file."
+            )
+        self.tokenizer = tokenizer
+        self.options = dict(options or {})
+        self.name = name
+        self.control = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
+        strings = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self._control_text = re.compile("|".join(map(re.escape, strings))) if strings else None
+        self.encode_text = lru_cache(maxsize=65536)(self._encode_text)
+        self._control_pieces = lru_cache(maxsize=256)(self._render_pieces)
+        after_response = self._control_pieces(("user", "assistant"), False)[-1]
+        end = [i for i in after_response[:1] if i in self.control]
+        if not end:
+            raise PolicyError(
+                f"the chat template of {name} puts no end-of-turn token behind an assistant message (found the ids "
+                f"{list(after_response[:4])}): a response could never end. Use a template that closes each turn with a special token."
+            )
+        self.end_of_turn = end[0]
+        self.stop_ids = tuple(sorted({self.end_of_turn} | ({tokenizer.eos_token_id} - {None})))
+        self.has_system_role = self._accepts(("system", "user"))
+        opened = self._control_pieces(("user",), True)
+        history = self._control_pieces(("user", "assistant", "user"), True)
+        self.rewrites_history = tuple(opened[0]) != tuple(history[0]) or tuple(opened[1]) != tuple(history[1])
+        """True when a past assistant turn is not told as it was generated (thinking removed, say)."""
+
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation, ready for the model to answer."""
+        pieces = self._control_pieces(tuple(m["role"] for m in messages), True)
+        ids = list(pieces[0])
+        for message, piece in zip(messages, pieces[1:], strict=True):
+            ids += self.encode_text(message["content"])
+            ids += piece
+        return ids
+
+    def reply(self, text: str, ended: bool) -> list[int]:
+        """Ids between a sampled response and the next one: the user's `text` in control tokens.
+
+        `ended` says that the response carries its own end-of-turn token, which is then not repeated.
+        """
+        _, _, bridge, tail = self._control_pieces(("user", "assistant", "user"), True)
+        return [*bridge[1 if ended else 0 :], *self.encode_text(text), *tail]
+
+    def response(self, text: str) -> list[int]:
+        """Ids of a response as a model would have to sample it: plain text and the end-of-turn token."""
+        return [*self.encode_text(text), self.end_of_turn]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a response, for people and for parsing; trailing stop tokens are left out."""
+        ids = list(ids)
+        while ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _encode_text(self, text: str) -> tuple[int, ...]:
+        pieces, rest = [], text
+        while self._control_text is not None and (found := self._control_text.search(rest)):
+            cut = found.start() + 1  # a token cannot match across the border of two separately encoded pieces
+            pieces.append(rest[:cut])
+            rest = rest[cut:]
+        ids: list[int] = []
+        for piece in [*pieces, rest]:
+            if piece:
+                encoded = self.tokenizer.encode(piece, add_special_tokens=False)
+                if not self.control.isdisjoint(encoded):  # a normalizer made one: only single characters are safe
+                    encoded = [i for c in piece for i in self.tokenizer.encode(c, add_special_tokens=False)]
+                ids += encoded
+        return tuple(ids)
+
+    def _accepts(self, roles: tuple[str, ...]) -> bool:
+        try:
+            self._control_pieces(roles, True)
+        except Exception:  # templates refuse roles by raising whatever they like
+            return False
+        return True
+
+    def _render_pieces(self, roles: tuple[str, ...], generate: bool) -> list[tuple[int, ...]]:
+        """Control ids before, between and after the contents of messages with these roles."""
+        slots = [f"sdar{i}slot" for i in range(len(roles))]
+        messages = [{"role": role, "content": slot} for role, slot in zip(roles, slots, strict=True)]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **self.options)
+        pieces = []
+        for slot in slots:
+            before, found, text = text.partition(slot)
+            if not found:
+                raise PolicyError(
+                    f"the chat template of {self.name} drops a {roles[len(pieces)]} message of the conversation {'/'.join(roles)}: "
+                    "what the model is told would be incomplete. Use another template."
+                )
+            pieces.append(before)
+        return [tuple(self.tokenizer.encode(p, add_special_tokens=False)) if p else () for p in [*pieces, text]]

@@ -1,0 +1,387 @@
+"""The `sdar` command: fit, validate, test and predict are a LightningCLI; list shows the registered parts.
+
+Order of `main`: plugins are imported, configuration files are looked at, everything is parsed and checked, and only then is
+a model built. A mistake ends with exit code 2 and one message before that; a failure while running ends with 1.
+"""
+
+import logging
+import os
+import pydoc
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import sdar
+from sdar import registry
+from sdar.data import TaskModule
+from sdar.errors import ConfigError, SdarError
+from sdar.module import AgentModule
+from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger
+
+HELP = """Train language-model agents with reinforcement learning and on-policy self-distillation.
+
+  sdar fit        train                              sdar validate   measure on the validation tasks
+  sdar predict    play tasks, keep the episodes      sdar test       measure on the test tasks
+  sdar list       what a configuration can name      sdar COMMAND --help
+
+examples:
+  sdar fit -c conf/quickstart.yaml --trainer.max_steps 20
+  sdar fit -c conf/env/alfworld.yaml -c conf/method/sdar.yaml --model.gate.beta 3
+
+Later files and settings win. Settings begin with model (the training method and its parts), data (the tasks), trainer
+(Lightning's Trainer) or checkpoint. A part is named by its class, its short name or its dotted path.
+
+  sdar list [gates | retrievers | ...]    what can be named, with arguments and defaults
+  sdar fit --model.help SDAR              the arguments of one part
+  sdar fit ... --print_config             show the whole configuration and stop
+  sdar ... --plugin my_package            first import a package with parts of your own (repeatable)
+  sdar --version
+
+SDAR_TRACEBACK=1 in the environment shows where in the code an error was raised."""
+
+COMMAND_HELP = {
+    "fit": """Train: play tasks, score, weigh, update; repeat until trainer.max_steps.
+
+examples:
+  sdar fit -c conf/quickstart.yaml --trainer.max_steps 20
+  sdar fit -c conf/quickstart.yaml --ckpt_path last        # continue after a stop
+
+Logs and config.yaml go to <trainer.default_root_dir>/version_N, the checkpoint to <trainer.default_root_dir>/checkpoints.""",
+    "validate": """Measure on the validation tasks.
+
+examples:
+  sdar validate -c runs/version_0/config.yaml --ckpt_path last
+  sdar validate -c conf/quickstart.yaml                    # the untrained model""",
+    "test": """Measure on the test tasks; do it once, at the end.
+
+examples:
+  sdar test -c runs/version_0/config.yaml --ckpt_path last
+  sdar test -c runs/version_0/config.yaml --ckpt_path runs/checkpoints/last.ckpt""",
+    "predict": """Play tasks and return the episodes, without learning.
+
+examples:
+  sdar predict -c runs/version_0/config.yaml --ckpt_path last
+  sdar predict -c conf/quickstart.yaml                     # the untrained model""",
+}
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "max_epochs": -1,  # max_steps decides
+    "use_distributed_sampler": False,  # tasks are divided by TaskModule
+    "log_every_n_steps": 1,  # an iteration is long
+    "num_sanity_val_steps": 0,  # a validation is long, too
+}
+
+MEANINGLESS = (  # each is about something that a user of this command neither chose nor can better
+    r".*does not have many workers",
+    r"Using ModelCheckpoint with manual optimization",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
+    r"You have overridden `transfer_batch_to_device`",
+    r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+)
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line `args` (the process's by default) and return the exit code."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    try:
+        args, plugins = _split_plugins(sys.argv[1:] if args is None else list(args))
+        if args[:1] == ["--version"]:
+            print(f"sdar {sdar.__version__}")
+            return 0
+        _load(plugins)
+        if args[:1] == ["list"]:
+            print("\n\n".join(listing(args[1:])))
+            return 0
+        if len(args) == 1 and args[0] in COMMAND_HELP:
+            raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart.yaml.")
+        check_config_files(args)
+        with warnings.catch_warnings():
+            for message in MEANINGLESS:
+                warnings.filterwarnings("ignore", message)
+            AgentCLI(
+                AgentModule,
+                TaskModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                parser_class=Parser,
+                parser_kwargs=_parser_settings(args),
+                trainer_defaults=TRAINER_DEFAULTS,
+                seed_everything_default=0,
+                save_config_kwargs={"overwrite": True},
+                auto_configure_optimizers=False,
+                args=args,
+            )
+    except ConfigError as error:
+        _fail(2, error)
+        return 2
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def listing(wanted: list[str]) -> Iterator[str]:
+    """One text block for each kind of part in `wanted` (plural names; all by default)."""
+    for plural in wanted or sorted(registry.kinds()):
+        base = registry.kinds().get(plural, object)
+        shorts: dict[type, list[str]] = {}
+        for short, cls in registry.parts(plural).items():
+            shorts.setdefault(cls, []).append(short)
+        shared = arguments(base)
+        lines = [f"{plural}: {registry.summary(base)}"]
+        for cls, names in shorts.items():
+            own = [text for name, text in arguments(cls).items() if name not in shared]
+            lines.append(f"  {', '.join(dict.fromkeys([*names, cls.__name__]))}: {registry.summary(cls)}")
+            lines += [f"      {text}" for text in own]
+        if shared:
+            lines += ["  and for each of them:", *(f"      {text}" for text in shared.values())]
+        yield "\n".join(lines if shorts else [*lines, "  (none registered)"])
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps one checkpoint, ``last.ckpt``, from which ``--ckpt_path last`` continues.
+
+    Lightning counts optimizer steps, of which an iteration may take several or none; this counts iterations.
+
+    Args:
+        dirpath: Folder; by default ``<trainer.default_root_dir>/checkpoints``, whatever the logger's version is.
+        every_n_iterations: Iterations between two checkpoints. The last iteration of a run is always kept.
+    """
+
+    def __init__(self, dirpath: str | None = None, every_n_iterations: int = 1) -> None:
+        if every_n_iterations < 1:
+            raise ConfigError(
+                f"checkpoint.every_n_iterations is {every_n_iterations}: use 1 or more, or --trainer.enable_checkpointing false."
+            )
+        super().__init__(dirpath, save_last=True, save_top_k=0, every_n_train_steps=1)
+        self.every_n_iterations = every_n_iterations
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = trainer.fit_loop.total_batch_idx + 1
+        ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
+        if ends or done % self.every_n_iterations == 0:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the checkpoint and renames: whenever the process is killed, a complete file is there.
+
+    Lightning's own writes to the system's temporary folder and moves, which copies, and is cut off by a kill, where that is
+    another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        part = f"{path}.part"
+        with open(part, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+
+
+class AgentCLI(LightningCLI):
+    """LightningCLI with this project's defaults, and with errors told in one message."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"data": {"class_path": f"{TaskModule.__module__}.{TaskModule.__qualname__}"}})
+        parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        trainer = self.config[self.config["subcommand"]]["trainer"]
+        for key, known in (
+            ("strategy", StrategyRegistry.available_strategies()),
+            ("accelerator", [*AcceleratorRegistry.available_accelerators(), "gpu"]),
+        ):
+            if isinstance(trainer[key], str) and trainer[key] not in (*known, "auto"):
+                near = registry.did_you_mean(trainer[key], known) or f" Known: auto, {', '.join(known)}."
+                raise ConfigError(f"trainer.{key}: there is no {key} {trainer[key]!r}.{near}")
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise SystemExit(_fail(2, error, "trainer")) from error
+        except Exception as error:
+            first = _first(error)
+            if isinstance(first, SdarError):
+                raise SystemExit(_fail(2, first, self._key(first))) from error
+            traceback.print_exception(first)
+            raise SystemExit(_fail(1, first, self._key(first), trace=False)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        settings = self.config_init[self.subcommand]
+        given, root = settings["trainer"], settings["trainer"]["default_root_dir"] or "."
+        callbacks = given["callbacks"] or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        if given["enable_checkpointing"] is not False:
+            keep = settings["checkpoint"]
+            folder = keep["dirpath"] or os.path.join(root, "checkpoints")
+            callbacks.append(RunCheckpoint(folder, keep["every_n_iterations"]))
+        logger = given["logger"]
+        if logger is None or logger is True:
+            logger = default_loggers(root)
+        trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    # LightningCLI runs a command's method of this name, where there is one, in place of the Trainer's.
+
+    def fit(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def test(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def predict(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def _run(self, **arguments: Any) -> None:
+        try:
+            getattr(self.trainer, self.subcommand)(**arguments)
+        except (SdarError, MisconfigurationException) as error:
+            begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
+            code = 2 if isinstance(error, (ConfigError, MisconfigurationException)) and not begun else 1
+            _fail(code, error, self._key(error))
+            self._tell_checkpoint()
+            raise SystemExit(code) from error
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            self._tell_checkpoint()
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            _fail(1, error, self._key(error), trace=False)
+            self._tell_checkpoint()
+            raise SystemExit(1) from error
+
+    def _tell_checkpoint(self) -> None:
+        kept = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
+        for path in (path for path in kept if path and os.path.exists(path)):
+            sys.stderr.write(f"last checkpoint: {path} (continue with the same command and --ckpt_path last)\n")
+
+    def _key(self, error: BaseException) -> str:
+        """Key of the part in whose code `error` was raised, or the empty string."""
+        configured = list(_configured(self.config[self.subcommand].as_dict()))
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            here = type(frame.f_locals.get("self"))
+            if keys := [key for key, cls in configured if cls is here]:
+                return " or ".join(keys)
+        return ""
+
+
+def default_loggers(root: str) -> list[Logger]:
+    """metrics.csv and TensorBoard in one folder ``<root>/version_N``."""
+    table = CSVLogger(root, name="", flush_logs_every_n_steps=1)
+    return [table, TensorBoardLogger(root, name="", version=table.version)]
+
+
+def _parser_settings(args: list[str]) -> dict[str, Any]:
+    commands = {
+        name: {"description": text, "usage": f"sdar {name} [-c FILE ...] [--KEY VALUE ...]", "dump_header": _header()}
+        for name, text in COMMAND_HELP.items()
+    }
+    return {
+        "prog": "sdar",
+        "description": HELP,
+        "usage": "sdar {fit,validate,test,predict,list} [-c FILE ...] [--KEY VALUE ...]",
+        "formatter_class": HelpFormatter,
+        "logger": drop_logger(args),
+        "allow_abbrev": False,
+        "dump_header": _header(),
+        **commands,
+    }
+
+
+def _header() -> list[str]:
+    return [f"sdar=={sdar.__version__}"]
+
+
+def _split_plugins(args: list[str]) -> tuple[list[str], list[str]]:
+    rest: list[str] = []
+    plugins: list[str] = []
+    words = iter(args)
+    for word in words:
+        if word == "--plugin":
+            name = next(words, "")
+        elif word.startswith("--plugin="):
+            name = word.partition("=")[2]
+        else:
+            rest.append(word)
+            continue
+        if not re.fullmatch(r"[A-Za-z_][\w.]*", name):
+            raise ConfigError(f"--plugin {name}: give the name of a module to import, e.g. --plugin my_package.")
+        plugins.append(name)
+    return rest, plugins
+
+
+def _load(plugins: list[str]) -> None:
+    registry.load_parts()
+    for plugin in plugins:
+        try:
+            registry.load_parts([plugin])
+        except SdarError as error:
+            raise ConfigError(str(error) if "--plugin" in str(error) else f"--plugin {plugin}: {error}") from error
+        except Exception as error:
+            raise ConfigError(f"--plugin {plugin}: importing it failed with {type(error).__name__}: {error}") from error
+
+
+def _configured(node: Any, key: str = "") -> Iterator[tuple[str, type]]:
+    """Key path and class of every part in a parsed configuration."""
+    if isinstance(node, Namespace):
+        node = node.as_dict()
+    if isinstance(node, dict):
+        if isinstance(cls := pydoc.locate(str(node.get("class_path", ""))) if "class_path" in node else None, type):
+            yield key, cls
+        for name, value in node.items():
+            inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            yield from _configured(value, inner)
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _configured(item, f"{key}[{number}]")
+
+
+def _first(error: BaseException) -> BaseException:
+    """What a constructor raised: jsonargparse wraps a ValueError into one about types, once for each optional level."""
+    while isinstance(error, ValueError) and not isinstance(error, SdarError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _fail(code: int, error: BaseException, key: str = "", trace: bool | None = None) -> int:
+    """Tell about an error in one message; SdarErrors speak for themselves, others come with their type."""
+    if trace if trace is not None else os.environ.get("SDAR_TRACEBACK") == "1":
+        traceback.print_exception(error)
+    message = str(error)
+    if not isinstance(error, (SdarError, MisconfigurationException)):
+        message = f"{type(error).__name__}: {message}"
+    sys.stderr.write(f"error: {key}: {message}\n" if key and not message.startswith(key) else f"error: {message}\n")
+    return code
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    """Lightning advertises other products of its makers on every start."""
+    return "Tip: " not in str(record.msg)

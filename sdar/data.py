@@ -1,0 +1,173 @@
+"""TaskModule: which tasks an iteration gets, and the rollout that plays them."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from sdar.chat import ChatFormat
+from sdar.envs.protocols import ThinkActProtocol
+from sdar.errors import ConfigError
+from sdar.panels import Panel, check_disjoint
+from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
+from sdar.rollout import EnvPool, Rollout
+from sdar.rollout.pool import make_pool
+from sdar.types import Task
+
+
+@dataclass
+class Step:
+    """Tasks of one iteration (or one piece of a validation panel)."""
+
+    panel: Panel
+    tasks: list[Task]
+    visits: list[int]
+    """How often each task had been taken before in this run; with `attempts` it numbers attempts."""
+    attempts: int
+
+
+class TaskModule(LightningDataModule):
+    """Panels of tasks and the world they are played in.
+
+    Args:
+        env: The world.
+        tasks_per_step: Different tasks in one iteration.
+        group_size: Attempts at each task of an iteration.
+        protocol: How the world is told to the model.
+        layout: ``turn``: every turn is a row with a window of history. ``trajectory``: one growing conversation.
+        history: Past exchanges in a prompt of the ``turn`` layout.
+        train_tasks: Size of the training panel.
+        val_tasks: Size of each validation panel.
+        val_splits: Which validation panels there are.
+        test_splits: Which panels ``sdar test`` and ``sdar predict`` play.
+        val_attempts: Attempts at each validation task.
+        val_batch: Validation tasks played at once.
+        panel_seed: Seed of the panels; not the seed of the run, so that runs share them.
+        panel_files: Panel files that replace generated panels, by split.
+        workers: Worker processes for the world; 0 runs it in this process.
+        deadline: Seconds that one call of a world in a worker may take.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        tasks_per_step: int = 16,
+        group_size: int = 8,
+        protocol: Protocol = lazy_instance(ThinkActProtocol),
+        layout: str = "turn",
+        history: int = 2,
+        train_tasks: int = 4096,
+        val_tasks: int = 128,
+        val_splits: list[str] = ["seen", "unseen"],  # noqa: B006  (a fresh list is made below)
+        test_splits: list[str] = ["unseen"],  # noqa: B006
+        val_attempts: int = 1,
+        val_batch: int = 64,
+        panel_seed: int = 0,
+        panel_files: dict[str, str] | None = None,
+        workers: int = 0,
+        deadline: float = 30.0,
+    ):
+        super().__init__()
+        for name, value, least in (
+            ("tasks_per_step", tasks_per_step, 1),
+            ("group_size", group_size, 1),
+            ("history", history, 0),
+            ("val_attempts", val_attempts, 1),
+            ("val_batch", val_batch, 1),
+            ("workers", workers, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"data.{name} is {value}: it must be at least {least}.")
+        self.env = env
+        self.tasks_per_step = tasks_per_step
+        self.group_size = group_size
+        self.protocol = protocol
+        self.layout = layout
+        self.history = history
+        self.val_attempts = val_attempts
+        self.val_batch = val_batch
+        self.workers = workers
+        self.deadline = deadline
+        self._pool: EnvPool | None = None
+        split = getattr(env, "split", "train")
+        files = dict(panel_files or {})
+        unknown = set(files) - {split, *val_splits, *test_splits}
+        if unknown:
+            raise ConfigError(f"data.panel_files names {sorted(unknown)}, which no panel of this run uses: remove it or correct the split.")
+
+        def panel(name: str, count: int) -> Panel:
+            return Panel.load(files[name]) if name in files else Panel.generate(env, name, count, panel_seed)
+
+        self.train_panel = panel(split, train_tasks)
+        self.val_panels = [panel(name, val_tasks) for name in dict.fromkeys(val_splits)]
+        known = {p.name: p for p in self.val_panels}
+        self.test_panels = [known.get(name) or panel(name, val_tasks) for name in dict.fromkeys(test_splits)]
+        check_disjoint(self.train_panel, *self.val_panels)
+
+    def panels(self) -> list[Panel]:
+        """Every panel of the run."""
+        return [self.train_panel, *self.val_panels]
+
+    def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> Rollout:
+        """The agent loop in this world; the worlds' processes are shared by all rollouts of a run."""
+        if self._pool is None:
+            self._pool = make_pool(self.env, self.workers, self.deadline)
+        horizon = self.env.horizon
+        return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed)
+
+    def train_dataloader(self) -> DataLoader:
+        module = self.trainer.lightning_module
+        return DataLoader(_TrainingSteps(self, module.seed, module.iteration), batch_size=None)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(self._pieces(p), batch_size=None) for p in self.val_panels]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        return [DataLoader(self._pieces(p), batch_size=None) for p in self.test_panels]
+
+    predict_dataloader = test_dataloader
+
+    def teardown(self, stage: str) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _pieces(self, panel: Panel) -> list[Step]:
+        tasks = [self.env.task(i) for i in panel.task_ids]
+        pieces = [tasks[i : i + self.val_batch] for i in range(0, len(tasks), self.val_batch)]
+        return [Step(panel, piece, [0] * len(piece), self.val_attempts) for piece in pieces]
+
+    def step(self, seed: int, iteration: int) -> Step:
+        """Tasks of an iteration: the panel in an order drawn anew for each pass. A function of its arguments alone."""
+        panel = self.train_panel
+        tasks, visits = [], []
+        for k in range(iteration * self.tasks_per_step, (iteration + 1) * self.tasks_per_step):
+            epoch, position = divmod(k, len(panel))
+            tasks.append(self.env.task(panel.task_ids[_order(len(panel), seed, epoch)[position]]))
+            visits.append(epoch)
+        return Step(panel, tasks, visits, self.group_size)
+
+
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    """The order of a panel in one pass."""
+    order = list(range(length))
+    random.Random(f"{seed}/tasks/{epoch}").shuffle(order)
+    return order
+
+
+class _TrainingSteps(IterableDataset):
+    """Endless iterations from a given one on: a resumed run goes on where it stopped."""
+
+    def __init__(self, data: TaskModule, seed: int, start: int):
+        self.data, self.seed, self.start = data, seed, start
+
+    def __iter__(self) -> Iterator[Step]:
+        iteration = self.start
+        while True:
+            yield self.data.step(self.seed, iteration)
+            iteration += 1

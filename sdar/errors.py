@@ -1,0 +1,45 @@
+"""Every error that a user can cause or meet: the fact with its numbers, the reason, what to do.
+
+Each class also inherits the standard error it specialises, so that code which knows nothing of sdar can catch it. All are
+picklable (one message argument), because they cross process borders.
+"""
+
+
+class SdarError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class ConfigError(SdarError, ValueError):
+    """A setting that cannot work, or that would silently have no effect."""
+
+
+class UnknownPartError(ConfigError):
+    """A name that no registered part carries."""
+
+
+class DuplicatePartError(ConfigError):
+    """Two different classes registered under one name."""
+
+
+class PolicyError(SdarError, ValueError):
+    """A model, tokenizer or chat template that cannot be used as a policy."""
+
+
+class ContextOverflowError(SdarError, ValueError):
+    """A context that does not fit the model; nothing is ever cut silently."""
+
+
+class SkillBankError(SdarError, ValueError):
+    """An unreadable or inconsistent skill bank."""
+
+
+class PanelError(SdarError, ValueError):
+    """An empty, damaged or different panel of tasks."""
+
+
+class EnvironmentFault(SdarError, RuntimeError):
+    """An environment raised, hung or died; the episode ends with a status."""
+
+
+class NonFiniteLossError(SdarError, ArithmeticError):
+    """Too many optimizer steps in a row had a loss or gradient that is not a number."""

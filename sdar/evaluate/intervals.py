@@ -1,0 +1,57 @@
+"""Numbers with their 95 % intervals. The unit of evidence is the task: attempts at one task are not independent."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z95 = 1.959963984540054
+
+
+class Estimate(NamedTuple):
+    """A mean with its 95 % interval over `n` tasks."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:5.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
+
+
+def wilson_interval(successes: int, n: int) -> Estimate:
+    """A proportion with Wilson's score interval; sensible at 0 and 1 too."""
+    p = successes / n
+    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+    return Estimate(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)), n)
+
+
+def mean_interval(values: Sequence[float]) -> Estimate:
+    """The mean of per-task values in [0, 1] with a normal interval over tasks; Wilson's when all are 0 or 1."""
+    if all(v in (0.0, 1.0) for v in values):
+        return wilson_interval(int(sum(values)), len(values))
+    n = len(values)
+    mean = sum(values) / n
+    half = Z95 * math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)
+    return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
+
+
+def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """Mean of per-task differences on the same tasks in the same order, with a normal interval."""
+    if len(after) != len(before):
+        raise ValueError(f"{len(after)} and {len(before)} tasks cannot be paired: compare runs on one panel.")
+    differences = [a - b for a, b in zip(after, before, strict=True)]
+    n = len(differences)
+    mean = sum(differences) / n
+    half = Z95 * math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
+    return Estimate(mean, mean - half, mean + half, n)
+
+
+def pass_at_k(successes: int, attempts: int, k: int) -> float:
+    """Unbiased probability that at least one of k attempts succeeds (arXiv 2107.03374)."""
+    if not 1 <= k <= attempts:
+        raise ValueError(f"pass@{k} needs at least {k} attempts, there are {attempts}.")
+    if attempts - successes < k:
+        return 1.0
+    return 1.0 - math.comb(attempts - successes, k) / math.comb(attempts, k)

@@ -1,0 +1,84 @@
+"""Validation of a strategy: its policy as it is, and, where there is a teacher, the teacher acting with what it may see.
+
+If the teacher is not better than the student, no distillation can help: the difference is reported as the teacher's lift.
+"""
+
+import json
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from sdar import reporting
+from sdar.data import Step
+from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference, pass_at_k
+from sdar.panels import Panel
+from sdar.rollout import Rollout
+from sdar.types import Episode
+
+if TYPE_CHECKING:
+    from sdar.module import AgentModule
+
+
+class Validation:
+    """Plays panels piece by piece and sums them up."""
+
+    def __init__(self, module: "AgentModule", rollout: Rollout):
+        self.module = module
+        self.rollout = rollout
+        self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))
+        self._panels: dict[str, Panel] = {}
+
+    def play(self, step: Step) -> None:
+        """One piece of a panel, by the policy and, if there are skills, by whoever sees them."""
+        module = self.module
+        self._panels[step.panel.name] = step.panel
+        actors = {"policy": (module.model, False)}
+        if module.retriever is not None:
+            teacher = module.model if module.teacher is None else module.teacher.model(module.model, module.initial)
+            actors["privileged"] = (teacher, True)
+        for actor, (model, privileged) in actors.items():
+            self._played[step.panel.name][actor] += self.rollout(model, module.requests(step, privileged))
+
+    def report(self) -> None:
+        """Log, print and write what was played since the last report."""
+        module, played, self._played = self.module, self._played, defaultdict(lambda: defaultdict(list))
+        for name, actors in played.items():
+            panel = self._panels[name]
+            values = {actor: [average(group) for group in reporting.groups(e)] for actor, e in actors.items()}
+            summary = {f"success/{name}": mean_interval(values["policy"])}
+            attempts = len(reporting.groups(actors["policy"])[0])
+            if attempts > 1:
+                wins = [sum(e.success for e in group) for group in reporting.groups(actors["policy"])]
+                summary[f"success/{name}/pass@{attempts}"] = mean_interval([pass_at_k(w, attempts, attempts) for w in wins])
+            for family in sorted({e.task.family for e in actors["policy"]}):
+                of_family = [e for e in actors["policy"] if e.task.family == family]
+                summary[f"success/{name}/{family}"] = mean_interval([average(g) for g in reporting.groups(of_family)])
+            if "privileged" in values:
+                summary[f"teacher/success/{name}"] = mean_interval(values["privileged"])
+                summary[f"teacher/lift/{name}"] = paired_difference(values["privileged"], values["policy"])
+            flat = {key: estimate.mean for key, estimate in summary.items()}
+            flat |= {f"{key}/low": summary[key].low for key in (f"success/{name}",)}
+            flat |= {f"{key}/high": summary[key].high for key in (f"success/{name}",)}
+            module.log_dict(flat, batch_size=len(panel), add_dataloader_idx=False)
+            if module.trainer.is_global_zero:
+                self._tell(panel, attempts, summary)
+                for actor, of_actor in actors.items():
+                    reporting.write_episodes(module.trainer, f"{name}-{actor}-{module.iteration:06d}", of_actor)
+
+    def _tell(self, panel: Panel, attempts: int, summary: dict[str, Estimate]) -> None:
+        module = self.module
+        head = f"validation of {panel.name} (panel {panel.hash}, {len(panel)} tasks, avg@{attempts}) after {module.iteration} iterations"
+        lines = [f"  {key:<58} {estimate}" for key, estimate in summary.items()]
+        lift = summary.get(f"teacher/lift/{panel.name}")
+        if lift is not None and lift.high <= 0:
+            lines.append("  The teacher is not better than the student on these tasks: no distillation from it can help.")
+        print("\n".join(["", head, *lines]), flush=True)
+        path = reporting.run_folder(module.trainer) / "validation.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as out:
+            record = {"iteration": module.iteration, "panel": panel.name, "hash": panel.hash, "tasks": len(panel), "attempts": attempts}
+            out.write(json.dumps(record | {k: list(e[:3]) for k, e in summary.items()}) + "\n")
+
+
+def average(group: list[Episode]) -> float:
+    """avg@k of one task."""
+    return sum(e.success for e in group) / len(group)

@@ -1,0 +1,69 @@
+"""Distillation losses on sampled tokens, one value per token, to be minimised.
+
+*Value* is what the mean over student-sampled tokens estimates, *Gradient* what the mean gradient follows; the two often
+differ, which is why both are stated. Write S for the student, T for the teacher, l = log S - log T of the sampled token.
+`teacher_logp` and `old_logp` are always detached.
+"""
+
+import torch
+from torch import Tensor
+
+from sdar.functional.precision import widen
+
+MAX_LOG_K3 = 20.0
+"""Bound of the exponent in k3; a token that the teacher likes e^20 times better than the student pulls no harder."""
+MAX_LOG_RATIO = 10.0
+"""Bound of the exponent in the importance ratio of `importance_k3`."""
+
+
+def lift(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """log T - log S of the sampled token: SDAR's surrogate (arXiv 2605.15155), before gate and reduction.
+
+    Value:    -KL(S || T).
+    Gradient: -E[grad log S] = 0, whoever the teacher is. Weighted by a detached gate g it is -E[g grad log S]: a step that
+              raises E[g], zero if and only if g is the same for all tokens; for the gap gate with small beta it is
+              (beta / 4) grad KL(S || T). It is never grad KL(S || T) itself.
+    """
+    return widen(teacher_logp).detach() - widen(student_logp)
+
+
+def k1_policy_gradient(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """l, with the gradient of the score function: detached l times grad log S.
+
+    Value:    KL(S || T).
+    Gradient: grad KL(S || T), on-policy. (Backpropagating through l itself would give zero.)
+    """
+    student = widen(student_logp)
+    log_ratio = (student - widen(teacher_logp)).detach()
+    return log_ratio + log_ratio * (student - student.detach())
+
+
+def k2(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """l^2 / 2.
+
+    Value:    E[l^2] / 2, which is KL(S || T) to second order; biased.
+    Gradient: grad KL(S || T), on-policy.
+    """
+    return 0.5 * (widen(student_logp) - widen(teacher_logp).detach()).square()
+
+
+def k3(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """exp(-l) - 1 + l, the "low-variance KL"; the exponent is bounded by 20.
+
+    Value:    KL(S || T).
+    Gradient: grad KL(T || S), the *forward* KL, on-policy. See `importance_k3` for the reverse one.
+    """
+    log_ratio = widen(student_logp) - widen(teacher_logp).detach()
+    return torch.expm1((-log_ratio).clamp(max=MAX_LOG_K3)) + log_ratio
+
+
+def importance_k3(teacher_logp: Tensor, student_logp: Tensor, old_logp: Tensor) -> Tensor:
+    """rho (exp(-l) - 1 + l) with rho = S / old carrying a gradient: the loss of Skill-SD (arXiv 2604.10674).
+
+    The exponents are bounded as published: by 20 in the bracket, by 10 in rho.
+
+    Value:    KL(S || T), over tokens sampled from `old_logp`.
+    Gradient: grad KL(S || T), on-policy and off-policy.
+    """
+    ratio = (widen(student_logp) - widen(old_logp).detach()).clamp(max=MAX_LOG_RATIO).exp()
+    return ratio * k3(teacher_logp, student_logp)

@@ -1,0 +1,355 @@
+"""AgentModule: one training step as an algorithm box; a strategy says how credit is given and how a token's loss is made.
+
+A strategy (training method) is a subclass in its own file. It may override
+
+* ``credit``     - rewards to advantages,
+* ``token_loss`` - the per-token loss of one micro-batch (the only thing that carries a gradient),
+* ``collect``    - where episodes come from (rollouts, by default),
+
+and sets ``teacher`` and ``retriever`` when it has them. Everything else is here, once.
+"""
+
+import copy
+import os
+import random
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from sdar import reporting
+from sdar.chat import ChatFormat
+from sdar.data import Step, TaskModule
+from sdar.errors import ConfigError, NonFiniteLossError, PanelError
+from sdar.evaluate.validation import Validation
+from sdar.functional import TokenStats, masked_mean
+from sdar.parts import Policy, PrivilegedView, Retriever, Sampler, Teacher
+from sdar.registry import part_kind
+from sdar.rollout import Request, Rollout, collate, make_rows
+from sdar.rollout.rows import add_teacher_view
+from sdar.samplers import TorchSampler
+from sdar.scoring import Scorer, micro_batches
+from sdar.tally import Tally
+from sdar.teachers import SkillView
+from sdar.types import Batch, Episode, Status
+
+FAULTS = {Status.TIMEOUT, Status.ENV_ERROR, Status.ENV_DIED}
+
+
+@part_kind("strategies")
+class AgentModule(LightningModule):
+    """Base of every strategy.
+
+    Args:
+        policy: The model that learns.
+        sampler: How it acts in training.
+        val_sampler: How it acts in validation; by default as in training.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer; stepped after every optimizer step.
+        updates_per_rollout: Optimizer steps that share one rollout.
+        micro_batch_tokens: Most tokens (padding included) in one forward and backward pass. Changes memory, never the gradient.
+        max_grad_norm: Gradients are scaled down to this norm.
+        max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite.
+        log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
+    """
+
+    retriever: Retriever | None = None
+    """Skills, for strategies that have them."""
+    teacher: Teacher | None = None
+    """Whose weights score the privileged view, for strategies that distil."""
+    student_sees_skills = False
+    """True when the policy's own prompts hold the retrieval in training."""
+    needs_scores = True
+    """False when `token_loss` uses none of the log-probabilities from before the update."""
+    needs_reference = False
+    """True when `token_loss` uses ``batch.ref_logp``."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler = lazy_instance(TorchSampler),
+        val_sampler: Sampler | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        updates_per_rollout: int = 1,
+        micro_batch_tokens: int = 16384,
+        max_grad_norm: float = 1.0,
+        max_skipped_steps: int = 3,
+        log_episodes_every: int = 10,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        for name, value, least in (
+            ("updates_per_rollout", updates_per_rollout, 1),
+            ("micro_batch_tokens", micro_batch_tokens, 1),
+            ("max_grad_norm", max_grad_norm, 1e-12),
+            ("max_skipped_steps", max_skipped_steps, 0),
+            ("log_episodes_every", log_episodes_every, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"model.{name} is {value}: it must be at least {least}.")
+        self.policy = policy
+        self.sampler = sampler
+        self.val_sampler = val_sampler or sampler
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.updates_per_rollout = updates_per_rollout
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_grad_norm = max_grad_norm
+        self.max_skipped_steps = max_skipped_steps
+        self.log_episodes_every = log_episodes_every
+        self.view: PrivilegedView = SkillView()
+        self.model: nn.Module | None = None
+        self.initial: nn.Module | None = None
+        self.iteration = 0
+        self.skipped = 0
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.tally = Tally()
+        self._rng_state: dict[str, Any] | None = None
+
+    # ------------------------------------------------------------------ the algorithm box
+
+    def training_step(self, step: Step, batch_idx: int) -> None:
+        """One iteration: roll out, give credit, score, then several optimizer steps on what was seen."""
+        started = time.perf_counter()
+        episodes = self.collect(step)
+        rolled_out = time.perf_counter()
+        batch = self.rows(episodes)
+        if batch is not None:
+            batch = self.credit(batch, episodes)
+        if batch is not None:
+            if self.needs_scores:
+                self.score(batch)
+            scored = time.perf_counter()
+            for update in self.updates(batch):
+                self.optimize(update)
+            self.tally.add("time/score_s", scored - rolled_out)
+            self.tally.add("time/update_s", time.perf_counter() - scored)
+        self.learn_skills(episodes)
+        self.tally.add("time/rollout_s", rolled_out - started)
+        self.iteration += 1
+        self.report(episodes)
+
+    @abstractmethod
+    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
+        """Per-token loss ``[batch, time]`` from the rows and the current student's statistics (which carry the gradient)."""
+
+    def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        """Fill in ``advantages`` [batch]; may drop rows. None: nothing is left to learn from in this iteration."""
+        batch.advantages = torch.zeros(len(batch))
+        return batch
+
+    def collect(self, step: Step) -> list[Episode]:
+        """Episodes of an iteration: the attempts of each task, one after the other."""
+        return self.rollout(self.model, self.requests(step, self.student_sees_skills))
+
+    # ------------------------------------------------------------------ its parts, in order
+
+    def requests(self, step: Step, privileged: bool) -> list[Request]:
+        """Every attempt at every task of a step; attempts of one task share a retrieval."""
+        wanted = []
+        for task, visit in zip(step.tasks, step.visits, strict=True):
+            retrieval = {} if self.retriever is None else {"retrieval": self.retriever.retrieve(task, visit)}
+            for g in range(step.attempts):
+                wanted.append(Request(task, visit * step.attempts + g, privileged=privileged, **retrieval))
+        return wanted
+
+    def rows(self, episodes: list[Episode]) -> Batch | None:
+        """Training rows of all episodes whose world did not fail."""
+        rows = [r for r in make_rows(episodes, self.rollout.layout) if episodes[r.episode].status not in FAULTS]
+        rows = [r for r in rows if any(r.response_mask)]
+        if not rows:
+            return None
+        if self.teacher is not None:
+            add_teacher_view(rows, episodes, self.chat, self.view, self.context)
+        return collate(rows)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> None:
+        """Fill in old, reference and teacher log-probabilities, all with the weights before the update."""
+        batch.old_logp = torch.zeros_like(batch.behaviour_logp)
+        batch.ref_logp = torch.zeros_like(batch.old_logp) if self.needs_reference else None
+        batch.teacher_logp = torch.zeros_like(batch.old_logp) if self.teacher is not None else None
+        logmass = torch.zeros_like(batch.old_logp)
+        for rows in micro_batches(batch.attention_mask.sum(1), self.micro_batch_tokens):
+            part = batch.select(rows).to(self.device)
+            time_ = part.ids.shape[1]
+            now = self.scorer(self.model, part.ids, part.attention_mask, part.response_mask)
+            batch.old_logp[rows, :time_] = now.logp.cpu()
+            logmass[rows, :time_] = now.allowed_logmass.cpu()
+            if self.needs_reference:
+                ref = self.scorer(self.initial, part.ids, part.attention_mask, part.response_mask)
+                batch.ref_logp[rows, :time_] = ref.logp.cpu()
+            if self.teacher is not None:
+                teacher = self.teacher.model(self.model, self.initial)
+                told = self.scorer(teacher, part.teacher_ids, part.teacher_attention_mask, part.teacher_response_mask)
+                mask = part.response_mask.bool()
+                aligned = torch.zeros_like(now.logp)
+                aligned[mask] = told.logp[part.teacher_response_mask.bool()]
+                batch.teacher_logp[rows, :time_] = aligned.cpu()
+        reporting.sampling_mismatch(self.tally, batch, logmass)
+
+    def updates(self, batch: Batch) -> Iterator[Batch]:
+        """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""
+        order = list(range(len(batch)))
+        random.Random(f"{self.seed}/rows/{self.iteration}").shuffle(order)
+        pieces = min(self.updates_per_rollout, len(order))
+        for k in range(pieces):
+            if 0 <= self.trainer.max_steps <= self.trainer.global_step:
+                return
+            yield batch.select(torch.tensor(order[k::pieces]))
+
+    def optimize(self, update: Batch) -> None:
+        """One optimizer step. The normaliser is taken over the whole step before the first backward, so micro-batches,
+        packing and order do not change the gradient."""
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        tokens = update.response_mask.sum()
+        finite = True
+        for rows in micro_batches(update.attention_mask.sum(1), self.micro_batch_tokens):
+            part = update.select(rows).to(self.device)
+            now = self(part.ids, part.attention_mask, part.response_mask)
+            loss = masked_mean(self.token_loss(part, now), part.response_mask, tokens)
+            self.tally.add("train/loss", float(loss.detach()), 0)
+            self.tally.tokens("train/entropy", now.entropy, part.response_mask)
+            finite = finite and bool(torch.isfinite(loss))
+            if finite:
+                self.manual_backward(loss)
+        self.tally.add("train/loss", 0.0, 1)
+        norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm) if finite else torch.tensor(torch.nan)
+        self._step_if_finite(optimizer, norm)
+
+    def forward(self, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> TokenStats:
+        """The student's statistics of response tokens."""
+        return self.scorer(self.model, ids, attention_mask, response_mask)
+
+    def learn_skills(self, episodes: list[Episode]) -> None:
+        """Tell the retriever how each task's attempts went."""
+        if self.retriever is not None:
+            for group in reporting.groups(episodes):
+                success = sum(e.success for e in group) / len(group)
+                self.retriever.observe(group[0].task, group[0].retrieval, success)
+
+    def report(self, episodes: list[Episode]) -> None:
+        """Log the iteration's metrics; write its episodes when it is their turn."""
+        reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
+        self.tally.add("train/iteration", self.iteration)
+        self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
+        metrics = self.tally.means()
+        bar = {k: metrics.pop(k) for k in ("success/train",) if k in metrics}
+        self.log_dict(bar, prog_bar=True, batch_size=len(episodes))
+        self.log_dict(metrics, batch_size=len(episodes))
+        if self.log_episodes_every and self.iteration % self.log_episodes_every == 0:
+            reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
+
+    def _step_if_finite(self, optimizer: Any, norm: Tensor) -> None:
+        if torch.isfinite(norm):
+            optimizer.step()
+            if (schedule := self.lr_schedulers()) is not None:
+                schedule.step()
+            self.skipped = 0
+            self.tally.add("train/grad_norm", float(norm))
+        else:
+            optimizer.zero_grad()
+            self.skipped += 1
+        self.tally.add("train/skipped_steps", float(self.skipped > 0))
+        if self.skipped > self.max_skipped_steps:
+            raise NonFiniteLossError(
+                f"iteration {self.iteration}: the loss or gradient was not finite in {self.skipped} optimizer steps in a row "
+                f"(model.max_skipped_steps is {self.max_skipped_steps}). The weights were not changed by them and the last checkpoint "
+                "is good. Lower the learning rate, look at the coefficients, or train in a wider precision."
+            )
+
+    # ------------------------------------------------------------------ life cycle
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TaskModule):
+            raise ConfigError("a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...))).")
+        if self.trainer.world_size > 1:
+            raise ConfigError(f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1.")
+        tokenizer = self.policy.load_tokenizer()
+        self.chat = ChatFormat(tokenizer, getattr(self.policy, "chat_options", None), getattr(self.policy, "path", type(self.policy).__name__))
+        self.context = self.policy.context()
+        for sampler in (self.sampler, self.val_sampler):
+            sampler.bind(tokenizer, self.chat.stop_ids, self.context)
+        self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
+        self.rollout = self._rollout(self.sampler)
+        self.validation = Validation(self, self._rollout(self.val_sampler))
+
+    def _rollout(self, sampler: Sampler) -> Rollout:
+        return self.trainer.datamodule.rollout(self.chat, sampler, self.view, self.seed)
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        self.model = self.policy.load_model()
+        self.scorer.check(self.model)
+        if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
+            self.initial = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        return optimizer if self.lr_scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # tasks are not tensors
+
+    def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
+        if self._rng_state is not None:  # not earlier: loaders draw from the global stream when they start
+            torch.set_rng_state(self._rng_state["torch"])
+            version, internal, gauss = self._rng_state["python"]
+            random.setstate((version, tuple(internal), gauss))
+            self._rng_state = None
+
+    # ------------------------------------------------------------------ validation, test, prediction
+
+    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation.play(step)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validation.report()
+
+    def test_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.validation.play(step)
+
+    def on_test_epoch_end(self) -> None:
+        self.validation.report()
+
+    def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Episode]:
+        episodes = self.validation.rollout(self.model, self.requests(step, self.student_sees_skills))
+        reporting.write_episodes(self.trainer, f"predict-{step.panel.name}-{batch_idx:04d}", episodes)
+        return episodes
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        python = random.getstate()
+        checkpoint["sdar"] = {
+            "iteration": self.iteration,
+            "seed": self.seed,
+            "skipped": self.skipped,
+            "panels": {p.name: p.hash for p in self.trainer.datamodule.panels()},
+            "retriever": {} if self.retriever is None else self.retriever.state_dict(),
+            "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["sdar"]
+        for panel in self.trainer.datamodule.panels():
+            stored = state["panels"].get(panel.name)
+            if stored is not None and stored != panel.hash:
+                raise PanelError(
+                    f"panel {panel.name!r} has hash {panel.hash}, the checkpoint was made with {stored}: numbers before and after would "
+                    "be about different tasks. Restore the data settings of the checkpoint's run, or start a new run from its policy."
+                )
+        self.iteration, self.seed, self.skipped = state["iteration"], state["seed"], state["skipped"]
+        self.rollout.seed = self.validation.rollout.seed = self.seed
+        if self.retriever is not None:
+            self.retriever.load_state_dict(state["retriever"])
+        self._rng_state = state["rng"]

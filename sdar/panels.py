@@ -1,0 +1,84 @@
+"""Panels: ordered, hashed lists of task ids that depend on nothing but the arguments they were made from."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdar.errors import PanelError
+from sdar.parts import Environment
+from sdar.paths import resolve
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An ordered list of tasks, named by its content.
+
+    Raises:
+        PanelError: empty, or a task twice.
+    """
+
+    name: str
+    task_ids: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.task_ids:
+            raise PanelError(f"panel {self.name!r} is empty: there is nothing to train or validate on. Ask for at least 1 task.")
+        if len(set(self.task_ids)) != len(self.task_ids):
+            twice = next(t for t in self.task_ids if self.task_ids.count(t) > 1)
+            raise PanelError(f"panel {self.name!r} names task {twice} twice: a task may count once. Remove the repetition.")
+
+    def __len__(self) -> int:
+        return len(self.task_ids)
+
+    @property
+    def hash(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 of the ordered ids."""
+        return hashlib.sha256("\n".join(self.task_ids).encode()).hexdigest()[:12]
+
+    def save(self, path: str | Path) -> None:
+        """Write the panel with its hash."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(
+            json.dumps({"name": self.name, "hash": self.hash, "task_ids": self.task_ids}, indent=1) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Panel":
+        """Read a panel file and check its hash.
+
+        Raises:
+            PanelError: missing, unreadable, or edited since it was written.
+        """
+        file = resolve(path)
+        if not file.is_file():
+            raise PanelError(f"panel file {path} does not exist: give the path of a file that `Panel.save` wrote.")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            panel = cls(data["name"], tuple(data["task_ids"]))
+            stored = data["hash"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PanelError(f"panel file {path} cannot be read ({error}): it needs name, hash and task_ids.") from error
+        if panel.hash != stored:
+            raise PanelError(
+                f"panel file {path} says hash {stored}, but its {len(panel)} tasks hash to {panel.hash}: it was edited or damaged. "
+                "Numbers from it would not be comparable; restore the file or save it anew."
+            )
+        return panel
+
+    @classmethod
+    def generate(cls, env: Environment, split: str, count: int, seed: int) -> "Panel":
+        """The panel of a split, made from a seed."""
+        return cls(split, tuple(env.task_ids(split, count, seed)))
+
+
+def check_disjoint(*panels: Panel) -> None:
+    """Raise PanelError if two panels share a task."""
+    for i, a in enumerate(panels):
+        for b in panels[i + 1 :]:
+            shared = set(a.task_ids) & set(b.task_ids)
+            if shared:
+                raise PanelError(
+                    f"panels {a.name!r} and {b.name!r} share {len(shared)} tasks (for example {min(shared)}): validation would be on "
+                    "training tasks. Use panels of different splits or seeds."
+                )

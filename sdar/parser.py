@@ -1,0 +1,536 @@
+"""The argument parser of the `sdar` command: jsonargparse's, with errors that name the key, the file and the nearest right word.
+
+Only public hooks: the parser's ``error`` method is the one place where jsonargparse reports a mistake. Its report is a text in
+which nested parts are indented, one line ``Parser key "gate":`` for each level; `findings` reads the innermost mistakes from
+it, `explain` turns them into one message. A text of another shape is shown as it is.
+"""
+
+import argparse
+import ast
+import difflib
+import inspect
+import logging
+import os
+import pydoc
+import re
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionSubCommands, ArgumentParser, DefaultHelpFormatter, Namespace
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from sdar.errors import ConfigError
+from sdar.registry import did_you_mean, kinds, names
+
+SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Keeps the line breaks of descriptions, which show commands, and leaves out Lightning's list of commands."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if not isinstance(action, ActionSubCommands):
+            super().add_argument(action)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser with explained errors."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # the parser of a nested part: the outermost one explains
+            super().error(message, ex)
+        known = (getattr(ex, "subcommand_parser", None) or self).get_defaults(skip_validation=True).keys()
+        sys.stderr.write(f"error: {explain(message, config_files(getattr(self, 'args', None) or []), known)}\n")
+        self.exit(2)
+
+
+@dataclass
+class Finding:
+    """One innermost line of a report."""
+
+    keys: tuple[str, ...]
+    owner: type | None
+    """The class whose argument is wrong; None at the top level."""
+    text: str
+    value: str | None = None
+    """What the user wrote, where the report says so."""
+    allowed: list[Any] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return ".".join(self.keys)
+
+
+_IGNORED = re.compile(r"(Does not validate|Subtypes: |Errors:|Given value type: |Subclass types expect|a class path|a dict )")
+_KEY = re.compile(r'Parser key "([^"]+)"(?: element \d+)?:\s*')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)':\s*")
+
+
+def findings(report: str) -> list[Finding]:
+    """The innermost lines of a jsonargparse report with the key path and the class that each belongs to."""
+    found: list[Finding] = []
+    nest: list[tuple[int, str | None, str | None]] = []  # indent, key, class path
+    for raw in report.splitlines():
+        indent = len(raw) - len(raw.lstrip())
+        line = raw.strip().removeprefix("- ")
+        if not line:
+            continue
+        while nest and nest[-1][0] >= indent:
+            nest.pop()
+        while line:
+            if match := _KEY.match(line):
+                nest.append((indent, match[1], None))
+            elif match := _CLASS.match(line):
+                nest.append((indent, None, match[1]))
+            else:
+                break
+            line = line[match.end() :]
+        if not line or _IGNORED.match(line):
+            continue
+        keys = tuple(part for _, key, _ in nest if key for part in key.split("."))
+        if value := re.match(r"Given value: (.*)", line):
+            for finding in found:
+                if finding.keys == keys and finding.value is None and not value[1].startswith(("NestedArg(", "Namespace(")):
+                    finding.value = value[1]
+            continue
+        owner = next((cls for _, _, cls in reversed(nest) if cls), None)
+        text, _, value_text = line.partition(". Got value: ")
+        if value_text.startswith("NestedArg("):
+            value_text = ""
+        found.append(Finding(keys, _locate(owner) if owner else None, text, value_text or None))
+    return found
+
+
+def explain(report: str, files: Iterable[Path] = (), known: Iterable[str] = ()) -> str:
+    """One message for a jsonargparse report: key path, fact, nearest right word, file."""
+    found = findings(report)
+    if not found:
+        return report
+    finding = max(found, key=lambda f: (len(f.keys), _weight(f.text)))
+    same = [f for f in found if f.keys == finding.keys]
+    for pattern, rule in _RULES:
+        if match := re.match(pattern, finding.text, re.DOTALL):
+            return rule(finding, match, same, tuple(files), set(known))
+    return report
+
+
+def config_files(args: Iterable[str]) -> list[Path]:
+    """What follows ``-c`` or ``--config`` in a command line, where it is a path and no inline YAML."""
+    files: list[Path] = []
+    rest = iter(args)
+    for arg in rest:
+        if arg in ("-c", "--config"):
+            value = next(rest, "")
+        elif arg.startswith("--config="):
+            value = arg.removeprefix("--config=")
+        else:
+            continue
+        if value and not re.search(r"[{\n]|: ", value):
+            files.append(Path(value))
+    return files
+
+
+def check_config_files(args: Iterable[str]) -> None:
+    """Mistakes in configuration files that jsonargparse reports without the file name, or takes for something else."""
+    for path in config_files(args):
+        if not path.is_file():
+            raise ConfigError(f"configuration file {path} does not exist.{_nearest_file(path)}")
+        try:
+            with path.open() as stream:
+                content = yaml.safe_load(stream)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is no valid YAML: {error}") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping with keys such as model, data, trainer.")
+        for keys, node in _specs(content):
+            where = f"{'.'.join(keys)} (in {path})"
+            extra = [key for key in node if key not in SPEC_KEYS]
+            if "class_path" in node and extra:
+                raise ConfigError(
+                    f"{where}: {extra[0]!r} stands beside class_path.{did_you_mean(str(extra[0]), SPEC_KEYS)} "
+                    "The arguments of a class go below init_args."
+                )
+            if "class_path" not in node and did_you_mean(str(extra[0]), ["class_path"]):
+                raise ConfigError(f"{where}: {extra[0]!r} is no key of a part. Did you mean 'class_path'?")
+
+
+class DroppedArguments(logging.Handler):
+    """Tells which settings were dropped because another class was chosen; jsonargparse says so in its debug log only.
+
+    Args:
+        written: What the user wrote, command line and files: defaults that are dropped concern nobody.
+    """
+
+    def __init__(self, written: str) -> None:
+        super().__init__(logging.DEBUG)
+        self.written = set(re.findall(r"\w+", written))
+        self.told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        match = re.match(r"Due to class_path change from '(.*?)' to '(.*?)', discarding init_args: (\{.*\})", record.msg, re.DOTALL)
+        if not match:
+            return
+        old_class = _locate(match[1])
+        if old_class in kinds().values():  # nobody chose it: jsonargparse begins with the base class
+            return
+        old, new = (path.rpartition(".")[2] for path in match.groups()[:2])
+        defaults = {name: repr(value) for name, value in _defaults(old_class).items()}
+        dropped = [k for k, value in _outer_items(match[3]).items() if k in self.written and value != defaults.get(k)]
+        message = f"note: {new} replaces {old}; settings of {old} that {new} does not take are dropped: {', '.join(dropped)}\n"
+        if dropped and message not in self.told:
+            self.told.add(message)
+            sys.stderr.write(message)
+
+
+def drop_logger(args: Iterable[str]) -> logging.Logger:
+    """The logger for a parser that tells about dropped settings of the command line `args`."""
+    args = list(args)
+    logger = logging.getLogger("sdar.parser")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    logger.handlers = [DroppedArguments("\n".join([*args, *(path.read_text() for path in config_files(args))]))]
+    return logger
+
+
+def arguments(cls: type) -> dict[str, str]:
+    """Argument name -> ``name: type = default`` of a part, inherited arguments included."""
+    lines = {}
+    for name, default in _defaults(cls).items():
+        declared = next((p[name] for p in map(_parameters, cls.__mro__) if name in p), None)
+        annotation = inspect.Parameter.empty if declared is None else declared.annotation
+        required = declared is not None and declared.default is inspect.Parameter.empty
+        lines[name] = f"{name}: {_type_name(annotation)}" + (" (required)" if required else f" = {_shown(default)}")
+    return lines
+
+
+def known_names(bases: Iterable[type]) -> dict[str, type]:
+    """Every name that may stand where one of `bases` is expected: registered parts, and any other imported class."""
+    found: dict[str, type] = {}
+    for base in bases:
+        for cls in _subclasses(base):
+            if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+                found[cls.__name__] = cls
+        found |= {name: cls for name, cls in names(base).items() if issubclass(cls, base)}
+    return found
+
+
+# The rules: how an innermost line of a report is told to a person.
+
+
+def _unknown_name(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    wrong = match[1]
+    bases = _expected(finding)
+    right = known_names(bases)
+    what = _kind_of(bases)
+    other = names().get(wrong)
+    if other is not None and wrong not in right:
+        fact = f"{wrong!r} is a {_kind_of(kind for kind in kinds().values() if issubclass(other, kind))} and does not fit here: a {what} is needed."
+    else:
+        same_case_last = sorted(right or names(), key=lambda name: name[:1].isupper() == wrong[:1].isupper())
+        fact = f"there is no {what} {wrong!r}.{did_you_mean(wrong, same_case_last)}"
+    lines = [f"{finding.path}{_in_file(finding.keys, wrong, files)}: {fact}"]
+    if registered := {name: cls for base in bases for name, cls in names(base).items() if issubclass(cls, base)}:
+        lines.append(f"  known: {', '.join(_with_short_names(registered))}")
+        lines.append("  A class of your own: its dotted path, or its name together with --plugin my_package.")
+    return "\n".join(lines)
+
+
+def _unknown_module(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    module, attribute = (*match.groups(), None)[:2]
+    if attribute is None:
+        last = re.split(r"\W", finding.text)[-2] if "'" in finding.text else module
+        near = did_you_mean(module, {name.partition(".")[0] for name in sys.modules} if "." not in module else sys.modules)
+        return (
+            f"{finding.path}: no module named {module!r}.{near} Is the package {last!r} installed, or its folder the working "
+            f"directory {os.getcwd()}?"
+        )
+    near = did_you_mean(attribute, [name for name in vars(sys.modules[module]) if not name.startswith("_")])
+    where = _in_file(finding.keys, f"{module}.{attribute}", files)
+    return f"{finding.path}{where}: module {module!r} has no class {attribute!r}.{near}"
+
+
+def _unknown_argument(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    wrong = re.split(r"[ =]", match[1].removeprefix("--"))[0].removeprefix("init_args.")
+    if finding.owner is None:
+        return _unknown_key(finding, match, same, files, known)
+    accepted = list(_defaults(finding.owner))
+    head = wrong.partition(".")[0]
+    keys = (*finding.keys, *wrong.split("."))
+    return (
+        f"{'.'.join(keys)}{_in_file(keys, None, files)}: {finding.owner.__name__} takes no {head!r}."
+        f"{did_you_mean(head, accepted)}\n  {finding.owner.__name__} takes: {', '.join(accepted) or 'nothing'}"
+    )
+
+
+def _unknown_key(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    words = match[1].split()
+    wrong = next((word for word in words if word.startswith("-")), words[0])
+    wrong = wrong.lstrip("-").partition("=")[0]
+    if not wrong or (wrong == words[0] and match[0].startswith("unrecognized")):
+        return f"unexpected argument {words[0]!r}: commands come first, settings look like --trainer.max_steps 10."
+    keys = tuple(key for key in wrong.split(".") if key != "init_args")
+    heads = {key.partition(".")[0] for key in known} | {"model", "data", "trainer", "config", "plugin", "print_config"}
+    if keys[0] in COMMANDS:
+        return (
+            f"{'.'.join(keys)}{_in_file(keys, None, files)}: a file given behind the command {keys[0]!r} starts with model, "
+            f"data, trainer; leave the {keys[0]!r} level out."
+        )
+    if keys[0] not in heads:
+        near = did_you_mean(keys[0], heads)
+        return f"{keys[0]}{_in_file(keys[:1], None, files)}: there is no {keys[0]!r}.{near}"
+    second = {key.split(".")[1] for key in known if key.startswith(keys[0] + ".")}
+    near = did_you_mean(keys[1], second) if len(keys) > 1 else ""
+    near = re.sub("'(.*)'", rf"'{keys[0]}.\1'", near)
+    return f"{'.'.join(keys)}{_in_file(keys, None, files)}: {keys[0]!r} has no such setting.{near}"
+
+
+def _wrong_value(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    value = next((f.value for f in same if f.value is not None), None)
+    choices: list[Any] = []
+    plain_types: list[str] = []
+    for text in (f.text for f in same):
+        if literal := re.match(r"Expected a (?:typing\.)?Literal(\[.*\])", text):
+            choices += ast.literal_eval(literal[1])
+        elif enum := re.match(r"Expected a member of .*?: \{(.*)\}", text):
+            choices += enum[1].split(",")
+        elif plain := re.match(r"Expected an? (.*)", text):
+            if not re.search(r"path|NoneType", plain[1]):
+                plain_types.append(_type_name(plain[1]))
+    allowed = [f"one of {', '.join(map(str, choices))}"] * bool(choices) + plain_types
+    near = did_you_mean(str(value), map(str, choices)) if value is not None else ""
+    got = f", not {_quoted(value)}" if value is not None else ""
+    return f"{finding.path}{_in_file(finding.keys, value, files)}: must be {' or '.join(dict.fromkeys(allowed))}{got}.{near}"
+
+
+def _missing(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    missing = [re.sub(rf"^({'|'.join(COMMANDS)})\.", "", key) for key in match[1].split(", ")]
+    full = ", ".join(".".join((*finding.keys, key)) for key in missing)
+    needed = f"{finding.owner.__name__} needs" if finding.owner else "this command needs"
+    if missing == ["model"]:
+        return f"model: {needed} a strategy, e.g. --model SDAR."
+    return f"{full}: missing, {needed} it."
+
+
+def _abstract(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    known_here = ", ".join(_with_short_names(known_names(_expected(finding))))
+    return f"{finding.path}: {match[1]} is a base class, not something to use. Choose one of: {known_here}."
+
+
+def _no_part(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    value = next((f.value for f in same if f.value is not None), "")
+    what = _kind_of(_expected(finding))
+    return (
+        f"{finding.path}{_in_file(finding.keys, value, files)}: must be a {what}, given by name or as class_path with "
+        f"init_args{f', not {_quoted(value)}' if value else ''}."
+    )
+
+
+def _unknown_command(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    return f"there is no command {match[1]!r}.{did_you_mean(match[1], COMMANDS)} The command comes first: {', '.join(COMMANDS)}."
+
+
+def _no_command(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+    return f"a command is needed: {', '.join(COMMANDS)}. See sdar --help."
+
+
+COMMANDS = ("fit", "validate", "test", "predict", "list")
+
+_RULES = (
+    (r"Expected a dot import path string: (\S+)", _unknown_name),
+    (r"Unexpected import path format: (\S+)", _unknown_name),
+    (r"No module named '([^']+)'", _unknown_module),
+    (r"module '([^']+)' has no attribute '([^']+)'", _unknown_module),
+    (r"Option '([^']+)' is not accepted", _unknown_argument),
+    (r"unrecognized arguments: (.+)", _unknown_argument),
+    (r"(?:Subcommand|Group) '[^']+' does not accept option '([^']+)'", _unknown_key),
+    (r"the following arguments are required: (.+)", _missing),
+    (r"Expected an instantiatable class, but (\S+) is abstract", _abstract),
+    (r"Not a valid subclass of ", _no_part),
+    (r"argument subcommand: invalid choice: '([^']*)'", _unknown_command),
+    (r'expected "subcommand" to be one of', _no_command),
+    (r"Expected an? (.+)", _wrong_value),
+)
+
+
+# Helpers.
+
+
+def _weight(text: str) -> int:
+    if "NoneType" in text or text.startswith(("Expected a path but", "Not a valid subclass")):
+        return 0
+    return 1 if re.match(r"Expected an? (<|typing|List|list|collections)", text) else 2
+
+
+def _locate(path: str) -> type | None:
+    found = pydoc.locate(path)
+    return found if isinstance(found, type) else None
+
+
+def _expected(finding: Finding) -> list[type]:
+    """The classes that the annotation of the wrong argument names."""
+    if finding.keys[:1] == ("trainer",) and finding.owner is None:
+        return _annotated(Trainer, finding.keys[-1])
+    if finding.keys == ("model",):
+        return [kinds()["strategies"]]
+    if finding.keys == ("data",):
+        return [LightningDataModule]
+    return _annotated(finding.owner, finding.keys[-1]) if finding.owner and finding.keys else []
+
+
+def _annotated(owner: type, argument: str) -> list[type]:
+    for cls in owner.__mro__:
+        if argument in _parameters(cls):
+            try:
+                hint = typing.get_type_hints(cls.__init__)[argument]
+            except (NameError, KeyError):  # a name that is imported for type checkers only
+                return []
+            return list(dict.fromkeys(t for t in _leaves(hint) if isinstance(t, type) and t.__module__ != "builtins"))
+    return []
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Named parameters of the constructor that a class itself declares."""
+    if "__init__" not in vars(cls):
+        return {}
+    declared = inspect.signature(vars(cls)["__init__"]).parameters.values()
+    return {p.name: p for p in declared if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _leaves(hint: Any) -> Iterator[Any]:
+    arguments = typing.get_args(hint)
+    if not arguments:
+        yield hint
+    for argument in arguments:
+        yield from _leaves(argument)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for cls in base.__subclasses__():
+        yield cls
+        yield from _subclasses(cls)
+
+
+def _kind_of(bases: Iterable[type]) -> str:
+    words = [base.__name__ for base in bases]
+    strategies = kinds().get("strategies")
+    return " or ".join("strategy" if strategies and word == strategies.__name__ else word for word in words) or "class"
+
+
+def _with_short_names(found: dict[str, type]) -> list[str]:
+    shorts: dict[type, list[str]] = {}
+    for name, cls in found.items():
+        if found.get(cls.__name__, cls) is cls:
+            shorts.setdefault(cls, []).extend([name] * (name != cls.__name__))
+    return sorted(cls.__name__ + (f" ({', '.join(short)})" if short else "") for cls, short in shorts.items())
+
+
+def _defaults(cls: type | None) -> dict[str, Any]:
+    """Every argument that a configuration may give to a class, with its default as a configuration would hold it."""
+    if cls is None:
+        return {}
+    parser = ArgumentParser(exit_on_error=False)
+    accepted = parser.add_class_arguments(cls, "part", fail_untyped=False)
+    defaults = parser.get_defaults(skip_validation=True)
+    return {key.removeprefix("part."): defaults.get(key) for key in accepted}
+
+
+def _type_name(annotation: Any) -> str:
+    if annotation is inspect.Parameter.empty:
+        return "any"
+    if annotation in (None, type(None)):
+        return "null"
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(repr(choice) for choice in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(map(_type_name, typing.get_args(annotation)))
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = re.sub(r"<class '([^']+)'>", r"\1", text)
+    return re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", text)
+
+
+def _shown(default: Any) -> str:
+    """A default as YAML would say it, with a part as ``Name(argument=value)`` where the value is not its usual one."""
+    if isinstance(default, Namespace) and "class_path" in default:
+        given = vars(default.get("init_args") or Namespace())
+        usual = _defaults(_locate(default["class_path"])) if given else {}
+        inner = ", ".join(f"{key}={_shown(value)}" for key, value in given.items() if value != usual.get(key))
+        return default["class_path"].rpartition(".")[2] + (f"({inner})" if inner else "")
+    if isinstance(default, bool) or default is None:
+        return {None: "null", True: "true", False: "false"}[default]
+    return repr(default)
+
+
+def _quoted(value: str) -> str:
+    return value if value.startswith(("'", '"', "[", "{")) else repr(value)
+
+
+def _in_file(keys: tuple[str, ...], value: str | None, files: tuple[Path, ...]) -> str:
+    """`` (in conf/x.yaml)`` for the last file that sets `keys` (to `value`), or the empty string."""
+    for path in reversed(files):
+        if path.is_file():
+            content = yaml.safe_load(path.read_text())
+            for node in _nodes(content, keys):
+                if value is None or value in (str(node), node.get("class_path") if isinstance(node, dict) else None):
+                    return f" (in {path})"
+    return ""
+
+
+def _nodes(node: Any, keys: tuple[str, ...]) -> Iterator[Any]:
+    if not keys:
+        yield from node if isinstance(node, list) else [node]
+    elif isinstance(node, list):
+        for item in node:
+            yield from _nodes(item, keys)
+    elif isinstance(node, dict):
+        if keys[0] in node:
+            yield from _nodes(node[keys[0]], keys[1:])
+        if isinstance(node.get("init_args"), dict):
+            yield from _nodes(node["init_args"], keys)
+
+
+def _specs(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every mapping that looks like a part (class_path, init_args) and has a key that a part has not, with its path."""
+    if isinstance(node, dict):
+        if any(key in SPEC_KEYS for key in node) and any(key not in SPEC_KEYS for key in node):
+            yield keys, node
+        for key, value in node.items():
+            yield from _specs(value, keys if key in SPEC_KEYS else (*keys, str(key)))
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _specs(item, (*keys[:-1], f"{keys[-1]}[{number}]") if keys else keys)
+
+
+def _nearest_file(path: Path) -> str:
+    beside = [p for p in (path.parent if path.parent.is_dir() else Path()).iterdir() if p.suffix in (".yaml", ".yml", ".json")]
+    known = {str(p) for p in [*beside, *Path().glob("conf/**/*.y*ml")]}
+    close = difflib.get_close_matches(str(path), known, 1, 0.6)
+    if not close:
+        by_name = {Path(p).name: p for p in sorted(known)}
+        close = [by_name[name] for name in difflib.get_close_matches(path.name, by_name, 1, 0.6)]
+    return f" Did you mean {close[0]}?" if close else f" The working directory is {os.getcwd()}."
+
+
+def _outer_items(mapping: str) -> dict[str, str]:
+    """Keys and printed values of the outermost level of a printed dict; its values need not be literals."""
+    items: dict[str, str] = {}
+    key, start, depth = "", 0, 0
+    for token in re.finditer(r"""'(?:[^'\\]|\\.)*'(: )?|"(?:[^"\\]|\\.)*"|[\[{(]|[\]})]|, """, mapping):
+        if token[1] and depth == 1:
+            key, start = token[0][1:-3], token.end()
+        elif token[0] in ("[", "{", "("):
+            depth += 1
+        elif token[0] in ("]", "}", ")"):
+            depth -= 1
+        if key and (depth == 0 or (depth == 1 and token[0] == ", ")):
+            items[key], key = mapping[start : token.start()], ""
+    return items

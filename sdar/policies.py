@@ -1,0 +1,190 @@
+"""Where the model that learns comes from: a directory or hub id, or fresh weights with a tokenizer made for a world."""
+
+import math
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from sdar.errors import PolicyError
+from sdar.parts import Environment, Policy
+from sdar.paths import resolve
+from sdar.registry import register
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@register("pretrained")
+class PretrainedPolicy(Policy):
+    """Any causal language model of transformers, with its tokenizer and chat template.
+
+    Args:
+        path: Directory or hub id. A relative directory is also looked up among the installed settings.
+        dtype: Type of the weights in memory. Training in plain Lightning wants float32 (with autocast for bf16-mixed).
+        chat_template: File that replaces the tokenizer's template.
+        trust_remote_code: Run code that lies beside the weights.
+        attention: Attention implementation of transformers.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        chat_template: str | None = None,
+        trust_remote_code: bool = False,
+        attention: str = "sdpa",
+    ):
+        self.path = str(resolve(path))
+        self.dtype = dtype
+        self.chat_template = chat_template
+        self.trust_remote_code = trust_remote_code
+        self.attention = attention
+        looks_local = path.startswith((".", "/", "~", "conf/", "runs/")) or Path(self.path).exists()
+        if looks_local and not (Path(self.path) / "config.json").is_file():
+            raise PolicyError(
+                f"policy path {path!r} has no config.json: it is no model directory. Give a directory written by `save_pretrained` "
+                "(or a hub id such as Qwen/Qwen2.5-3B-Instruct)."
+            )
+        if looks_local and not list(Path(self.path).glob("*.safetensors")):
+            raise PolicyError(
+                f"policy path {path!r} holds no .safetensors file: other weight formats can run code when they are read. Convert it "
+                "with `model.save_pretrained(...)`."
+            )
+        if chat_template is not None and not resolve(chat_template).is_file():
+            raise PolicyError(f"chat_template file {chat_template!r} does not exist: give the path of a Jinja file.")
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        if self.chat_template is not None:
+            tokenizer.chat_template = resolve(self.chat_template).read_text(encoding="utf-8")
+        return tokenizer
+
+    def load_model(self) -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
+            self.path,
+            dtype=DTYPES[self.dtype],
+            use_safetensors=True,
+            trust_remote_code=self.trust_remote_code,
+            attn_implementation=self.attention,
+        )
+
+    def context(self) -> int:
+        """Largest number of positions that the model knows."""
+        config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        return int(config.get_text_config().max_position_embeddings)
+
+
+@register("fresh")
+class FreshPolicy(Policy):
+    """Random weights of the Qwen3 architecture, with a tokenizer trained on the words of a world.
+
+    The tokenizer's pieces are the world's words and frequent phrases, which shortens its sentences to about half; it spells
+    everything else in bytes.
+
+    Args:
+        env: The world whose texts the tokenizer is trained on.
+        hidden_size, layers, heads, key_value_heads, intermediate_size: Size of the network.
+        vocab_size: Largest size of the vocabulary.
+        context: Largest number of positions.
+        seed: Of the weights and of the corpus.
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        hidden_size: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        key_value_heads: int = 4,
+        intermediate_size: int = 384,
+        vocab_size: int = 640,
+        context: int = 1024,
+        seed: int = 0,
+    ):
+        self.env = env
+        self.vocab_size = vocab_size
+        self.seed = seed
+        self.config: dict[str, Any] = {
+            "hidden_size": hidden_size,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": key_value_heads,
+            "head_dim": hidden_size // heads,
+            "intermediate_size": intermediate_size,
+            "max_position_embeddings": context,
+        }
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self._tokenizer is None:
+            corpus, phrases = self.env.corpus(random.Random(f"corpus/{self.seed}"))
+            self._tokenizer = world_tokenizer(corpus, phrases, self.vocab_size, self.config["max_position_embeddings"])
+        return self._tokenizer
+
+    def load_model(self) -> PreTrainedModel:
+        tokenizer = self.load_tokenizer()
+        config = Qwen3Config(
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=None,
+            **self.config,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Qwen3ForCausalLM(config)
+
+    def context(self) -> int:
+        return int(self.config["max_position_embeddings"])
+
+
+CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def world_tokenizer(corpus: list[str], phrases: list[str], vocab_size: int, context: int) -> PreTrainedTokenizerBase:
+    """A unigram tokenizer whose pieces are the commonest phrases and words of `corpus`; every other text is spelled in bytes."""
+    alternatives = [escape_pattern(p) for p in sorted(phrases, key=len, reverse=True)]
+    pattern = "|".join([*alternatives, r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+"])
+    splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    counts = Counter(piece for text in corpus for piece, _ in splitter.pre_tokenize_str(text))
+    spelled = [*CONTROL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
+    common = sorted(counts, key=lambda piece: (-counts[piece], piece))[: max(0, vocab_size - len(spelled))]
+    total = sum(counts.values())
+    vocabulary = [(token, -30.0) for token in spelled] + [(p, math.log(counts[p] / total)) for p in sorted(common)]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(list(CONTROL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        extra_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        model_max_length=context,
+        padding_side="left",
+        chat_template=TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def escape_pattern(text: str) -> str:
+    """Escape for the Oniguruma dialect that tokenizers uses."""
+    return "".join("\\" + c if c in r".^$*+?{}[]\|()" else c for c in text)

@@ -1,0 +1,135 @@
+"""Short names for parts: what `sdar list` prints, what YAML may say, and what a misspelling is compared with.
+
+A part needs no registration to be used (a dotted ``class_path`` does); ``@register("gap")`` adds the short name ``gap`` beside
+the class name. LightningCLI resolves names of *imported* subclasses, so the short name is a real, empty subclass that is
+put into the part's own module: public behaviour of jsonargparse and of Python, nothing patched.
+"""
+
+import difflib
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
+from typing import TypeVar
+
+from sdar.errors import ConfigError, DuplicatePartError, UnknownPartError
+
+T = TypeVar("T", bound=type)
+
+SHELVES = (
+    "sdar.samplers",
+    "sdar.envs",
+    "sdar.teachers",
+    "sdar.policies",
+    "sdar.credit",
+    "sdar.divergences",
+    "sdar.schedules",
+    "sdar.gates",
+    "sdar.retrievers",
+    "sdar.strategies",
+)
+"""Packages whose import registers the parts that come with sdar: the first plugins."""
+
+_kinds: dict[str, type] = {}
+_parts: dict[str, dict[str, type]] = {}
+
+
+def part_kind(plural: str) -> Callable[[T], T]:
+    """Declare a base class as a kind of part, listed under `plural` (``sdar list gates``)."""
+
+    def declare(base: T) -> T:
+        _kinds[plural] = base
+        _parts[plural] = {}
+        return base
+
+    return declare
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Give a part a short name.
+
+    Raises:
+        ConfigError: the name is no identifier, or the class has none of the part bases.
+        DuplicatePartError: the name is taken, also when one file was imported under two module names.
+    """
+    if not name.isidentifier():
+        raise ConfigError(f"part name {name!r} is not an identifier: YAML names resolve as Python names. Use e.g. 'my_gate'.")
+
+    def add(cls: T) -> T:
+        kinds = [plural for plural, base in _kinds.items() if issubclass(cls, base)]
+        if not kinds:
+            raise ConfigError(
+                f"{cls.__module__}.{cls.__qualname__} has none of the part bases ({', '.join(b.__name__ for b in _kinds.values())}): "
+                "inherit from one of them, so that YAML knows where the part fits."
+            )
+        for plural in kinds:
+            taken = _parts[plural].get(name)
+            if taken is not None and (taken.__module__, taken.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise DuplicatePartError(
+                    f"{plural} name {name!r} is taken by {taken.__module__}.{taken.__qualname__} and asked for again by "
+                    f"{cls.__module__}.{cls.__qualname__}: choose another name, or import the file under one module name only."
+                )
+            _parts[plural][name] = cls
+        if name != cls.__name__:
+            alias = type(name, (cls,), {"__module__": cls.__module__, "__qualname__": name, "__doc__": cls.__doc__})
+            setattr(sys.modules[cls.__module__], name, alias)
+        return cls
+
+    return add
+
+
+def kinds() -> dict[str, type]:
+    """Plural name -> base class, for every kind of part."""
+    return dict(_kinds)
+
+
+def parts(plural: str) -> dict[str, type]:
+    """Short name -> class of every registered part of one kind, sorted by name."""
+    if plural not in _kinds:
+        raise UnknownPartError(f"{plural!r} is no kind of part.{did_you_mean(plural, _kinds)} Kinds: {', '.join(sorted(_kinds))}.")
+    return dict(sorted(_parts[plural].items()))
+
+
+def names(base: type | None = None) -> dict[str, type]:
+    """Every name, short or class name, that YAML may use for a part below `base` (all parts by default)."""
+    found: dict[str, type] = {}
+    for plural, kind in _kinds.items():
+        if base is None or issubclass(kind, base) or issubclass(base, kind):
+            for short, cls in _parts[plural].items():
+                found[short] = cls
+                found[cls.__name__] = cls
+    return found
+
+
+def did_you_mean(wrong: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'gap'?`` or the empty string."""
+    lowered = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(wrong.lower(), lowered, 1, 0.6)
+    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+
+
+def summary(cls: type) -> str:
+    """First line of a part's docstring."""
+    return (inspect.getdoc(cls) or "").partition("\n")[0]
+
+
+def load_parts(plugins: Iterable[str] = ()) -> None:
+    """Import everything that registers parts: our shelves, installed entry points, then `plugins` by module name."""
+    for shelf in SHELVES:
+        importlib.import_module(shelf)
+    for point in entry_points(group="sdar.plugins"):
+        point.load()
+    if os.getcwd() not in sys.path:  # a console script has no working directory on its path
+        sys.path.insert(0, os.getcwd())
+    for plugin in plugins:
+        try:
+            importlib.import_module(plugin)
+        except ModuleNotFoundError as error:
+            if error.name != plugin.partition(".")[0] and error.name != plugin:
+                raise
+            raise ConfigError(
+                f"--plugin {plugin}: no module of that name on the Python path (working directory {os.getcwd()}). "
+                "Install the package, or start sdar in the folder that holds it."
+            ) from error

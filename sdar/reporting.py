@@ -1,0 +1,97 @@
+"""What an iteration or a validation leaves behind: metrics by name and episodes as JSON lines. The table is in docs/metrics.md."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sdar.tally import Tally
+from sdar.types import Batch, Episode, Status
+
+
+def groups(all_episodes: Iterable[Episode]) -> list[list[Episode]]:
+    """Attempts at one task, which stand one after the other."""
+    return [list(group) for _, group in groupby(all_episodes, key=lambda e: e.task.id)]
+
+
+def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:
+    """Success, reward, lengths, validity, statuses and retrievals."""
+    for e in all_episodes:
+        tally.add("success/train", e.success)
+        tally.add(f"success/train/{e.task.family}", e.success)
+        tally.add("reward/mean", e.reward)
+        tally.add(f"reward/{e.task.family}", e.reward)
+        tally.add("rollout/episode_length", len(e.turns))
+        tally.add("rollout/response_tokens", e.response_tokens)
+        tally.add("rollout/valid_action_rate", sum(t.valid for t in e.turns), len(e.turns))
+        for status in Status:
+            if status != Status.DONE:
+                tally.add(f"rollout/{status}_share", e.status == status)
+    if retrieves:
+        skills: Counter[str] = Counter()
+        tasks = groups(all_episodes)
+        for group in tasks:
+            tally.add("retrieval/empty_share", not group[0].retrieval.text)
+            tally.add("retrieval/skills_per_task", len(group[0].retrieval.skill_ids))
+            skills.update(group[0].retrieval.skill_ids)
+        tally.add("retrieval/distinct_skills", len(skills))
+        for skill, count in skills.items():
+            tally.add(f"retrieval/share/{skill}", count, len(tasks))
+
+
+def sampling_mismatch(tally: Tally, batch: Batch, allowed_logmass: Tensor) -> None:
+    """How far the trainer's density is from the one that was sampled from, in nats; the kept mass accounts for truncation."""
+    sampled = batch.response_mask.bool() & (batch.behaviour_logp != 0)
+    if sampled.any():
+        off = (batch.old_logp + allowed_logmass - batch.behaviour_logp - batch.kept_logmass).abs()
+        tally.tokens("rollout/mismatch", off, sampled)
+        tally.add("rollout/mismatch_max", float(off[sampled].max()))
+        tally.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
+
+
+def run_folder(trainer: Any) -> Path:
+    """Where a run leaves what is not a log or a checkpoint."""
+    return Path(trainer.default_root_dir)
+
+
+def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode]) -> Path:
+    """``episodes/<name>.jsonl``: one line an episode, with texts for people and ids for programs."""
+    path = run_folder(trainer) / "episodes" / f"{name}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as out:
+        for e in all_episodes:
+            out.write(json.dumps(record(e), ensure_ascii=False) + "\n")
+    return path
+
+
+def record(e: Episode) -> dict[str, Any]:
+    """An episode as plain data."""
+    return {
+        "task": e.task.id,
+        "family": e.task.family,
+        "instruction": e.task.instruction,
+        "attempt": e.attempt,
+        "privileged": e.privileged,
+        "skills": list(e.retrieval.skill_ids),
+        "status": str(e.status),
+        "error": e.error,
+        "success": e.success,
+        "reward": e.reward,
+        "turns": [
+            {
+                "observation": t.observation,
+                "response": t.text,
+                "action": t.action,
+                "valid": t.valid,
+                "reward": t.reward,
+                "response_ids": t.response_ids,
+                "behaviour_logp": [round(x, 5) for x in t.behaviour_logp],
+            }
+            for t in e.turns
+        ],
+        "final_observation": e.final_observation,
+    }

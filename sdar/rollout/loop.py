@@ -1,0 +1,148 @@
+"""The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from sdar.chat import ChatFormat
+from sdar.errors import ConfigError
+from sdar.parts import Draw, PrivilegedView, Protocol, Sampler
+from sdar.rollout.pool import EnvPool, Seen
+from sdar.types import Episode, Retrieval, Status, Task, Turn
+
+LAYOUTS = ("trajectory", "turn")
+
+
+@dataclass
+class Request:
+    """One episode that is wanted."""
+
+    task: Task
+    attempt: int
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    privileged: bool = False
+    """True: the acting model itself sees the retrieval."""
+
+
+class Rollout:
+    """Plays episodes with a sampler.
+
+    Args:
+        pool: Where the worlds run.
+        protocol: How the world is told and an action is read.
+        chat: The policy's conversation format.
+        sampler: Token ids in, token ids out.
+        view: Where privileged text stands in the prompt of an episode that asks for it.
+        layout: ``trajectory``: one growing conversation. ``turn``: each turn has a prompt of its own with a window of history.
+        history: Number of past exchanges in a ``turn`` prompt.
+        seed: The run's seed; with task, attempt, turn and position it names every random number.
+    """
+
+    def __init__(
+        self,
+        pool: EnvPool,
+        protocol: Protocol,
+        chat: ChatFormat,
+        sampler: Sampler,
+        view: PrivilegedView,
+        layout: str = "trajectory",
+        history: int = 2,
+        horizon: int = 50,
+        seed: int = 0,
+    ):
+        if layout not in LAYOUTS:
+            raise ConfigError(f"layout is {layout!r}: the two row layouts are {' and '.join(LAYOUTS)}.")
+        if layout == "trajectory" and chat.rewrites_history:
+            raise ConfigError(
+                f"the chat template of {chat.name} rewrites past assistant turns (removed thinking, say), so one growing conversation "
+                "would not be what the model is told later. Use `layout: turn`."
+            )
+        self.pool, self.protocol, self.chat, self.sampler, self.view = pool, protocol, chat, sampler, view
+        self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
+
+    def __call__(self, model: nn.Module, requests: Sequence[Request]) -> list[Episode]:
+        """Play all requests; the order of the result is theirs."""
+        self.sampler.reset()
+        episodes = [
+            Episode(task=r.task, attempt=r.attempt, retrieval=r.retrieval, privileged=r.privileged) for r in requests
+        ]
+        contexts: list[list[int]] = [[] for _ in requests]  # what the model has been told so far
+        seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})
+        live = [slot for slot in range(len(requests)) if not self._faulted(episodes[slot], seen[slot])]
+        for turn in range(self.horizon):
+            prompts: dict[int, list[int]] = {}
+            for slot in live:
+                prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
+                if len(prompt) + self._longest_response() > self.sampler.context and turn > 0:
+                    episodes[slot].status = Status.CONTEXT
+                else:
+                    prompts[slot] = prompt
+            live = list(prompts)
+            if not live:
+                break
+            draws = [Draw(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in live]
+            completions = self.sampler.sample(model, [prompts[s] for s in live], draws)
+            actions: dict[int, str] = {}
+            for slot, completion in zip(live, completions, strict=True):
+                text = self.chat.decode(completion.ids)
+                action, valid = self.protocol.parse(text, seen[slot].admissible)
+                actions[slot] = action
+                episodes[slot].turns.append(
+                    Turn(
+                        prompt_ids=self.told_since(contexts[slot], prompts[slot]),
+                        response_ids=completion.ids,
+                        behaviour_logp=completion.behaviour_logp,
+                        kept_logmass=completion.kept_logmass,
+                        text=text,
+                        observation=seen[slot].result.observation,
+                        action=action,
+                        valid=valid,
+                    )
+                )
+                contexts[slot] = prompts[slot] + completion.ids
+            seen = self.pool.step(actions)
+            live = [slot for slot in live if not self._ended(episodes[slot], seen[slot])]
+        return episodes
+
+    def _longest_response(self) -> int:
+        return getattr(self.sampler, "max_new_tokens", 1)
+
+    def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
+        """Ids that the next response of an episode answers; `context` is all that the model was told and said before."""
+        if self.layout == "turn":
+            past = [(t.observation, t.action) for t in episode.turns][-self.history :] if self.history else []
+            episode.windows.append(self.protocol.window(episode.task, past, observation, admissible))
+            return self.chat.prompt(self._told(episode, episode.windows[-1]))
+        if not episode.turns:
+            episode.opening = self.protocol.opening(episode.task, observation, admissible)
+            return self.chat.prompt(self._told(episode, episode.opening))
+        ended = episode.turns[-1].response_ids[-1] == self.chat.end_of_turn
+        return context + self.chat.reply(self.protocol.answer(observation, admissible), ended)
+
+    def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
+        """What of a prompt belongs to its turn: all of it in the turn layout, what is new in the trajectory layout."""
+        return prompt if self.layout == "turn" else prompt[len(context) :]
+
+    def _told(self, episode: Episode, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        return self.view.messages(messages, episode.retrieval.text, self.chat.has_system_role) if episode.privileged else messages
+
+    def _faulted(self, episode: Episode, seen: Seen) -> bool:
+        if seen.fault is not None:
+            episode.status, episode.error = seen.fault, seen.error
+        return seen.fault is not None
+
+    def _ended(self, episode: Episode, seen: Seen) -> bool:
+        if self._faulted(episode, seen):
+            return True
+        turn, result = episode.turns[-1], seen.result
+        turn.reward = result.reward
+        turn.valid = turn.valid and result.valid
+        episode.final_observation = result.observation
+        episode.reward += result.reward
+        episode.success = result.success
+        if result.done:
+            episode.status = Status.DONE if result.success or len(episode.turns) < self.horizon else Status.HORIZON
+        elif len(episode.turns) >= self.horizon:
+            episode.status = Status.HORIZON
+        return result.done or len(episode.turns) >= self.horizon

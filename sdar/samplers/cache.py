@@ -1,0 +1,85 @@
+"""A ragged key-value cache that survives between turns: rows of different lengths, holes masked, buffers written in place."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """`DynamicLayer` with spare room: a new token is written into a buffer instead of copying everything before it."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        old = self.get_seq_length()
+        new = old + key_states.shape[-2]
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if old == 0 or new > self._key_room.shape[-2]:
+            room = max(64, new + new // 4)
+            self._key_room = self._grow(self.keys, key_states, old, room)
+            self._value_room = self._grow(self.values, value_states, old, room)
+        self._key_room[:, :, old:new] = key_states
+        self._value_room[:, :, old:new] = value_states
+        self.keys, self.values = self._key_room[:, :, :new], self._value_room[:, :, :new]
+        return self.keys, self.values
+
+    @staticmethod
+    def _grow(kept: Tensor, states: Tensor, old: int, room: int) -> Tensor:
+        batch, heads, _, width = states.shape
+        grown = states.new_zeros(batch, heads, room, width)
+        if old:
+            grown[:, :, :old] = kept
+        return grown
+
+
+class RaggedCache:
+    """Keys and values of a batch of rows; ``mask[b, l]`` says whether position l of row b holds a token of that row."""
+
+    def __init__(self, names: Sequence[object], device: torch.device):
+        self.layers = Cache(layer_class_to_replicate=GrowingLayer)
+        self.names = list(names)
+        self.ids: list[list[int]] = [[] for _ in names]
+        self.mask = torch.zeros(len(names), 0, dtype=torch.long, device=device)
+
+    def continues(self, names: Sequence[object], prompts: Sequence[Sequence[int]]) -> list[int] | None:
+        """Cached row of each prompt, or None unless every prompt goes on from what its row holds."""
+        where = {name: row for row, name in enumerate(self.names)}
+        rows = [where.get(name, -1) for name in names]
+        for row, prompt in zip(rows, prompts, strict=True):
+            if row < 0 or len(prompt) <= len(self.ids[row]) or list(prompt[: len(self.ids[row])]) != self.ids[row]:
+                return None
+        return rows
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only the given rows, holes closed: finished episodes leave the batch at once."""
+        self.names = [self.names[r] for r in rows]
+        self.ids = [self.ids[r] for r in rows]
+        mask = self.mask[torch.tensor(rows, device=self.mask.device)]
+        counts = mask.sum(1)
+        length = int(counts.max())
+        if list(rows) == list(range(len(self.mask))) and mask.shape[1] <= length + length // 4:
+            return
+        columns = mask.sort(dim=1, stable=True).indices[:, mask.shape[1] - length :]  # tokens to the right, in order
+        picked = torch.tensor(rows, device=mask.device)[:, None]
+        for layer in self.layers.layers:
+            keys = layer.keys.transpose(1, 2)[picked, columns].transpose(1, 2)
+            values = layer.values.transpose(1, 2)[picked, columns].transpose(1, 2)
+            layer.reset()
+            layer.update(keys, values)
+        self.mask = mask.gather(1, columns)
+
+    def extend(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Left-padded new tokens ``[batch, new]`` (rows may get none), the mask over everything, and positions."""
+        width = max(len(row) for row in ids)
+        tokens = torch.zeros(len(ids), width, dtype=torch.long)
+        fresh = torch.zeros(len(ids), width, dtype=torch.long)
+        for b, row in enumerate(ids):
+            if row:
+                tokens[b, width - len(row) :] = torch.tensor(row)
+                fresh[b, width - len(row) :] = 1
+            self.ids[b] = self.ids[b] + list(row)
+        fresh = fresh.to(self.mask.device)
+        positions = (self.mask.sum(1, keepdim=True) + fresh.cumsum(1) - 1).clamp_min(0)
+        self.mask = torch.cat([self.mask, fresh], 1)
+        return tokens.to(self.mask.device), self.mask, positions

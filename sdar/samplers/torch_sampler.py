@@ -1,0 +1,143 @@
+"""Sampling in the training process with plain torch: batched, one key-value cache kept between the turns of an episode."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sdar.errors import ConfigError, ContextOverflowError
+from sdar.parts import Completion, Draw, Sampler
+from sdar.registry import register
+from sdar.samplers.cache import RaggedCache
+from sdar.samplers.density import inverse_cdf, truncate, uniforms
+
+
+@register("torch")
+class TorchSampler(Sampler):
+    """Samples with the training weights in the training process.
+
+    Every token's random number derives from (run seed, task id, attempt, turn, position), so what an episode draws does not
+    depend on what else is in the batch.
+
+    Args:
+        max_new_tokens: Longest response, in tokens.
+        temperature: Softmax temperature; 0 is greedy.
+        top_k: Keep the k likeliest tokens (0: all).
+        top_p: Keep the likeliest tokens that together reach this mass.
+        forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
+        batch_size: Most prompts in one forward pass.
+    """
+
+    def __init__(
+        self,
+        max_new_tokens: int = 512,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        forbid: list[str] | None = None,
+        batch_size: int = 256,
+    ):
+        if max_new_tokens < 1:
+            raise ConfigError(f"sampler.max_new_tokens is {max_new_tokens}: a response needs at least 1 token. Set it to 1 or more.")
+        if temperature < 0:
+            raise ConfigError(f"sampler.temperature is {temperature}: a softmax temperature is positive (0 means greedy).")
+        if top_k < 0:
+            raise ConfigError(f"sampler.top_k is {top_k}: give the number of tokens to keep, or 0 for all.")
+        if not 0 < top_p <= 1:
+            raise ConfigError(f"sampler.top_p is {top_p}: it is a probability mass in (0, 1]. 1 keeps everything.")
+        if batch_size < 1:
+            raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
+        self.max_new_tokens = max_new_tokens
+        self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.forbid = forbid
+        self.batch_size = batch_size
+        self._caches: list[RaggedCache] = []
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
+        if self.forbid is None:
+            forbidden = set(tokenizer.all_special_ids)
+        else:
+            vocabulary = tokenizer.get_vocab()
+            unknown = [t for t in self.forbid if t not in vocabulary]
+            if unknown:
+                raise ConfigError(
+                    f"sampler.forbid names {unknown}, not in the vocabulary of {len(vocabulary)} tokens: a token that does not exist "
+                    "cannot be forbidden. Remove it or correct its spelling."
+                )
+            forbidden = {vocabulary[t] for t in self.forbid}
+        self.stop_ids = frozenset(stop_ids)
+        self.forbidden_ids = tuple(sorted(forbidden - self.stop_ids))
+        self.vocab_size = len(tokenizer)
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.context = context
+
+    def reset(self) -> None:
+        self._caches = []
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+        if len(prompts[longest]) + self.max_new_tokens > self.context:
+            raise ContextOverflowError(
+                f"the prompt of task {draws[longest].task} has {len(prompts[longest])} tokens and may get {self.max_new_tokens} more, "
+                f"but the model's context is {self.context}: nothing is cut silently. Shorten the prompt or max_new_tokens."
+            )
+        old, self._caches = self._caches, []
+        was_training = model.training
+        model.eval()
+        out: list[Completion] = []
+        for start in range(0, len(prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            out += self._sample_batch(model, prompts[part], draws[part], old)
+        model.train(was_training)
+        return out
+
+    def _sample_batch(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], old: list[RaggedCache]
+    ) -> list[Completion]:
+        device = next(model.parameters()).device
+        names = [(d.seed, d.task, d.attempt) for d in draws]
+        cache = RaggedCache(names, device)
+        for candidate in old:
+            rows = candidate.continues(names, prompts)
+            if rows is not None:
+                candidate.keep(rows)
+                cache = candidate
+                old.remove(candidate)
+                break
+        self._caches.append(cache)
+        forbidden = None
+        if self.forbidden_ids:
+            forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)
+            forbidden[list(self.forbidden_ids)] = True
+        new = [list(prompt[len(known) :]) for prompt, known in zip(prompts, cache.ids, strict=True)]
+        out = [Completion([], [], [], False) for _ in prompts]
+        for position in range(self.max_new_tokens):
+            tokens, mask, positions = cache.extend(new)
+            step = model(
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache.layers,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            logits = step.logits[:, -1, : self.vocab_size]
+            log_density, kept = truncate(logits, self.temperature, self.top_k, self.top_p, forbidden)
+            chosen = inverse_cdf(log_density, uniforms(draws, position).to(device))
+            logp = log_density.gather(-1, chosen[:, None])[:, 0].tolist()
+            new = [[] for _ in prompts]
+            for b, (token, token_logp, token_kept) in enumerate(zip(chosen.tolist(), logp, kept.tolist(), strict=True)):
+                if not out[b].stopped:
+                    out[b].ids.append(token)
+                    out[b].behaviour_logp.append(token_logp)
+                    out[b].kept_logmass.append(token_kept)
+                    out[b].stopped = token in self.stop_ids
+                    if not out[b].stopped:
+                        new[b] = [token]
+            if not any(new):
+                break
+        return out

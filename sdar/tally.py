@@ -1,0 +1,27 @@
+"""Means over everything that an iteration saw, whatever the order and the pieces it came in."""
+
+from torch import Tensor
+
+
+class Tally:
+    """Sums and counts by metric name."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, total: float, count: float = 1.0) -> None:
+        """`total` is a sum over `count` things."""
+        self._sums[name] = self._sums.get(name, 0.0) + float(total)
+        self._counts[name] = self._counts.get(name, 0.0) + float(count)
+
+    def tokens(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add a per-token quantity ``[batch, time]``."""
+        chosen = values.detach()[mask.bool()].float()
+        self.add(name, float(chosen.sum()), chosen.numel())
+
+    def means(self) -> dict[str, float]:
+        """The means; empty ones are left out. The tally starts anew."""
+        out = {name: total / self._counts[name] for name, total in self._sums.items() if self._counts[name]}
+        self._sums, self._counts = {}, {}
+        return out

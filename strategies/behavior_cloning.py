@@ -1,0 +1,97 @@
+"""Behaviour cloning of an expert: how a small policy starts at the interesting part.
+
+Half of the demonstrations show the world's hidden facts in the prompt, so that the model learns to *read* them; and the expert
+also takes over from states that went off course (somebody else took a few actions that are not imitated), remembering what
+those actions showed. Without off-course demonstrations a skill-reading teacher is useless on its student's path.
+"""
+
+import random
+
+from jsonargparse import lazy_instance
+from torch import Tensor
+
+from sdar.data import Step
+from sdar.errors import ConfigError
+from sdar.functional import TokenStats
+from sdar.module import AgentModule
+from sdar.parts import PrivilegedView, Retriever
+from sdar.registry import register
+from sdar.rollout import Request
+from sdar.teachers import SkillView
+from sdar.types import Batch, Episode, Status, Turn
+
+
+@register("bc")
+class BehaviorCloning(AgentModule):
+    """Cross-entropy on an expert's actions.
+
+    Value and gradient: of the mean negative log-likelihood of the expert's tokens, in nats.
+
+    Args:
+        retriever: What the informed half of the demonstrations is told.
+        view: Where it stands in the prompt.
+        informed_share: Share of demonstrations whose prompt and expert know the facts.
+        astray_share: Share of demonstrations that go off course.
+        astray_chance: Probability, at each turn of such a demonstration, that somebody else acts.
+    """
+
+    needs_scores = False
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        view: PrivilegedView = lazy_instance(SkillView),
+        informed_share: float = 0.5,
+        astray_share: float = 0.5,
+        astray_chance: float = 0.3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        for name, value in (("informed_share", informed_share), ("astray_share", astray_share), ("astray_chance", astray_chance)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"model.{name} is {value}: it is a probability in [0, 1].")
+        self.retriever, self.view = retriever, view
+        self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
+
+    def collect(self, step: Step) -> list[Episode]:
+        return [self.demonstrate(r) for r in self.requests(step, privileged=False)]
+
+    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
+        return -now.logp
+
+    def demonstrate(self, request: Request) -> Episode:
+        """One episode of the expert; every random choice derives from (seed, task, attempt)."""
+        data, rollout = self.trainer.datamodule, self.rollout
+        rng = random.Random(f"{self.seed}/demonstration/{request.task.id}/{request.attempt}")
+        informed = rng.random() < self.informed_share
+        astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
+        episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
+        observation = data.env.reset(request.task)
+        expert = data.env.expert(request.task.facts if informed else {}, rng)
+        context: list[int] = []
+        for _ in range(data.env.horizon):
+            admissible = data.env.admissible()
+            astray = rng.random() < astray_chance
+            action = self.temptation(admissible, rng) if astray else expert.act()
+            prompt = rollout.prompt(episode, context, observation, admissible)
+            ids = self.chat.response(data.protocol.write(action))
+            unknown = [0.0] * len(ids)  # nobody sampled these tokens
+            turn = Turn(rollout.told_since(context, prompt), ids, unknown, unknown, imitated=not astray)
+            turn.text, turn.observation, turn.action = data.protocol.write(action), observation, action
+            context = prompt + ids
+            result = data.env.step(action)
+            expert.watch(action)
+            observation, turn.reward, turn.valid = result.observation, result.reward, result.valid
+            episode.turns.append(turn)
+            episode.reward, episode.success = episode.reward + result.reward, result.success
+            if result.done:
+                break
+        episode.status = Status.DONE if episode.success else Status.HORIZON
+        episode.final_observation = observation
+        return episode
+
+    def temptation(self, admissible: list[str], rng: random.Random) -> str:
+        """An action off the course: a random verb, then a random command with it."""
+        commands = [a for a in admissible if " " in a] or admissible
+        verb = rng.choice(sorted({c.split()[0] for c in commands}))
+        return rng.choice([c for c in commands if c.split()[0] == verb])

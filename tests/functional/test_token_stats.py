@@ -1,0 +1,220 @@
+"""Chunked statistics against a naive softmax, and that no [tokens, vocab] tensor is ever made."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sdar.errors import ConfigError
+from sdar.functional import TokenStats, chunked_token_stats
+
+TOKENS, HIDDEN, VOCAB = 6, 4, 9
+TARGETS = torch.tensor([0, 5, 2, 8, 7, 5])
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.6},
+    {"forbidden_ids": (1, 3)},
+    {"forbidden_ids": (3, 1, 1, VOCAB + 4), "temperature": 1.7, "softcap": 2.0},
+]
+
+
+def inputs(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((TOKENS, HIDDEN), (VOCAB, HIDDEN), (VOCAB,))
+    hidden, weight, bias = (torch.randn(s, generator=generator).to(dtype).requires_grad_() for s in shapes)
+    return hidden, weight, bias
+
+
+def naive(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    forbidden_ids: tuple[int, ...] = (),
+    softcap: float | None = None,
+) -> TokenStats:
+    logits = hidden @ weight.t() + (0 if bias is None else bias)
+    logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+    allowed = torch.tensor([i for i in range(weight.shape[0]) if i not in forbidden_ids])
+    logp = logits[:, allowed].log_softmax(-1)
+    position = (targets[:, None] == allowed).long().argmax(1)
+    return TokenStats(
+        logp.gather(1, position[:, None])[:, 0],
+        -(logp.exp() * logp).sum(-1),
+        logits[:, allowed].logsumexp(-1) - logits.logsumexp(-1),
+    )
+
+
+def test_golden() -> None:
+    # one hidden unit of 1: the weights are the logits 0, ln 2, ln 5. Probabilities 1/8, 2/8, 5/8; without id 2: 1/3, 2/3.
+    hidden, weight = torch.ones(1, 1), torch.tensor([[1.0], [2.0], [5.0]]).log()
+    free = chunked_token_stats(hidden, weight, torch.tensor([1]))
+    assert free.logp.item() == pytest.approx(math.log(2 / 8))
+    assert free.entropy.item() == pytest.approx(-sum(p * math.log(p) for p in (1 / 8, 2 / 8, 5 / 8)))
+    assert free.allowed_logmass.item() == 0.0
+    masked = chunked_token_stats(hidden, weight, torch.tensor([1]), forbidden_ids=(2,))
+    assert masked.logp.item() == pytest.approx(math.log(2 / 3))
+    assert masked.entropy.item() == pytest.approx(-sum(p * math.log(p) for p in (1 / 3, 2 / 3)))
+    assert masked.allowed_logmass.item() == pytest.approx(math.log(3 / 8))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("chunk", range(1, TOKENS + 2))
+def test_chunked_is_naive_for_every_chunk_size(chunk: int, setting: dict[str, Any]) -> None:
+    hidden, weight, bias = inputs()
+    upstream = torch.randn(3, TOKENS, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+
+    def gradients(stats: TokenStats) -> tuple[Tensor, ...]:
+        return torch.autograd.grad((torch.stack(list(stats)) * upstream).sum(), (hidden, weight, bias))
+
+    actual = chunked_token_stats(hidden, weight, TARGETS, bias=bias, chunk=chunk, **setting)
+    expected = naive(hidden, weight, TARGETS, bias=bias, **setting)
+    for a, b in zip((*actual, *gradients(actual)), (*expected, *gradients(expected)), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("chunk", [1, 4, TOKENS])
+def test_gradcheck(chunk: int, setting: dict[str, Any]) -> None:
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: tuple(chunked_token_stats(h, w, TARGETS, bias=b, chunk=chunk, **setting)), inputs()
+    )
+
+
+@pytest.mark.parametrize("output", TokenStats._fields)
+def test_each_output_has_its_own_gradient(output: str) -> None:
+    hidden, weight, _ = inputs()
+    wanted = [
+        torch.autograd.grad(getattr(f(hidden, weight, TARGETS, forbidden_ids=(1,)), output).sum(), (hidden, weight))
+        for f in (chunked_token_stats, naive)
+    ]
+    for a, b in zip(*wanted, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    hidden, weight, _ = inputs()
+    chunked_token_stats(hidden, weight.detach(), TARGETS).logp.sum().backward()
+    assert hidden.grad is not None and weight.grad is None
+
+
+def test_the_same_numbers_with_and_without_a_graph() -> None:
+    hidden, weight, _ = inputs(torch.float32)
+    with torch.no_grad():
+        plain = chunked_token_stats(hidden, weight, TARGETS, chunk=2)
+    graph = chunked_token_stats(hidden, weight, TARGETS, chunk=2)
+    assert graph.logp.requires_grad and not plain.logp.requires_grad
+    assert all(torch.equal(a, b) for a, b in zip(plain, graph, strict=True))
+
+
+def test_half_precision_inputs_are_not_rounded_on_the_way() -> None:
+    hidden, weight, bias = inputs(torch.bfloat16)
+    stats = chunked_token_stats(hidden, weight, TARGETS, bias=bias, chunk=4)
+    expected = naive(hidden.double(), weight.double(), TARGETS, bias=bias.double())
+    for a, b in zip(stats, expected, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, atol=2e-6, rtol=0)
+    stats.logp.sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+    assert weight.grad is not None and weight.grad.dtype == torch.bfloat16
+
+
+def test_autocast_lowers_the_inputs_only() -> None:
+    hidden, weight, _ = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        stats = chunked_token_stats(hidden, weight, TARGETS)
+    expected = naive(hidden.bfloat16().double(), weight.bfloat16().double(), TARGETS)
+    assert stats.logp.dtype == torch.float32
+    torch.testing.assert_close(stats.logp.double(), expected.logp, atol=2e-6, rtol=0)
+    stats.entropy.sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+
+def test_the_weight_gradient_of_many_chunks_is_summed_in_float32() -> None:
+    # 512 equal contributions: a bfloat16 running sum would stop growing at 256 of them
+    hidden = torch.ones(512, 1, dtype=torch.bfloat16)
+    grads = []
+    for chunk in (1, 512):
+        weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+        stats = chunked_token_stats(hidden, weight, torch.zeros(512, dtype=torch.long), chunk=chunk)
+        stats.logp.sum().backward()
+        grads.append(weight.grad)
+    assert grads[0] is not None and torch.equal(grads[0], grads[1]) and grads[0][0].item() == 256
+
+
+class Largest(TorchDispatchMode):
+    """Most elements of any tensor made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple) else (out,):
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.numel())
+        return out
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
+    tokens, vocab, chunk = 64, 50, 4
+    hidden, weight = torch.randn(tokens, 2, requires_grad=True), torch.randn(vocab, 2, requires_grad=True)
+    with Largest() as largest:
+        stats = chunked_token_stats(hidden, weight, torch.zeros(tokens, dtype=torch.long), forbidden_ids=(7,), chunk=chunk)
+        torch.stack(list(stats)).sum().backward()
+    assert largest.numel <= max(chunk * vocab, 3 * tokens)
+
+
+def test_forbidden_ids_leave_no_nan_behind() -> None:
+    hidden, weight, _ = inputs(torch.float32)
+    weight.data[3] = 1e4  # the forbidden id would take practically all the mass
+    stats = chunked_token_stats(hidden, weight, TARGETS, forbidden_ids=(3,))
+    torch.stack(list(stats)).sum().backward()
+    assert torch.stack(list(stats)).isfinite().all()
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+    assert weight.grad is not None and weight.grad.isfinite().all()
+
+
+def test_the_kept_mass_is_precise_at_both_ends() -> None:
+    hidden, targets = torch.ones(1, 1), torch.tensor([0])
+    tiny = chunked_token_stats(hidden, torch.tensor([[0.0], [-20.0]]), targets, forbidden_ids=(1,)).allowed_logmass
+    assert tiny.item() == pytest.approx(-math.exp(-20), rel=1e-4)
+    most = chunked_token_stats(hidden, torch.tensor([[0.0], [40.0]]), targets, forbidden_ids=(1,)).allowed_logmass
+    assert most.item() == pytest.approx(-40.0)
+
+
+def test_no_tokens_still_have_a_graph() -> None:
+    hidden, weight, _ = inputs()
+    stats = chunked_token_stats(hidden[:0], weight, TARGETS[:0])
+    stats.logp.sum().backward()
+    assert stats.entropy.shape == (0,)
+    assert weight.grad is not None and not weight.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"forbidden_ids": (2,)}, ValueError, r"target 2 is token id 2, which forbidden_ids excludes: .*would be -inf"),
+        ({"forbidden_ids": (-1,)}, ConfigError, r"forbidden_ids holds -1: token ids are not negative"),
+        ({"forbidden_ids": range(VOCAB)}, ConfigError, r"forbidden_ids holds all 9 ids .*nothing can be sampled"),
+        ({"temperature": 0.0}, ConfigError, r"temperature is 0\.0: logits are divided by it.*Use the temperature"),
+        ({"softcap": 0.0}, ConfigError, r"softcap is 0\.0: .*or null for no bound"),
+        ({"chunk": 0}, ConfigError, r"chunk is 0: .*Use 1 or more"),
+    ],
+)
+def test_errors_explain_themselves(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    hidden, weight, _ = inputs()
+    with pytest.raises(error, match=text):
+        chunked_token_stats(hidden, weight, TARGETS, **change)
+
+
+def test_a_target_without_a_row_is_refused() -> None:
+    hidden, weight, _ = inputs()
+    with pytest.raises(ValueError, match=r"target 3 is token id 8, outside of the vocabulary of 8"):
+        chunked_token_stats(hidden, weight[:8], TARGETS)

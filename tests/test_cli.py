@@ -1,0 +1,644 @@
+"""The `sdar` command, on a method without a language model, so that a run takes milliseconds."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+import yaml
+from jsonargparse import lazy_instance
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from sdar import Gate, Retriever, registry
+from sdar.cli import AtomicCheckpointIO, main
+from sdar.data import Step
+from sdar.errors import ConfigError, EnvironmentFault
+from sdar.module import AgentModule
+from sdar.parser import findings
+from sdar.types import Retrieval, Task, TokenView
+
+
+class ToyGate(Gate):
+    """A gate with a slope."""
+
+    def __init__(self, slope: float = 1.0, mode: Literal["soft", "hard"] = "soft") -> None:
+        if slope == 0:
+            raise ConfigError("slope is 0: nothing would pass. Use 1.")
+        self.slope = slope
+
+    def __call__(self, tokens: TokenView) -> Tensor:
+        return torch.ones_like(tokens.student_logp)
+
+
+class NestedToyGate(ToyGate):
+    """A gate around another."""
+
+    def __init__(self, inner: Gate | None = None) -> None:
+        super().__init__()
+
+
+class ToyRetriever(Retriever):
+    """A retriever that needs a file."""
+
+    def __init__(self, bank: str) -> None:
+        if bank == "gone":
+            raise FileNotFoundError(bank)
+
+    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+        return Retrieval()
+
+
+class ToyMethod(AgentModule):
+    """Moves one number towards 1."""
+
+    numbers: list[float] = []  # noqa: RUF012  (what the last run did)
+
+    def __init__(self, speed: float = 0.1, fail_at: int | None = None, fault: Literal["config", "world", "bug"] = "world") -> None:
+        LightningModule.__init__(self)
+        self.automatic_optimization = False
+        self.number = nn.Parameter(torch.zeros(()))
+        self.speed, self.fail_at, self.fault = speed, fail_at, fault
+        self.iteration = self.seed = 0
+        ToyMethod.numbers = []
+
+    def setup(self, stage: str) -> None:
+        pass
+
+    def configure_model(self) -> None:
+        pass
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD([self.number], self.speed)
+
+    def training_step(self, step: Step, batch_idx: int) -> None:
+        if self.iteration == self.fail_at:
+            raise {"config": ConfigError, "world": EnvironmentFault, "bug": ZeroDivisionError}[self.fault]("it broke")
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward((self.number - 1) ** 2)
+        optimizer.step()
+        self.iteration += 1
+        self.log("number", self.number.detach())
+        ToyMethod.numbers.append(float(self.number.detach()))
+
+    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("held_out/number", self.number.detach(), batch_size=1, add_dataloader_idx=False)
+
+    test_step = validation_step
+
+    def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
+        return []
+
+    def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
+        pass
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+    on_test_epoch_end = on_validation_epoch_end
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["toy"] = self.iteration
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.iteration = checkpoint["toy"]
+
+    def token_loss(self, batch: Any, now: Any) -> Tensor:
+        raise NotImplementedError
+
+
+class GatedToyMethod(ToyMethod):
+    """Toy with parts."""
+
+    def __init__(
+        self,
+        gate: Gate = lazy_instance(ToyGate, slope=2.0),
+        gates: list[Gate] | None = None,
+        retriever: Retriever | None = None,
+        coef: float = 0.5,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.gate, self.coef = gate, coef
+
+
+class LostToyMethod(GatedToyMethod):
+    """Toy whose code does not run."""
+
+    def setup(self, stage: str) -> None:
+        raise ConfigError("nothing to learn from.")
+
+
+TASKS = {"env": "household", "train_tasks": 2, "val_tasks": 1, "tasks_per_step": 1, "group_size": 1, "val_splits": ["unseen"]}
+QUIET = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+TOY = ("--model", "GatedToyMethod")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a configuration that runs; what a run changes in the process is undone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.delenv("SDAR_TRACEBACK", raising=False)
+    write("base.yaml", model={"class_path": "GatedToyMethod"}, data=TASKS, trainer={"max_steps": 2, **QUIET})
+    return tmp_path
+
+
+@pytest.fixture
+def sdar(capsys: pytest.CaptureFixture[str]):
+    """Runs a command line; returns exit code, standard output and standard error."""
+
+    def run(*args: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(list(args))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def write(name: str, **content: Any) -> str:
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Path(name).write_text(yaml.safe_dump(content, sort_keys=False))
+    return name
+
+
+def model(**init_args: Any) -> dict[str, Any]:
+    return {"class_path": "GatedToyMethod", "init_args": init_args}
+
+
+def printed(out: str) -> dict[str, Any]:
+    return yaml.safe_load(out)
+
+
+# ------------------------------------------------------------------ composing
+
+
+def test_later_files_and_dotted_settings_win(sdar) -> None:
+    write("gate.yaml", model=model(gate={"class_path": "ToyGate", "init_args": {"slope": 3.0, "mode": "hard"}}, coef=0.25))
+    code, out, _ = sdar(
+        "fit", "-c", "base.yaml", "--config", "gate.yaml", "--model.gate.slope", "4", "--trainer.max_steps=7", "--print_config"
+    )
+    assert code == 0
+    config = printed(out)
+    assert config["model"]["class_path"].endswith("GatedToyMethod")
+    assert config["model"]["init_args"]["gate"]["init_args"] == {"slope": 4.0, "mode": "hard"}
+    assert config["model"]["init_args"]["coef"] == 0.25
+    assert config["trainer"]["max_steps"] == 7
+    assert config["data"]["class_path"] == "sdar.data.TaskModule"
+    assert config["data"]["init_args"]["train_tasks"] == 2
+
+
+@pytest.mark.parametrize("data", [TASKS, {"init_args": TASKS}, {"class_path": "TaskModule", "init_args": TASKS}])
+def test_tasks_need_no_class_path(sdar, data: dict[str, Any]) -> None:
+    write("base.yaml", model=model(), data=data)
+    for key in ("--data.group_size", "--data.init_args.group_size"):
+        code, out, _ = sdar("fit", "-c", "base.yaml", key, "5", "--print_config")
+        assert code == 0
+        assert printed(out)["data"]["init_args"]["group_size"] == 5
+        assert printed(out)["data"]["init_args"]["train_tasks"] == 2
+
+
+def test_another_class_keeps_the_settings_that_fit_and_tells_the_others(sdar) -> None:
+    write("gated.yaml", model=model(gate={"class_path": "ToyGate", "init_args": {"slope": 3.0}}, coef=0.25, speed=0.5))
+    code, out, err = sdar("fit", "-c", "base.yaml", "-c", "gated.yaml", "--model", "ToyMethod", "--print_config")
+    assert code == 0
+    assert printed(out)["model"]["init_args"] == {"speed": 0.5, "fail_at": None, "fault": "world"}
+    assert err == "note: ToyMethod replaces GatedToyMethod; settings of GatedToyMethod that ToyMethod does not take are dropped: gate, coef\n"
+
+
+def test_another_class_in_a_later_file(sdar) -> None:
+    write("plain.yaml", model={"class_path": "ToyMethod"})
+    write("gated.yaml", model=model(coef=0.25, speed=0.5))
+    code, out, err = sdar("fit", "-c", "base.yaml", "-c", "gated.yaml", "-c", "plain.yaml", "--print_config")
+    assert code == 0
+    assert printed(out)["model"]["init_args"]["speed"] == 0.5
+    assert "are dropped: coef\n" in err
+
+
+def test_defaults_that_another_class_lacks_are_not_mentioned(sdar) -> None:
+    assert sdar("fit", "-c", "base.yaml", "--model", "ToyMethod", "--print_config")[2] == ""
+
+
+# ------------------------------------------------------------------ mistakes
+
+
+MISTAKES = {
+    "strategy": (["--model", "GatdToyMethod"], r"model: there is no strategy 'GatdToyMethod'\. Did you mean 'GatedToyMethod'\?"),
+    "part": (["--model.gate", "ToyGat"], r"model\.gate: there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?\n  known: .*GapGate \(gap\)"),
+    "short name": (["--model.gate", "gapp"], r"model\.gate: there is no Gate 'gapp'\. Did you mean 'gap'\?"),
+    "part of a part": (["--model.gate", "NestedToyGate", "--model.gate.inner", "ToyGat"], r"model\.gate\.inner: .*Did you mean 'ToyGate'\?"),
+    "optional part": (["--model.retriever", "ToyRetreiver"], r"model\.retriever: there is no Retriever .*Did you mean 'ToyRetriever'\?"),
+    "listed part": (["--model.gates", "[ToyGat]"], r"model\.gates: there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?"),
+    "part of another kind": (["--model.gate", "UCBRetriever"], r"model\.gate: 'UCBRetriever' is a Retriever and does not fit here: a Gate"),
+    "argument": (["--model.coeff", "1"], r"model\.coeff: GatedToyMethod takes no 'coeff'\. Did you mean 'coef'\?\n  GatedToyMethod takes: gate,"),
+    "inherited argument": (["--model.sped", "1"], r"model\.sped: .*Did you mean 'speed'\?"),
+    "argument of a part": (["--model.gate.slop", "1"], r"model\.gate\.slop: ToyGate takes no 'slop'\. Did you mean 'slope'\?"),
+    "head of a path": (["--model.gte.slope", "1"], r"model\.gte\.slope: GatedToyMethod takes no 'gte'\. Did you mean 'gate'\?"),
+    "deep argument": (
+        ["--model.gate", "NestedToyGate", "--model.gate.inner", "ToyGate", "--model.gate.inner.slop", "1"],
+        r"model\.gate\.inner\.slop: ToyGate takes no 'slop'\. Did you mean 'slope'\?",
+    ),
+    "missing argument": (["--model.retriever", "ToyRetriever"], r"model\.retriever\.bank: missing, ToyRetriever needs it\."),
+    "choice": (["--model.gate.mode", "sotf"], r"model\.gate\.mode: must be one of soft, hard, not 'sotf'\. Did you mean 'soft'\?"),
+    "number": (["--model.gate.slope", "steep"], r"model\.gate\.slope: must be float, not 'steep'\."),
+    "data key": (["--data.group_sise", "2"], r"data\.group_sise: TaskModule takes no 'group_sise'\. Did you mean 'group_size'\?"),
+    "data class": (["--data", "TaskModul"], r"data: there is no LightningDataModule 'TaskModul'\. Did you mean 'TaskModule'\?"),
+    "top-level key": (["--modl.coef", "1"], r"modl\.coef: there is no 'modl'\. Did you mean 'model'\?"),
+    "command key": (["--ckpt_pth", "last"], r"ckpt_pth: there is no 'ckpt_pth'\. Did you mean 'ckpt_path'\?"),
+    "trainer key": (["--trainer.max_step", "1"], r"trainer\.max_step: 'trainer' has no such setting\. Did you mean 'trainer\.max_steps'\?"),
+    "trainer value": (["--trainer.max_steps", "many"], r"trainer\.max_steps: must be int, not 'many'\."),
+    "trainer choice": (["--trainer.precision", "bf16-mixd"], r"trainer\.precision: must be one of .*Did you mean 'bf16-mixed'\?"),
+    "trainer strategy": (["--trainer.strategy", "dpp"], r"trainer\.strategy: there is no strategy 'dpp'\. Did you mean 'ddp'\?"),
+    "accelerator": (["--trainer.accelerator", "cuuda"], r"trainer\.accelerator: there is no accelerator 'cuuda'\. Did you mean 'cuda'\?"),
+    "callback": (["--trainer.callbacks+=ModelCheckpint"], r"trainer\.callbacks: there is no Callback .*Did you mean 'ModelCheckpoint'\?"),
+    "checkpoint key": (["--checkpoint.every_n_iteration", "2"], r"checkpoint\.every_n_iteration: .*Did you mean 'checkpoint\.every_n_iterations'\?"),
+    "stray word": (["faster"], r"unexpected argument 'faster'"),
+    "file": (["-c", "bse.yaml"], r"configuration file bse\.yaml does not exist\. Did you mean base\.yaml\?"),
+    "module": (["--model.gate", "torhc.ToyGate"], r"model\.gate: no module named 'torhc'\. Did you mean 'torch'\?"),
+    "class in a module": (["--model.gate", "sdar.gates.GapGat"], r"model\.gate: module 'sdar\.gates' has no class 'GapGat'\. Did you mean 'GapGate'\?"),
+}
+
+
+@pytest.mark.parametrize("args, message", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_names_the_key_and_the_nearest_right_word(sdar, args: list[str], message: str) -> None:
+    code, out, err = sdar("fit", "-c", "base.yaml", *args)
+    assert code == 2
+    assert re.match(f"error: {message}", err)
+    assert err.count("Did you mean") <= 1 and "Union" not in err and "usage" not in err
+
+
+GATE_SPEC = {"class_path": "ToyGate", "init_args": {"slope": 2.0}}
+MISTAKES_IN_FILES = {
+    "top-level key": ({"modl": model()}, r"modl \(in wrong\.yaml\): there is no 'modl'\. Did you mean 'model'\?"),
+    "trainer key": ({"trainer": {"max_stps": 3}}, r"trainer\.max_stps \(in wrong\.yaml\): .*Did you mean 'trainer\.max_steps'\?"),
+    "argument": ({"model": model(coeff=1)}, r"model\.coeff \(in wrong\.yaml\): GatedToyMethod takes no 'coeff'\. Did you mean 'coef'\?"),
+    "part": ({"model": model(gate="ToyGat")}, r"model\.gate \(in wrong\.yaml\): there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?"),
+    "class path": ({"model": model(gate={"class_path": "ToyGat"})}, r"model\.gate \(in wrong\.yaml\): .*Did you mean 'ToyGate'\?"),
+    "listed part": ({"model": model(gates=["ToyGate", "ToyGat"])}, r"model\.gates \(in wrong\.yaml\): there is no Gate 'ToyGat'"),
+    "argument of a part": (
+        {"model": model(gates=["ToyGate", {"class_path": "ToyGate", "init_args": {"slop": 1}}])},
+        r"model\.gates\.slop \(in wrong\.yaml\): ToyGate takes no 'slop'\. Did you mean 'slope'\?",
+    ),
+    "value": ({"model": model(gate={"class_path": "ToyGate", "init_args": {"slope": "x"}})}, r"model\.gate\.slope \(in wrong\.yaml\): must be float"),
+    "no part at all": ({"model": model(gate=3)}, r"model\.gate \(in wrong\.yaml\): must be a Gate, given by name or as class_path"),
+    "init_arg": (
+        {"model": model(gate={"class_path": "ToyGate", "init_arg": {"slope": 1}})},
+        r"model\.gate \(in wrong\.yaml\): 'init_arg' stands beside class_path\. Did you mean 'init_args'\?",
+    ),
+    "clas_path": (
+        {"model": model(gate={"clas_path": "ToyGate", "init_args": {}})},
+        r"model\.gate \(in wrong\.yaml\): 'clas_path' is no key of a part\. Did you mean 'class_path'\?",
+    ),
+    "argument beside class_path": ({"model": model(gate={**GATE_SPEC, "slope": 1})}, r"model\.gate \(in wrong\.yaml\): 'slope' stands beside"),
+    "command level": ({"fit": {"trainer": {"max_steps": 1}}}, r"fit\.trainer\.max_steps \(in wrong\.yaml\): .*leave the 'fit' level out"),
+}
+
+
+@pytest.mark.parametrize("content, message", MISTAKES_IN_FILES.values(), ids=MISTAKES_IN_FILES)
+def test_a_mistake_in_a_file_names_the_file(sdar, content: dict[str, Any], message: str) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "-c", write("wrong.yaml", **content))
+    assert code == 2
+    assert re.match(f"error: {message}", err)
+    assert err.count("Did you mean") <= 1
+
+
+def test_broken_yaml_names_file_and_line(sdar) -> None:
+    Path("broken.yaml").write_text("model: {class_path: ToyMethod\n")
+    code, _, err = sdar("fit", "-c", "broken.yaml")
+    assert code == 2
+    assert re.match(r"error: broken\.yaml is no valid YAML: ", err) and 'in "broken.yaml", line ' in err
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["fti", "-c", "base.yaml"], r"there is no command 'fti'\. Did you mean 'fit'\?"),
+        (["--model", "SDAR", "fit"], r"there is no command 'SDAR'\. The command comes first: fit, "),
+        (["-c", "base.yaml"], r"a command is needed: fit, validate, test, predict, list"),
+        ([], r"a command is needed"),
+        (["fit"], r"fit needs a configuration: give a file, e\.g\. sdar fit -c "),
+        (["fit", "--data.env", "household"], r"model: this command needs a strategy, e\.g\. --model SDAR"),
+        (["list", "gatse"], r"'gatse' is no kind of part\. Did you mean 'gates'\?"),
+        (["list", "--plugin", "no_such_package"], r"--plugin no_such_package: no module of that name on the Python path"),
+        (["list", "--plugin"], r"--plugin : give the name of a module"),
+    ],
+)
+def test_a_wrong_command_line(sdar, args: list[str], message: str) -> None:
+    code, _, err = sdar(*args)
+    assert code == 2
+    assert re.match(f"error: {message}", err)
+
+
+def test_a_plugin_that_fails_is_named(sdar, folder: Path) -> None:
+    (folder / "failing_plugin.py").write_text("1 / 0\n")
+    code, _, err = sdar("list", "--plugin", "failing_plugin")
+    assert code == 2
+    assert err == "error: --plugin failing_plugin: importing it failed with ZeroDivisionError: division by zero\n"
+
+
+def test_an_unknown_report_is_shown_as_it_is() -> None:
+    assert findings("") == []
+    assert findings('Parser key "a.b":\n  Something new')[0].path == "a.b"
+
+
+# ------------------------------------------------------------------ errors of parts
+
+
+def test_a_refused_setting_is_told_with_its_key_and_without_a_traceback(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model.gate.slope", "0")
+    assert code == 2
+    assert "error: model.gate: slope is 0: nothing would pass. Use 1.\n" in err
+    assert "Traceback" not in err and not Path("runs").exists()
+
+
+def test_the_key_of_a_refused_setting_is_found_in_optional_and_listed_parts(sdar) -> None:
+    wrong = {"class_path": "NestedToyGate", "init_args": {"inner": {"class_path": "ToyGate", "init_args": {"slope": 0}}}}
+    write("wrong.yaml", model=model(gate="constant", gates=["entropy", wrong]))
+    code, _, err = sdar("fit", "-c", "base.yaml", "-c", "wrong.yaml")
+    assert code == 2
+    assert "error: model.gates[1].inner: slope is 0" in err
+
+
+def test_a_setting_that_the_tasks_refuse(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--data.group_size", "0")
+    assert code == 2
+    assert "error: data.group_size is 0: it must be at least 1.\n" in err
+
+
+def test_the_traceback_is_shown_on_request(sdar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDAR_TRACEBACK", "1")
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model.gate.slope", "0")
+    assert code == 2
+    assert "Traceback" in err and "error: model.gate: slope is 0" in err
+
+
+def test_an_unforeseen_error_of_a_part_has_key_and_traceback(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model.retriever", "ToyRetriever", "--model.retriever.bank", "gone")
+    assert code == 1
+    assert "Traceback" in err and err.endswith("error: model.retriever: FileNotFoundError: gone\n")
+
+
+def test_a_setting_that_the_trainer_refuses(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--trainer.limit_train_batches", "-3")
+    assert code == 2
+    assert "error: trainer: You have passed invalid value -3 for limit_train_batches" in err
+
+
+def test_a_configuration_error_before_the_first_iteration_is_a_mistake(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model", "LostToyMethod")
+    assert code == 2
+    assert "error: model: nothing to learn from.\n" in err and "last checkpoint" not in err
+
+
+@pytest.mark.parametrize("fault", ["world", "config"])
+def test_an_error_while_training_says_where_the_last_checkpoint_is(sdar, fault: str) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model.fail_at", "1", "--model.fault", fault)
+    assert code == 1
+    last = Path("runs/checkpoints/last.ckpt").resolve()
+    assert f"error: model: it broke\nlast checkpoint: {last} (continue with the same command and --ckpt_path last)\n" in err
+    assert "Traceback" not in err and last.exists()
+
+
+def test_an_unforeseen_error_while_training_keeps_its_traceback(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--model.fail_at", "1", "--model.fault", "bug")
+    assert code == 1
+    assert "Traceback" in err and "error: model: ZeroDivisionError: it broke\nlast checkpoint: " in err
+
+
+# ------------------------------------------------------------------ runs
+
+
+def test_a_run_leaves_logs_configuration_and_a_checkpoint(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml")
+    assert code == 0
+    assert len(ToyMethod.numbers) == 2
+    left = {p.name.partition(".tfevents")[0] for p in Path("runs/version_0").iterdir()}
+    assert left >= {"metrics.csv", "events.out", "config.yaml"}
+    rows = list(csv.DictReader(Path("runs/version_0/metrics.csv").open()))
+    assert [float(row["number"]) for row in rows] == pytest.approx(ToyMethod.numbers)
+    assert [p.name for p in Path("runs/checkpoints").iterdir()] == ["last.ckpt"]
+    for noise in ("many workers", "manual optimization", "Tip", "litlogger", "Warning", "warn("):
+        assert noise not in err
+
+
+def test_trainer_defaults_suit_agents(sdar) -> None:
+    trainer = printed(sdar("fit", "-c", "base.yaml", "--print_config")[1])["trainer"]
+    expected = {
+        "default_root_dir": "runs",
+        "max_epochs": -1,
+        "use_distributed_sampler": False,
+        "log_every_n_steps": 1,
+        "num_sanity_val_steps": 0,
+        "logger": None,
+        "callbacks": None,
+    }
+    assert {key: trainer[key] for key in expected} == expected
+
+
+def test_the_saved_configuration_runs_again_and_continues(sdar) -> None:
+    sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "4")
+    straight = ToyMethod.numbers
+    sdar("fit", "-c", "base.yaml", "--trainer.default_root_dir", "again")
+    code, _, err = sdar("fit", "-c", "again/version_0/config.yaml", "--ckpt_path", "last", "--trainer.max_steps", "4")
+    assert code == 0
+    assert ToyMethod.numbers == straight[2:]
+    assert "note:" not in err
+    assert [p.name for p in Path("again/checkpoints").iterdir()] == ["last.ckpt"]
+    assert Path("again/version_1/config.yaml").exists()
+
+
+def test_a_second_fresh_run_overwrites_no_checkpoint_and_last_is_the_newer(sdar) -> None:
+    sdar("fit", "-c", "base.yaml")
+    first = Path("runs/checkpoints/last.ckpt").read_bytes()
+    sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "3")
+    assert Path("runs/checkpoints/last.ckpt").read_bytes() == first
+    sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "4", "--ckpt_path", "last")
+    assert len(ToyMethod.numbers) == 1
+
+
+def test_without_a_checkpoint_last_begins_anew(sdar) -> None:
+    with pytest.warns(UserWarning, match="no last checkpoint available"):
+        assert sdar("fit", "-c", "base.yaml", "--ckpt_path", "last")[0] == 0
+    assert len(ToyMethod.numbers) == 2
+
+
+def test_checkpoints_count_iterations_and_the_last_one_is_kept(sdar, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    monkeypatch.setattr(ToyMethod, "on_save_checkpoint", lambda self, checkpoint: saved.append(self.iteration))
+    assert sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "5", "--checkpoint.every_n_iterations", "2")[0] == 0
+    assert saved == [2, 4, 5]
+    code, _, err = sdar("fit", "-c", "base.yaml", "--checkpoint.every_n_iterations", "0")
+    assert code == 2
+    assert "error: checkpoint.every_n_iterations is 0: use 1 or more" in err
+
+
+def test_own_loggers_callbacks_and_none_are_respected(sdar) -> None:
+    own = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "mine", "every_n_train_steps": 1, "save_top_k": -1}}
+    write("own.yaml", trainer={"logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "table"}}, "callbacks": [own]})
+    assert sdar("fit", "-c", "base.yaml", "-c", "own.yaml", "--checkpoint.dirpath", "elsewhere")[0] == 0
+    assert len(list(Path("mine").iterdir())) == 2
+    assert Path("elsewhere/last.ckpt").exists() and not Path("runs").exists()
+    assert not list(Path("table").rglob("*tfevents*"))
+    args = ("--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.default_root_dir", "bare")
+    assert sdar("fit", "-c", "base.yaml", *args)[0] == 0
+    assert [p.name for p in Path("bare").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_the_other_commands_take_the_last_checkpoint(sdar, command: str) -> None:
+    sdar("fit", "-c", "base.yaml")
+    trained = ToyMethod.numbers[-1]
+    code, out, _ = sdar(command, "-c", "runs/version_0/config.yaml", "--ckpt_path", "last")
+    assert code == 0
+    if command != "predict":
+        shown = re.search(r"held_out/number\D*([\d.]+)", out)
+        assert shown and float(shown[1]) == pytest.approx(trained)
+
+
+def test_a_checkpoint_is_whole_when_the_process_dies_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(1)}, path)
+
+    def dies(checkpoint: Any, file: Any) -> None:
+        file.write(b"half a checkpoint")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", dies)
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(2)}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 1
+    monkeypatch.undo()
+    AtomicCheckpointIO().save_checkpoint({"step": torch.tensor(3)}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["step"] == 3
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+# ------------------------------------------------------------------ help and list
+
+
+def test_help_teaches(sdar) -> None:
+    code, out, _ = sdar("--help")
+    assert code == 0
+    assert "examples:\n  sdar fit -c " in out and "--plugin my_package" in out and "sdar list" in out
+    for command, word in (("fit", "Train"), ("validate", "validation tasks"), ("test", "test tasks"), ("predict", "without learning")):
+        code, out, _ = sdar(command, "--help")
+        assert code == 0
+        assert word in out and f"examples:\n  sdar {command} " in out and "--trainer.max_steps" in out
+
+
+def test_help_of_a_part(sdar) -> None:
+    code, out, _ = sdar("fit", "--model.help", "GatedToyMethod")
+    assert code == 0
+    assert "--model.coef" in out
+    code, out, _ = sdar("fit", "-c", "base.yaml", "--model.gate.help", "ToyGate")
+    assert code == 0
+    assert "--model.gate.slope" in out or "slope" in out
+
+
+def test_version(sdar) -> None:
+    code, out, _ = sdar("--version")
+    assert code == 0
+    assert re.fullmatch(r"sdar \d+\.\d+\.\d+\n", out)
+
+
+def test_list_shows_every_part_with_its_arguments(sdar) -> None:
+    code, out, _ = sdar("list")
+    assert code == 0
+    for plural in registry.kinds():
+        assert f"{plural}: " in out
+        for short, cls in registry.parts(plural).items():
+            assert short in out and cls.__name__ in out and registry.summary(cls) in out
+    assert "0x" not in out and "LazyInstance" not in out
+
+
+def test_list_of_one_kind(sdar) -> None:
+    code, out, _ = sdar("list", "gates")
+    assert code == 0
+    assert re.search(r"^  gap, GapGate: .+\n      beta: float = 5\.0$", out, re.MULTILINE)
+    assert "strategies" not in out
+
+
+def test_list_shows_what_all_strategies_take_once(sdar) -> None:
+    out = sdar("list", "strategies")[1]
+    assert out.count("policy: Policy (required)") == 1
+    assert re.search(r"^      gate: Gate = GapGate$", out, re.MULTILINE)
+
+
+# ------------------------------------------------------------------ plugins
+
+
+PLUGIN = '''
+from sdar import Gate, Retriever, register
+
+@register("half_open")
+class HalfOpenGate(Gate):
+    """Always half open."""
+
+    def __init__(self, width: float = 0.5) -> None:
+        self.width = width
+
+    def __call__(self, tokens):
+        return tokens.gap * 0 + self.width
+
+@register("nobody")
+class NobodyRetriever(Retriever):
+    """Knows nothing."""
+
+    def retrieve(self, task, draw=0):
+        raise NotImplementedError
+'''
+
+METHOD = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_cli import GatedToyMethod
+"""
+
+
+@pytest.fixture
+def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A package outside the repository; what it registers is forgotten afterwards."""
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").write_text(PLUGIN)
+    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+    yield
+    sys.modules.pop("my_package", None)
+
+
+@pytest.mark.parametrize("option", [["--plugin", "my_package"], ["--plugin=my_package"]])
+@pytest.mark.parametrize("first", [True, False])
+def test_parts_of_a_plugin_have_names(sdar, plugin, option: list[str], first: bool) -> None:
+    write("own.yaml", model=model(gate={"class_path": "half_open", "init_args": {"width": 0.25}}, retriever="NobodyRetriever"))
+    args = ["fit", "-c", "base.yaml", "-c", "own.yaml", "--print_config"]
+    code, out, _ = sdar(*(option + args if first else args + option))
+    assert code == 0
+    init_args = printed(out)["model"]["init_args"]
+    assert init_args["gate"] == {"class_path": "my_package.half_open", "init_args": {"width": 0.25}}
+    assert init_args["retriever"]["class_path"] == "my_package.NobodyRetriever"
+    assert "half_open, HalfOpenGate: Always half open." in sdar("list", "gates", *option)[1]
+
+
+def test_parts_without_a_plugin_have_dotted_paths(sdar, plugin) -> None:
+    args = ("--model.gate", "my_package.HalfOpenGate", "--model.retriever", "my_package.NobodyRetriever")
+    code, _, _ = sdar("fit", "-c", "base.yaml", *args)
+    assert code == 0
+
+
+def test_the_command_in_a_process_of_its_own(folder: Path) -> None:
+    (folder / "my_package").mkdir()
+    (folder / "my_package" / "__init__.py").write_text(PLUGIN)
+    (folder / "my_method.py").write_text(METHOD)
+    command = "import sys; from sdar.cli import main; sys.exit(main())"
+    args = ["fit", "-c", "base.yaml", "--plugin", "my_method", "--plugin", "my_package", "--model.gate", "half_open"]
+    done = subprocess.run([sys.executable, "-c", command, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Path("runs/checkpoints/last.ckpt").exists()
+    assert "my_package.half_open" in Path("runs/version_0/config.yaml").read_text()
