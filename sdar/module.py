@@ -15,7 +15,7 @@ import random
 import time
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import lazy_instance
@@ -57,6 +57,8 @@ class AgentModule(LightningModule):
         max_grad_norm: Gradients are scaled down to this norm.
         max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite.
         log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
+        export: Directory that gets the trained policy, as transformers saves it, when training ends.
+        export_dtype: Type of the exported weights.
     """
 
     retriever: Retriever | None = None
@@ -82,6 +84,8 @@ class AgentModule(LightningModule):
         max_grad_norm: float = 1.0,
         max_skipped_steps: int = 3,
         log_episodes_every: int = 10,
+        export: str | None = None,
+        export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -103,6 +107,7 @@ class AgentModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.max_skipped_steps = max_skipped_steps
         self.log_episodes_every = log_episodes_every
+        self.export, self.export_dtype = export, export_dtype
         self.view: PrivilegedView = SkillView()
         self.model: nn.Module | None = None
         self.initial: nn.Module | None = None
@@ -306,6 +311,15 @@ class AgentModule(LightningModule):
             version, internal, gauss = self._rng_state["python"]
             random.setstate((version, tuple(internal), gauss))
             self._rng_state = None
+
+    def on_fit_end(self) -> None:
+        """Export, and say what changed and where everything is."""
+        if self.export is not None:
+            exported = copy.deepcopy(self.model).to(getattr(torch, self.export_dtype))
+            exported.save_pretrained(self.export)
+            self.chat.tokenizer.save_pretrained(self.export)
+        lines = [*self.validation.changes(), *reporting.places(self.trainer, self.export)]
+        print("\n".join(["", *lines]), flush=True)
 
     # ------------------------------------------------------------------ validation, test, prediction
 

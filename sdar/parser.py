@@ -1,4 +1,4 @@
-"""The argument parser of the `sdar` command: jsonargparse's, with errors that name the key, the file and the nearest right word.
+"""The argument parser of the `sdar` command: jsonargparse's, with errors that name key, file and the nearest right word.
 
 Only public hooks: the parser's ``error`` method is the one place where jsonargparse reports a mistake. Its report is a text in
 which nested parts are indented, one line ``Parser key "gate":`` for each level; `findings` reads the innermost mistakes from
@@ -17,7 +17,7 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,11 +64,6 @@ class Finding:
     text: str
     value: str | None = None
     """What the user wrote, where the report says so."""
-    allowed: list[Any] = field(default_factory=list)
-
-    @property
-    def path(self) -> str:
-        return ".".join(self.keys)
 
 
 _IGNORED = re.compile(r"(Does not validate|Subtypes: |Errors:|Given value type: |Subclass types expect|a class path|a dict )")
@@ -111,16 +106,44 @@ def findings(report: str) -> list[Finding]:
     return found
 
 
+@dataclass
+class Mistake(Finding):
+    """A finding with what is needed to tell it to a person."""
+
+    words: tuple[str, ...] = ()
+    """What the rule's pattern caught in the text."""
+    texts: tuple[str, ...] = ()
+    """All texts of the report about the same key."""
+    files: tuple[Path, ...] = ()
+    known: tuple[str, ...] = ()
+    """Every key of the command."""
+
+    def at(self, value: str | None = None, keys: tuple[str, ...] | None = None) -> str:
+        """``model.gate (in conf/x.yaml)``: key path, and the last file that sets it (to `value`)."""
+        keys = self.keys if keys is None else keys
+        for path in reversed(self.files):
+            if path.is_file():
+                for node in _nodes(yaml.safe_load(path.read_text()), keys):
+                    if value is None or value in (str(node), node.get("class_path") if isinstance(node, dict) else None):
+                        return f"{'.'.join(keys)} (in {path})"
+        return ".".join(keys)
+
+
 def explain(report: str, files: Iterable[Path] = (), known: Iterable[str] = ()) -> str:
     """One message for a jsonargparse report: key path, fact, nearest right word, file."""
     found = findings(report)
     if not found:
         return report
-    finding = max(found, key=lambda f: (len(f.keys), _weight(f.text)))
-    same = [f for f in found if f.keys == finding.keys]
+    chosen = max(found, key=lambda f: (len(f.keys), _weight(f.text)))
+    same = [f for f in found if f.keys == chosen.keys]
+    value = next((f.value for f in same if f.value is not None), None)
     for pattern, rule in _RULES:
-        if match := re.match(pattern, finding.text, re.DOTALL):
-            return rule(finding, match, same, tuple(files), set(known))
+        if match := re.match(pattern, chosen.text, re.DOTALL):
+            texts = tuple(f.text for f in same)
+            mistake = Mistake(
+                chosen.keys, chosen.owner, chosen.text, value, match.groups(), texts, tuple(files), tuple(known)
+            )
+            return rule(mistake)
     return report
 
 
@@ -177,7 +200,8 @@ class DroppedArguments(logging.Handler):
         self.told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        match = re.match(r"Due to class_path change from '(.*?)' to '(.*?)', discarding init_args: (\{.*\})", record.msg, re.DOTALL)
+        pattern = r"Due to class_path change from '(.*?)' to '(.*?)', discarding init_args: (\{.*\})"
+        match = re.match(pattern, str(record.msg), re.DOTALL)
         if not match:
             return
         old_class = _locate(match[1])
@@ -227,119 +251,110 @@ def known_names(bases: Iterable[type]) -> dict[str, type]:
 # The rules: how an innermost line of a report is told to a person.
 
 
-def _unknown_name(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    wrong = match[1]
-    bases = _expected(finding)
+def _unknown_name(m: Mistake) -> str:
+    wrong = m.words[0]
+    bases = _expected(m)
     right = known_names(bases)
     what = _kind_of(bases)
     other = names().get(wrong)
     if other is not None and wrong not in right:
-        fact = f"{wrong!r} is a {_kind_of(kind for kind in kinds().values() if issubclass(other, kind))} and does not fit here: a {what} is needed."
+        is_a = _kind_of(kind for kind in kinds().values() if issubclass(other, kind))
+        fact = f"{wrong!r} is a {is_a} and does not fit here: a {what} is needed."
     else:
         same_case_last = sorted(right or names(), key=lambda name: name[:1].isupper() == wrong[:1].isupper())
         fact = f"there is no {what} {wrong!r}.{did_you_mean(wrong, same_case_last)}"
-    lines = [f"{finding.path}{_in_file(finding.keys, wrong, files)}: {fact}"]
+    lines = [f"{m.at(wrong)}: {fact}"]
     if registered := {name: cls for base in bases for name, cls in names(base).items() if issubclass(cls, base)}:
         lines.append(f"  known: {', '.join(_with_short_names(registered))}")
         lines.append("  A class of your own: its dotted path, or its name together with --plugin my_package.")
     return "\n".join(lines)
 
 
-def _unknown_module(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    module, attribute = (*match.groups(), None)[:2]
-    if attribute is None:
-        last = re.split(r"\W", finding.text)[-2] if "'" in finding.text else module
-        near = did_you_mean(module, {name.partition(".")[0] for name in sys.modules} if "." not in module else sys.modules)
-        return (
-            f"{finding.path}: no module named {module!r}.{near} Is the package {last!r} installed, or its folder the working "
-            f"directory {os.getcwd()}?"
-        )
-    near = did_you_mean(attribute, [name for name in vars(sys.modules[module]) if not name.startswith("_")])
-    where = _in_file(finding.keys, f"{module}.{attribute}", files)
-    return f"{finding.path}{where}: module {module!r} has no class {attribute!r}.{near}"
-
-
-def _unknown_argument(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    wrong = re.split(r"[ =]", match[1].removeprefix("--"))[0].removeprefix("init_args.")
-    if finding.owner is None:
-        return _unknown_key(finding, match, same, files, known)
-    accepted = list(_defaults(finding.owner))
-    head = wrong.partition(".")[0]
-    keys = (*finding.keys, *wrong.split("."))
+def _unknown_module(m: Mistake) -> str:
+    module = m.words[0]
+    near = did_you_mean(module, sys.modules if "." in module else {name.partition(".")[0] for name in sys.modules})
     return (
-        f"{'.'.join(keys)}{_in_file(keys, None, files)}: {finding.owner.__name__} takes no {head!r}."
-        f"{did_you_mean(head, accepted)}\n  {finding.owner.__name__} takes: {', '.join(accepted) or 'nothing'}"
+        f"{'.'.join(m.keys)}: no module named {module!r}.{near} Install the package, or start sdar in the folder that holds "
+        f"it (now {os.getcwd()})."
     )
 
 
-def _unknown_key(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    words = match[1].split()
-    wrong = next((word for word in words if word.startswith("-")), words[0])
-    wrong = wrong.lstrip("-").partition("=")[0]
-    if not wrong or (wrong == words[0] and match[0].startswith("unrecognized")):
+def _unknown_attribute(m: Mistake) -> str:
+    module, attribute = m.words
+    near = did_you_mean(attribute, [name for name in vars(sys.modules[module]) if not name.startswith("_")])
+    return f"{m.at(f'{module}.{attribute}')}: module {module!r} has no class {attribute!r}.{near}"
+
+
+def _unknown_argument(m: Mistake) -> str:
+    if m.owner is None:
+        return _unknown_key(m)
+    wrong = re.split(r"[ =]", m.words[0].removeprefix("--"))[0].removeprefix("init_args.").split(".")
+    accepted = list(_defaults(m.owner))
+    owner = m.owner.__name__
+    return (
+        f"{m.at(keys=(*m.keys, *wrong))}: {owner} takes no {wrong[0]!r}.{did_you_mean(wrong[0], accepted)}"
+        f"\n  {owner} takes: {', '.join(accepted) or 'nothing'}"
+    )
+
+
+def _unknown_key(m: Mistake) -> str:
+    words = m.words[0].split()
+    option = next((word for word in words if word.startswith("-")), "")
+    if not option and m.text.startswith("unrecognized"):
         return f"unexpected argument {words[0]!r}: commands come first, settings look like --trainer.max_steps 10."
-    keys = tuple(key for key in wrong.split(".") if key != "init_args")
-    heads = {key.partition(".")[0] for key in known} | {"model", "data", "trainer", "config", "plugin", "print_config"}
+    keys = tuple(key for key in (option or words[0]).lstrip("-").partition("=")[0].split(".") if key != "init_args")
+    heads = {key.partition(".")[0] for key in m.known} | {"model", "data", "trainer", "config", "plugin", "print_config"}
     if keys[0] in COMMANDS:
         return (
-            f"{'.'.join(keys)}{_in_file(keys, None, files)}: a file given behind the command {keys[0]!r} starts with model, "
-            f"data, trainer; leave the {keys[0]!r} level out."
+            f"{m.at(keys=keys)}: a file given behind the command {keys[0]!r} starts with model, data, trainer; leave the "
+            f"{keys[0]!r} level out."
         )
     if keys[0] not in heads:
-        near = did_you_mean(keys[0], heads)
-        return f"{keys[0]}{_in_file(keys[:1], None, files)}: there is no {keys[0]!r}.{near}"
-    second = {key.split(".")[1] for key in known if key.startswith(keys[0] + ".")}
-    near = did_you_mean(keys[1], second) if len(keys) > 1 else ""
-    near = re.sub("'(.*)'", rf"'{keys[0]}.\1'", near)
-    return f"{'.'.join(keys)}{_in_file(keys, None, files)}: {keys[0]!r} has no such setting.{near}"
+        return f"{m.at(keys=keys[:1])}: there is no {keys[0]!r}.{did_you_mean(keys[0], heads)}"
+    near = did_you_mean(".".join(keys[:2]), [".".join(key.split(".")[:2]) for key in m.known if key.startswith(keys[0])])
+    return f"{m.at(keys=keys)}: {keys[0]!r} has no such setting.{near}"
 
 
-def _wrong_value(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    value = next((f.value for f in same if f.value is not None), None)
+def _wrong_value(m: Mistake) -> str:
     choices: list[Any] = []
-    plain_types: list[str] = []
-    for text in (f.text for f in same):
+    plain: list[str] = []
+    for text in m.texts:
         if literal := re.match(r"Expected a (?:typing\.)?Literal(\[.*\])", text):
             choices += ast.literal_eval(literal[1])
         elif enum := re.match(r"Expected a member of .*?: \{(.*)\}", text):
             choices += enum[1].split(",")
-        elif plain := re.match(r"Expected an? (.*)", text):
-            if not re.search(r"path|NoneType", plain[1]):
-                plain_types.append(_type_name(plain[1]))
-    allowed = [f"one of {', '.join(map(str, choices))}"] * bool(choices) + plain_types
-    near = did_you_mean(str(value), map(str, choices)) if value is not None else ""
-    got = f", not {_quoted(value)}" if value is not None else ""
-    return f"{finding.path}{_in_file(finding.keys, value, files)}: must be {' or '.join(dict.fromkeys(allowed))}{got}.{near}"
+        elif (other := re.match(r"Expected an? (.*)", text)) and not re.search(r"path|NoneType", other[1]):
+            plain.append(_type_name(other[1]))
+    allowed = [f"one of {', '.join(map(str, choices))}"] * bool(choices) + plain
+    near = "" if m.value is None else did_you_mean(m.value, map(str, choices))
+    got = "" if m.value is None else f", not {_quoted(m.value)}"
+    return f"{m.at(m.value)}: must be {' or '.join(dict.fromkeys(allowed))}{got}.{near}"
 
 
-def _missing(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    missing = [re.sub(rf"^({'|'.join(COMMANDS)})\.", "", key) for key in match[1].split(", ")]
-    full = ", ".join(".".join((*finding.keys, key)) for key in missing)
-    needed = f"{finding.owner.__name__} needs" if finding.owner else "this command needs"
+def _no_part(m: Mistake) -> str:
+    got = "" if m.value is None else f", not {_quoted(m.value)}"
+    return f"{m.at(m.value)}: must be a {_kind_of(_expected(m))}, given by name or as class_path with init_args{got}."
+
+
+def _missing(m: Mistake) -> str:
+    missing = [re.sub(rf"^({'|'.join(COMMANDS)})\.", "", key) for key in m.words[0].split(", ")]
     if missing == ["model"]:
-        return f"model: {needed} a strategy, e.g. --model SDAR."
-    return f"{full}: missing, {needed} it."
+        return "model: this command needs a strategy, e.g. --model SDAR."
+    needed = m.owner.__name__ if m.owner else "this command"
+    return f"{', '.join('.'.join((*m.keys, key)) for key in missing)}: missing, {needed} needs it."
 
 
-def _abstract(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    known_here = ", ".join(_with_short_names(known_names(_expected(finding))))
-    return f"{finding.path}: {match[1]} is a base class, not something to use. Choose one of: {known_here}."
+def _abstract(m: Mistake) -> str:
+    choices = ", ".join(_with_short_names(known_names(_expected(m))))
+    return f"{m.at()}: {m.words[0]} is a base class, not something to use. Choose one of: {choices}."
 
 
-def _no_part(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    value = next((f.value for f in same if f.value is not None), "")
-    what = _kind_of(_expected(finding))
-    return (
-        f"{finding.path}{_in_file(finding.keys, value, files)}: must be a {what}, given by name or as class_path with "
-        f"init_args{f', not {_quoted(value)}' if value else ''}."
-    )
+def _unknown_command(m: Mistake) -> str:
+    wrong = m.words[0]
+    return f"there is no command {wrong!r}.{did_you_mean(wrong, COMMANDS)} The command comes first: {', '.join(COMMANDS)}."
 
 
-def _unknown_command(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
-    return f"there is no command {match[1]!r}.{did_you_mean(match[1], COMMANDS)} The command comes first: {', '.join(COMMANDS)}."
-
-
-def _no_command(finding: Finding, match: re.Match[str], same: list[Finding], files: tuple[Path, ...], known: set[str]) -> str:
+def _no_command(m: Mistake) -> str:
     return f"a command is needed: {', '.join(COMMANDS)}. See sdar --help."
 
 
@@ -349,7 +364,7 @@ _RULES = (
     (r"Expected a dot import path string: (\S+)", _unknown_name),
     (r"Unexpected import path format: (\S+)", _unknown_name),
     (r"No module named '([^']+)'", _unknown_module),
-    (r"module '([^']+)' has no attribute '([^']+)'", _unknown_module),
+    (r"module '([^']+)' has no attribute '([^']+)'", _unknown_attribute),
     (r"Option '([^']+)' is not accepted", _unknown_argument),
     (r"unrecognized arguments: (.+)", _unknown_argument),
     (r"(?:Subcommand|Group) '[^']+' does not accept option '([^']+)'", _unknown_key),
@@ -376,15 +391,15 @@ def _locate(path: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def _expected(finding: Finding) -> list[type]:
+def _expected(wrong: Finding) -> list[type]:
     """The classes that the annotation of the wrong argument names."""
-    if finding.keys[:1] == ("trainer",) and finding.owner is None:
-        return _annotated(Trainer, finding.keys[-1])
-    if finding.keys == ("model",):
+    if wrong.keys[:1] == ("trainer",) and wrong.owner is None:
+        return _annotated(Trainer, wrong.keys[-1])
+    if wrong.keys == ("model",):
         return [kinds()["strategies"]]
-    if finding.keys == ("data",):
+    if wrong.keys == ("data",):
         return [LightningDataModule]
-    return _annotated(finding.owner, finding.keys[-1]) if finding.owner and finding.keys else []
+    return _annotated(wrong.owner, wrong.keys[-1]) if wrong.owner and wrong.keys else []
 
 
 def _annotated(owner: type, argument: str) -> list[type]:
@@ -472,17 +487,6 @@ def _shown(default: Any) -> str:
 
 def _quoted(value: str) -> str:
     return value if value.startswith(("'", '"', "[", "{")) else repr(value)
-
-
-def _in_file(keys: tuple[str, ...], value: str | None, files: tuple[Path, ...]) -> str:
-    """`` (in conf/x.yaml)`` for the last file that sets `keys` (to `value`), or the empty string."""
-    for path in reversed(files):
-        if path.is_file():
-            content = yaml.safe_load(path.read_text())
-            for node in _nodes(content, keys):
-                if value is None or value in (str(node), node.get("class_path") if isinstance(node, dict) else None):
-                    return f" (in {path})"
-    return ""
 
 
 def _nodes(node: Any, keys: tuple[str, ...]) -> Iterator[Any]:

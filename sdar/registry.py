@@ -73,6 +73,12 @@ def register(name: str) -> Callable[[T], T]:
                 )
             _parts[plural][name] = cls
         if name != cls.__name__:
+            module = sys.modules[cls.__module__]
+            if getattr(getattr(module, name, None), "__base__", None if hasattr(module, name) else cls) is not cls:
+                raise ConfigError(
+                    f"part name {name!r} of {cls.__module__}.{cls.__qualname__} is already something else in that file: the short name "
+                    "becomes a name of the file. Choose another."
+                )
             alias = type(name, (cls,), {"__module__": cls.__module__, "__qualname__": name, "__doc__": cls.__doc__})
             setattr(sys.modules[cls.__module__], name, alias)
         return cls

@@ -68,6 +68,17 @@ def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode]) -> 
     return path
 
 
+def places(trainer: Any, export: str | None) -> list[str]:
+    """Where a run left its logs, checkpoint, episodes and exported policy."""
+    found = [("logs", logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)][:1]
+    kept = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
+    found += [("checkpoint", path) for path in kept if path]
+    found += [("episodes", str(run_folder(trainer) / "episodes")), ("validations", str(run_folder(trainer) / "validation.jsonl"))]
+    if export is not None:
+        found.append(("policy", export))
+    return [f"{what + ':':<12} {where}" for what, where in found]
+
+
 def record(e: Episode) -> dict[str, Any]:
     """An episode as plain data."""
     return {

@@ -26,6 +26,7 @@ class Validation:
         self.rollout = rollout
         self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))
         self._panels: dict[str, Panel] = {}
+        self._history: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
 
     def play(self, step: Step) -> None:
         """One piece of a panel, by the policy and, if there are skills, by whoever sees them."""
@@ -45,6 +46,7 @@ class Validation:
             panel = self._panels[name]
             values = {actor: [average(group) for group in reporting.groups(e)] for actor, e in actors.items()}
             summary = {f"success/{name}": mean_interval(values["policy"])}
+            self._history[name].append((module.iteration, values["policy"]))
             attempts = len(reporting.groups(actors["policy"])[0])
             if attempts > 1:
                 wins = [sum(e.success for e in group) for group in reporting.groups(actors["policy"])]
@@ -63,6 +65,20 @@ class Validation:
                 self._tell(panel, attempts, summary)
                 for actor, of_actor in actors.items():
                     reporting.write_episodes(module.trainer, f"{name}-{actor}-{module.iteration:06d}", of_actor)
+
+    def changes(self) -> list[str]:
+        """One line a panel: success in the first and the last validation of this process, and the paired difference."""
+        lines = []
+        for name, played in self._history.items():
+            (began, before), (ended, after) = played[0], played[-1]
+            if ended > began:
+                gain = paired_difference(after, before)
+                lines += [
+                    f"{name} panel {self._panels[name].hash}, success before (iteration {began}): {mean_interval(before)}",
+                    f"{name} panel {self._panels[name].hash}, success after  (iteration {ended}): {mean_interval(after)}",
+                    f"{name} change: {100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] (paired, 95 %)",
+                ]
+        return lines
 
     def _tell(self, panel: Panel, attempts: int, summary: dict[str, Estimate]) -> None:
         module = self.module

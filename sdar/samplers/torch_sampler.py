@@ -13,7 +13,7 @@ from sdar.samplers.cache import RaggedCache
 from sdar.samplers.density import inverse_cdf, truncate, uniforms
 
 
-@register("torch")
+@register("in_process")
 class TorchSampler(Sampler):
     """Samples with the training weights in the training process.
 
