@@ -16,12 +16,17 @@ from sdar.errors import PolicyError
 
 Message = Mapping[str, str]
 
+THOUGHT = "<think>\nsdar thought\n</think>\n\nsdar action"
+"""A response as a reasoning model gives it; templates that remove reasoning from the history look for the closing tag."""
+
 
 class ChatFormat:
     """One tokenizer's chat template on ids.
 
+    Contents stand in the conversation as they are: a template that trims them is not followed in that.
+
     Raises:
-        PolicyError: no chat template, a template that loses its messages, or no end-of-turn token.
+        PolicyError: no chat template, a template that loses or repeats its messages, or no end-of-turn token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, name: str = "the tokenizer"):
@@ -33,8 +38,11 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.options = dict(options or {})
         self.name = name
-        self.control = frozenset(tokenizer.get_added_vocab().values()) | frozenset(tokenizer.all_special_ids)
-        strings = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        added = tokenizer.added_tokens_decoder
+        # some vocabularies add line breaks or single letters: these are text, and stand in nearly every observation
+        control = {i: t.content for i, t in added.items() if t.special or (len(t.content) > 1 and not t.content.isspace())}
+        self.control = frozenset(control) | frozenset(tokenizer.all_special_ids)
+        strings = sorted(control.values(), key=len, reverse=True)
         self._control_text = re.compile("|".join(map(re.escape, strings))) if strings else None
         self.encode_text = lru_cache(maxsize=65536)(self._encode_text)
         self._control_pieces = lru_cache(maxsize=256)(self._render_pieces)
@@ -50,7 +58,7 @@ class ChatFormat:
         self.has_system_role = self._accepts(("system", "user"))
         opened = self._control_pieces(("user",), True)
         history = self._control_pieces(("user", "assistant", "user"), True)
-        self.rewrites_history = tuple(opened[0]) != tuple(history[0]) or tuple(opened[1]) != tuple(history[1])
+        self.rewrites_history = opened != history[:2] or history[2][:1] != (self.end_of_turn,) or not self._repeats(THOUGHT)
         """True when a past assistant turn is not told as it was generated (thinking removed, say)."""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
@@ -82,7 +90,8 @@ class ChatFormat:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
-        pieces, rest = [], text
+        # half a surrogate pair (a web page can hold one) is no text to a tokenizer
+        pieces, rest = [], text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         while self._control_text is not None and (found := self._control_text.search(rest)):
             cut = found.start() + 1  # a token cannot match across the border of two separately encoded pieces
             pieces.append(rest[:cut])
@@ -92,7 +101,7 @@ class ChatFormat:
             if piece:
                 encoded = self.tokenizer.encode(piece, add_special_tokens=False)
                 if not self.control.isdisjoint(encoded):  # a normalizer made one: only single characters are safe
-                    encoded = [i for c in piece for i in self.tokenizer.encode(c, add_special_tokens=False)]
+                    encoded = [i for c in piece for i in self.tokenizer.encode(c, add_special_tokens=False, split_special_tokens=True)]
                 ids += encoded
         return tuple(ids)
 
@@ -103,11 +112,18 @@ class ChatFormat:
             return False
         return True
 
+    def _repeats(self, response: str) -> bool:
+        """Whether a past response is told in full."""
+        return response in self._render(("user", "assistant", "user"), ("sdar", response, "sdar"), True)
+
+    def _render(self, roles: Sequence[str], contents: Sequence[str], generate: bool) -> str:
+        messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **self.options)
+
     def _render_pieces(self, roles: tuple[str, ...], generate: bool) -> list[tuple[int, ...]]:
         """Control ids before, between and after the contents of messages with these roles."""
         slots = [f"sdar{i}slot" for i in range(len(roles))]
-        messages = [{"role": role, "content": slot} for role, slot in zip(roles, slots, strict=True)]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **self.options)
+        text = self._render(roles, slots, generate)
         pieces = []
         for slot in slots:
             before, found, text = text.partition(slot)
@@ -117,4 +133,9 @@ class ChatFormat:
                     "what the model is told would be incomplete. Use another template."
                 )
             pieces.append(before)
+        if again := [role for role, slot in zip(roles, slots, strict=True) if any(slot in piece for piece in [*pieces, text])]:
+            raise PolicyError(
+                f"the chat template of {self.name} tells a {again[0]} message of the conversation {'/'.join(roles)} twice or out of "
+                "order: ids could not be put together from one content each. Use another template."
+            )
         return [tuple(self.tokenizer.encode(p, add_special_tokens=False)) if p else () for p in [*pieces, text]]

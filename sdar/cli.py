@@ -40,8 +40,8 @@ HELP = """Train language-model agents with reinforcement learning and on-policy 
   sdar list       what a configuration can name      sdar COMMAND --help
 
 examples:
-  sdar fit -c conf/quickstart.yaml --trainer.max_steps 20
-  sdar fit -c conf/env/alfworld.yaml -c conf/method/sdar.yaml --model.gate.beta 3
+  sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
+  sdar fit -c conf/quickstart/sdar.yaml --model.gate.beta 3
 
 Later files and settings win. Settings begin with model (the training method and its parts), data (the tasks), trainer
 (Lightning's Trainer) or checkpoint. A part is named by its class, its short name or its dotted path.
@@ -58,15 +58,15 @@ COMMAND_HELP = {
     "fit": """Train: play tasks, score, weigh, update; repeat until trainer.max_steps.
 
 examples:
-  sdar fit -c conf/quickstart.yaml --trainer.max_steps 20
-  sdar fit -c conf/quickstart.yaml --ckpt_path last        # continue after a stop
+  sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
+  sdar fit -c conf/quickstart/sdar.yaml --ckpt_path last        # continue after a stop
 
 Logs and config.yaml go to <trainer.default_root_dir>/version_N, the checkpoint to <trainer.default_root_dir>/checkpoints.""",
     "validate": """Measure on the validation tasks.
 
 examples:
   sdar validate -c runs/version_0/config.yaml --ckpt_path last
-  sdar validate -c conf/quickstart.yaml                    # the untrained model""",
+  sdar validate -c conf/quickstart/sdar.yaml                    # the untrained model""",
     "test": """Measure on the test tasks; do it once, at the end.
 
 examples:
@@ -76,7 +76,7 @@ examples:
 
 examples:
   sdar predict -c runs/version_0/config.yaml --ckpt_path last
-  sdar predict -c conf/quickstart.yaml                     # the untrained model""",
+  sdar predict -c conf/quickstart/sdar.yaml                     # the untrained model""",
 }
 
 TRAINER_DEFAULTS = {
@@ -105,11 +105,14 @@ def main(args: list[str] | None = None) -> int:
             print(f"sdar {sdar.__version__}")
             return 0
         _load(plugins)
+        if args[:1] == ["list"] and {"-h", "--help"} & {*args}:
+            print(HELP)
+            return 0
         if args[:1] == ["list"]:
             print("\n\n".join(listing(args[1:])))
             return 0
         if len(args) == 1 and args[0] in COMMAND_HELP:
-            raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart.yaml.")
+            raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml.")
         check_config_files(args)
         with warnings.catch_warnings():
             for message in MEANINGLESS:
@@ -192,7 +195,7 @@ class AgentCLI(LightningCLI):
     """LightningCLI with this project's defaults, and with errors told in one message."""
 
     def __init__(self, args: list[str]) -> None:
-        self.command_line = args
+        self._commands = _commands(args)
         super().__init__(
             AgentModule,
             TaskModule,
@@ -207,10 +210,8 @@ class AgentCLI(LightningCLI):
             args=args,
         )
 
-    def subcommands(self) -> dict[str, set[str]]:
-        """The command that is asked for, if it is one, or all: each costs a tenth of a second."""
-        every = LightningCLI.subcommands()
-        return {name: skipped for name, skipped in every.items() if name in self.command_line[:1]} or every
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"data": {"class_path": f"{TaskModule.__module__}.{TaskModule.__qualname__}"}})
@@ -272,7 +273,7 @@ class AgentCLI(LightningCLI):
 
     def _run(self, **arguments: Any) -> None:
         try:
-            getattr(self.trainer, self.subcommand)(**arguments)
+            getattr(self.trainer, str(self.subcommand))(**arguments)
         except (SdarError, MisconfigurationException) as error:
             begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
             code = 2 if isinstance(error, (ConfigError, MisconfigurationException)) and not begun else 1
@@ -313,6 +314,7 @@ def _parser_settings(args: list[str]) -> dict[str, Any]:
     commands = {
         name: {"description": text, "usage": f"sdar {name} [-c FILE ...] [--KEY VALUE ...]", "dump_header": _header()}
         for name, text in COMMAND_HELP.items()
+        if name in _commands(args)
     }
     return {
         "prog": "sdar",
@@ -324,6 +326,11 @@ def _parser_settings(args: list[str]) -> dict[str, Any]:
         "dump_header": _header(),
         **commands,
     }
+
+
+def _commands(args: list[str]) -> list[str]:
+    """The command that is asked for, if it is one, or all: a parser takes a tenth of a second to build."""
+    return [name for name in COMMAND_HELP if name in args[:1]] or list(COMMAND_HELP)
 
 
 def _header() -> list[str]:

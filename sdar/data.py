@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule
@@ -58,7 +59,7 @@ class TaskModule(LightningDataModule):
         tasks_per_step: int = 16,
         group_size: int = 8,
         protocol: Protocol = lazy_instance(ThinkActProtocol),
-        layout: str = "turn",
+        layout: Literal["trajectory", "turn"] = "turn",
         history: int = 2,
         train_tasks: int = 4096,
         val_tasks: int = 128,

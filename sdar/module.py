@@ -134,9 +134,12 @@ class AgentModule(LightningModule):
             for update in self.updates(batch):
                 self.optimize(update)
             self.tally.add("time/score_s", scored - rolled_out)
-            self.tally.add("time/update_s", time.perf_counter() - scored)
+            updated = time.perf_counter()
+            self.tally.add("time/update_s", updated - scored)
+            self.tally.add("train/tokens_per_second", float(batch.attention_mask.sum()) / (updated - scored))
         self.learn_skills(episodes)
         self.tally.add("time/rollout_s", rolled_out - started)
+        self.tally.add("rollout/tokens_per_second", sum(e.response_tokens for e in episodes) / (rolled_out - started))
         self.iteration += 1
         self.report(episodes)
 
@@ -174,30 +177,19 @@ class AgentModule(LightningModule):
             add_teacher_view(rows, episodes, self.chat, self.view, self.context)
         return collate(rows)
 
-    @torch.no_grad()
     def score(self, batch: Batch) -> None:
         """Fill in old, reference and teacher log-probabilities, all with the weights before the update."""
-        batch.old_logp = torch.zeros_like(batch.behaviour_logp)
-        batch.ref_logp = torch.zeros_like(batch.old_logp) if self.needs_reference else None
-        batch.teacher_logp = torch.zeros_like(batch.old_logp) if self.teacher is not None else None
-        logmass = torch.zeros_like(batch.old_logp)
-        for rows in micro_batches(batch.attention_mask.sum(1), self.micro_batch_tokens):
-            part = batch.select(rows).to(self.device)
-            time_ = part.ids.shape[1]
-            now = self.scorer(self.model, part.ids, part.attention_mask, part.response_mask)
-            batch.old_logp[rows, :time_] = now.logp.cpu()
-            logmass[rows, :time_] = now.allowed_logmass.cpu()
-            if self.needs_reference:
-                ref = self.scorer(self.initial, part.ids, part.attention_mask, part.response_mask)
-                batch.ref_logp[rows, :time_] = ref.logp.cpu()
-            if self.teacher is not None:
-                teacher = self.teacher.model(self.model, self.initial)
-                told = self.scorer(teacher, part.teacher_ids, part.teacher_attention_mask, part.teacher_response_mask)
-                mask = part.response_mask.bool()
-                aligned = torch.zeros_like(now.logp)
-                aligned[mask] = told.logp[part.teacher_response_mask.bool()]
-                batch.teacher_logp[rows, :time_] = aligned.cpu()
-        reporting.sampling_mismatch(self.tally, batch, logmass)
+        told = (batch.ids, batch.attention_mask, batch.response_mask)
+        old = self.scorer.score(self.model, *told, self.micro_batch_tokens)
+        batch.old_logp = old.logp
+        if self.needs_reference:
+            batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens).logp
+        if self.teacher is not None:
+            seen = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
+            teacher = self.scorer.score(self.teacher.model(self.model, self.initial), *seen, self.micro_batch_tokens)
+            batch.teacher_logp = torch.zeros_like(old.logp)
+            batch.teacher_logp[batch.response_mask] = teacher.logp[batch.teacher_response_mask]  # the same tokens in the same order
+        reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""

@@ -140,9 +140,7 @@ def explain(report: str, files: Iterable[Path] = (), known: Iterable[str] = ()) 
     for pattern, rule in _RULES:
         if match := re.match(pattern, chosen.text, re.DOTALL):
             texts = tuple(f.text for f in same)
-            mistake = Mistake(
-                chosen.keys, chosen.owner, chosen.text, value, match.groups(), texts, tuple(files), tuple(known)
-            )
+            mistake = Mistake(chosen.keys, chosen.owner, chosen.text, value, match.groups(), texts, tuple(files), tuple(known))
             return rule(mistake)
     return report
 
@@ -406,7 +404,7 @@ def _annotated(owner: type, argument: str) -> list[type]:
     for cls in owner.__mro__:
         if argument in _parameters(cls):
             try:
-                hint = typing.get_type_hints(cls.__init__)[argument]
+                hint = typing.get_type_hints(vars(cls)["__init__"])[argument]
             except (NameError, KeyError):  # a name that is imported for type checkers only
                 return []
             return list(dict.fromkeys(t for t in _leaves(hint) if isinstance(t, type) and t.__module__ != "builtins"))
@@ -444,8 +442,7 @@ def _kind_of(bases: Iterable[type]) -> str:
 def _with_short_names(found: dict[str, type]) -> list[str]:
     shorts: dict[type, list[str]] = {}
     for name, cls in found.items():
-        if found.get(cls.__name__, cls) is cls:
-            shorts.setdefault(cls, []).extend([name] * (name != cls.__name__))
+        shorts.setdefault(cls, []).extend([name] * (name != cls.__name__))
     return sorted(cls.__name__ + (f" ({', '.join(short)})" if short else "") for cls, short in shorts.items())
 
 

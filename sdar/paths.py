@@ -11,8 +11,11 @@ def installed_settings() -> Path:
 
 
 def resolve(path: str | Path) -> Path:
-    """`path` as written if it exists there, else below the installed settings (``conf/x`` or ``x``), else as written."""
-    path = Path(path)
+    """`path` as written if it exists there, else below the installed settings (``conf/x`` or ``x``), else as written.
+
+    ``~`` is the home directory.
+    """
+    path = Path(path).expanduser()
     if path.exists() or path.is_absolute():
         return path
     parts = path.parts[1:] if path.parts[:1] == ("conf",) else path.parts

@@ -19,11 +19,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sdar.errors import PolicyError
+from sdar.errors import ConfigError, PolicyError
 from sdar.parts import Environment, Policy
 from sdar.paths import resolve
 from sdar.registry import register
 
+CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+SMALLEST_VOCABULARY = len(CONTROL_TOKENS) + 256
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -114,6 +116,20 @@ class FreshPolicy(Policy):
         context: int = 1024,
         seed: int = 0,
     ):
+        if hidden_size % (2 * heads):
+            raise ConfigError(
+                f"policy.hidden_size is {hidden_size} and policy.heads is {heads}: rotary positions need heads of an even width. Make "
+                f"hidden_size a multiple of {2 * heads}."
+            )
+        if heads % key_value_heads:
+            raise ConfigError(
+                f"policy.heads is {heads} and policy.key_value_heads is {key_value_heads}: heads share keys and values in equal "
+                "groups. Make heads a multiple of key_value_heads."
+            )
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ConfigError(
+                f"policy.vocab_size is {vocab_size}: control tokens and bytes alone are {SMALLEST_VOCABULARY}. Give at least that."
+            )
         self.env = env
         self.vocab_size = vocab_size
         self.seed = seed
@@ -152,7 +168,6 @@ class FreshPolicy(Policy):
         return int(self.config["max_position_embeddings"])
 
 
-CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -46,6 +46,22 @@ class Scorer:
         return TokenStats(*(_spread(values, predicts) for values in stats))
 
     @torch.no_grad()
+    def score(
+        self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor, max_tokens: int
+    ) -> TokenStats:
+        """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs."""
+        device = next(model.parameters()).device
+        out: list[Tensor] | None = None
+        for rows in micro_batches(attention_mask.sum(1), max_tokens):
+            length = int(attention_mask[rows].sum(1).max())
+            part = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
+            stats = self(model, *part)
+            out = out or [values.new_zeros(ids.shape, device=ids.device) for values in stats]
+            for whole, values in zip(out, stats, strict=True):
+                whole[rows, :length] = values.to(ids.device)
+        return TokenStats(*out)
+
+    @torch.no_grad()
     def check(self, model: nn.Module) -> None:
         """Compare with the model's own logits on a few tokens: a head that scales its logits would be scored wrongly.
 

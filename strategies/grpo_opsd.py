@@ -4,9 +4,8 @@ On-policy its distillation term has an expected gradient of exactly zero, whatev
 the steps after the first of a rollout, and from variance. It is here because published tables have it.
 """
 
-from typing import Any
-
 from sdar.gates import ConstantGate
+from sdar.parts import Retriever
 from sdar.registry import register
 from sdar.strategies.sdar import SDAR
 
@@ -19,5 +18,5 @@ class GRPOWithOPSD(SDAR):
         trust: The same for every token.
     """
 
-    def __init__(self, retriever: Any, trust: float = 0.5, **kwargs):
+    def __init__(self, retriever: Retriever, trust: float = 0.5, **kwargs):
         super().__init__(retriever=retriever, gate=ConstantGate(trust), **kwargs)

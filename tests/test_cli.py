@@ -59,12 +59,12 @@ class ToyMethod(AgentModule):
 
     numbers: list[float] = []  # noqa: RUF012  (what the last run did)
 
-    def __init__(self, speed: float = 0.1, fail_at: int | None = None, fault: Literal["config", "world", "bug"] = "world") -> None:
-        LightningModule.__init__(self)
-        self.automatic_optimization = False
+    def __init__(
+        self, speed: float = 0.1, fail_at: int | None = None, fault: Literal["config", "world", "bug"] = "world"
+    ) -> None:
+        super().__init__(policy=None)
         self.number = nn.Parameter(torch.zeros(()))
         self.speed, self.fail_at, self.fault = speed, fail_at, fault
-        self.iteration = self.seed = 0
         ToyMethod.numbers = []
 
     def setup(self, stage: str) -> None:
@@ -95,14 +95,6 @@ class ToyMethod(AgentModule):
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Any]:
         return []
 
-    def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
-        pass
-
-    def on_validation_epoch_end(self) -> None:
-        pass
-
-    on_test_epoch_end = on_validation_epoch_end
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["toy"] = self.iteration
 
@@ -113,12 +105,16 @@ class ToyMethod(AgentModule):
         raise NotImplementedError
 
 
+for hook in [name for name in vars(AgentModule) if name.startswith("on_") and name not in vars(ToyMethod)]:
+    setattr(ToyMethod, hook, getattr(LightningModule, hook))  # there is no model to report about
+
+
 class GatedToyMethod(ToyMethod):
     """Toy with parts."""
 
     def __init__(
         self,
-        gate: Gate = lazy_instance(ToyGate, slope=2.0),
+        gate: Gate = lazy_instance(ToyGate, slope=2.0),  # noqa: B008
         gates: list[Gate] | None = None,
         retriever: Retriever | None = None,
         coef: float = 0.5,
@@ -174,6 +170,11 @@ def model(**init_args: Any) -> dict[str, Any]:
     return {"class_path": "GatedToyMethod", "init_args": init_args}
 
 
+def told(message: str, err: str) -> bool:
+    """Whether `err` is this message; ``…`` stands for any text."""
+    return re.match("error: " + ".*".join(map(re.escape, message.split(" … "))), err, re.DOTALL) is not None
+
+
 def printed(out: str) -> dict[str, Any]:
     return yaml.safe_load(out)
 
@@ -211,7 +212,8 @@ def test_another_class_keeps_the_settings_that_fit_and_tells_the_others(sdar) ->
     code, out, err = sdar("fit", "-c", "base.yaml", "-c", "gated.yaml", "--model", "ToyMethod", "--print_config")
     assert code == 0
     assert printed(out)["model"]["init_args"] == {"speed": 0.5, "fail_at": None, "fault": "world"}
-    assert err == "note: ToyMethod replaces GatedToyMethod; settings of GatedToyMethod that ToyMethod does not take are dropped: gate, coef\n"
+    told_once = "settings of GatedToyMethod that ToyMethod does not take are dropped: gate, coef\n"
+    assert err == f"note: ToyMethod replaces GatedToyMethod; {told_once}"
 
 
 def test_another_class_in_a_later_file(sdar) -> None:
@@ -231,74 +233,122 @@ def test_defaults_that_another_class_lacks_are_not_mentioned(sdar) -> None:
 
 
 MISTAKES = {
-    "strategy": (["--model", "GatdToyMethod"], r"model: there is no strategy 'GatdToyMethod'\. Did you mean 'GatedToyMethod'\?"),
-    "part": (["--model.gate", "ToyGat"], r"model\.gate: there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?\n  known: .*GapGate \(gap\)"),
-    "short name": (["--model.gate", "gapp"], r"model\.gate: there is no Gate 'gapp'\. Did you mean 'gap'\?"),
-    "part of a part": (["--model.gate", "NestedToyGate", "--model.gate.inner", "ToyGat"], r"model\.gate\.inner: .*Did you mean 'ToyGate'\?"),
-    "optional part": (["--model.retriever", "ToyRetreiver"], r"model\.retriever: there is no Retriever .*Did you mean 'ToyRetriever'\?"),
-    "listed part": (["--model.gates", "[ToyGat]"], r"model\.gates: there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?"),
-    "part of another kind": (["--model.gate", "UCBRetriever"], r"model\.gate: 'UCBRetriever' is a Retriever and does not fit here: a Gate"),
-    "argument": (["--model.coeff", "1"], r"model\.coeff: GatedToyMethod takes no 'coeff'\. Did you mean 'coef'\?\n  GatedToyMethod takes: gate,"),
-    "inherited argument": (["--model.sped", "1"], r"model\.sped: .*Did you mean 'speed'\?"),
-    "argument of a part": (["--model.gate.slop", "1"], r"model\.gate\.slop: ToyGate takes no 'slop'\. Did you mean 'slope'\?"),
-    "head of a path": (["--model.gte.slope", "1"], r"model\.gte\.slope: GatedToyMethod takes no 'gte'\. Did you mean 'gate'\?"),
+    "strategy": (["--model", "GatdToyMethod"], "model: there is no strategy 'GatdToyMethod'. Did you mean 'GatedToyMethod'?"),
+    "part": (
+        ["--model.gate", "ToyGat"],
+        "model.gate: there is no Gate 'ToyGat'. Did you mean 'ToyGate'?\n  known: … GapGate (gap)",
+    ),
+    "short name": (["--model.gate", "gapp"], "model.gate: there is no Gate 'gapp'. Did you mean 'gap'?"),
+    "part of a part": (
+        ["--model.gate", "NestedToyGate", "--model.gate.inner", "ToyGat"],
+        "model.gate.inner: … Did you mean 'ToyGate'?",
+    ),
+    "optional part": (
+        ["--model.retriever", "ToyRetreiver"],
+        "model.retriever: there is no Retriever … Did you mean 'ToyRetriever'?",
+    ),
+    "listed part": (["--model.gates", "[ToyGat]"], "model.gates: there is no Gate 'ToyGat'. Did you mean 'ToyGate'?"),
+    "part of another kind": (
+        ["--model.gate", "UCBRetriever"],
+        "model.gate: 'UCBRetriever' is a Retriever and does not fit here: a Gate",
+    ),
+    "argument": (
+        ["--model.coeff", "1"],
+        "model.coeff: GatedToyMethod takes no 'coeff'. Did you mean 'coef'?\n  GatedToyMethod takes: gate,",
+    ),
+    "inherited argument": (["--model.sped", "1"], "model.sped: … Did you mean 'speed'?"),
+    "argument of a part": (["--model.gate.slop", "1"], "model.gate.slop: ToyGate takes no 'slop'. Did you mean 'slope'?"),
+    "head of a path": (["--model.gte.slope", "1"], "model.gte.slope: GatedToyMethod takes no 'gte'. Did you mean 'gate'?"),
     "deep argument": (
         ["--model.gate", "NestedToyGate", "--model.gate.inner", "ToyGate", "--model.gate.inner.slop", "1"],
-        r"model\.gate\.inner\.slop: ToyGate takes no 'slop'\. Did you mean 'slope'\?",
+        "model.gate.inner.slop: ToyGate takes no 'slop'. Did you mean 'slope'?",
     ),
-    "missing argument": (["--model.retriever", "ToyRetriever"], r"model\.retriever\.bank: missing, ToyRetriever needs it\."),
-    "choice": (["--model.gate.mode", "sotf"], r"model\.gate\.mode: must be one of soft, hard, not 'sotf'\. Did you mean 'soft'\?"),
-    "number": (["--model.gate.slope", "steep"], r"model\.gate\.slope: must be float, not 'steep'\."),
-    "data key": (["--data.group_sise", "2"], r"data\.group_sise: TaskModule takes no 'group_sise'\. Did you mean 'group_size'\?"),
-    "data class": (["--data", "TaskModul"], r"data: there is no LightningDataModule 'TaskModul'\. Did you mean 'TaskModule'\?"),
-    "top-level key": (["--modl.coef", "1"], r"modl\.coef: there is no 'modl'\. Did you mean 'model'\?"),
-    "command key": (["--ckpt_pth", "last"], r"ckpt_pth: there is no 'ckpt_pth'\. Did you mean 'ckpt_path'\?"),
-    "trainer key": (["--trainer.max_step", "1"], r"trainer\.max_step: 'trainer' has no such setting\. Did you mean 'trainer\.max_steps'\?"),
-    "trainer value": (["--trainer.max_steps", "many"], r"trainer\.max_steps: must be int, not 'many'\."),
-    "trainer choice": (["--trainer.precision", "bf16-mixd"], r"trainer\.precision: must be one of .*Did you mean 'bf16-mixed'\?"),
-    "trainer strategy": (["--trainer.strategy", "dpp"], r"trainer\.strategy: there is no strategy 'dpp'\. Did you mean 'ddp'\?"),
-    "accelerator": (["--trainer.accelerator", "cuuda"], r"trainer\.accelerator: there is no accelerator 'cuuda'\. Did you mean 'cuda'\?"),
-    "callback": (["--trainer.callbacks+=ModelCheckpint"], r"trainer\.callbacks: there is no Callback .*Did you mean 'ModelCheckpoint'\?"),
-    "checkpoint key": (["--checkpoint.every_n_iteration", "2"], r"checkpoint\.every_n_iteration: .*Did you mean 'checkpoint\.every_n_iterations'\?"),
-    "stray word": (["faster"], r"unexpected argument 'faster'"),
-    "file": (["-c", "bse.yaml"], r"configuration file bse\.yaml does not exist\. Did you mean base\.yaml\?"),
-    "module": (["--model.gate", "torhc.ToyGate"], r"model\.gate: no module named 'torhc'\. Did you mean 'torch'\?"),
-    "class in a module": (["--model.gate", "sdar.gates.GapGat"], r"model\.gate: module 'sdar\.gates' has no class 'GapGat'\. Did you mean 'GapGate'\?"),
+    "missing argument": (["--model.retriever", "ToyRetriever"], "model.retriever.bank: missing, ToyRetriever needs it."),
+    "choice": (["--model.gate.mode", "sotf"], "model.gate.mode: must be one of soft, hard, not 'sotf'. Did you mean 'soft'?"),
+    "number": (["--model.gate.slope", "steep"], "model.gate.slope: must be float, not 'steep'."),
+    "data key": (["--data.group_sise", "2"], "data.group_sise: TaskModule takes no 'group_sise'. Did you mean 'group_size'?"),
+    "data class": (["--data", "TaskModul"], "data: there is no LightningDataModule 'TaskModul'. Did you mean 'TaskModule'?"),
+    "top-level key": (["--modl.coef", "1"], "modl: there is no 'modl'. Did you mean 'model'?"),
+    "command key": (["--ckpt_pth", "last"], "ckpt_pth: there is no 'ckpt_pth'. Did you mean 'ckpt_path'?"),
+    "trainer key": (
+        ["--trainer.max_step", "1"],
+        "trainer.max_step: 'trainer' has no such setting. Did you mean 'trainer.max_steps'?",
+    ),
+    "trainer value": (["--trainer.max_steps", "many"], "trainer.max_steps: must be int, not 'many'."),
+    "trainer choice": (
+        ["--trainer.precision", "bf16-mixd"],
+        "trainer.precision: must be one of … Did you mean 'bf16-mixed'?",
+    ),
+    "trainer strategy": (["--trainer.strategy", "dpp"], "trainer.strategy: there is no strategy 'dpp'. Did you mean 'ddp'?"),
+    "accelerator": (
+        ["--trainer.accelerator", "cuuda"],
+        "trainer.accelerator: there is no accelerator 'cuuda'. Did you mean 'cuda'?",
+    ),
+    "callback": (
+        ["--trainer.callbacks+=ModelCheckpint"],
+        "trainer.callbacks: there is no Callback … Did you mean 'ModelCheckpoint'?",
+    ),
+    "checkpoint key": (
+        ["--checkpoint.every_n_iteration", "2"],
+        "checkpoint.every_n_iteration: … Did you mean 'checkpoint.every_n_iterations'?",
+    ),
+    "stray word": (["faster"], "unexpected argument 'faster'"),
+    "file": (["-c", "bse.yaml"], "configuration file bse.yaml does not exist. Did you mean base.yaml?"),
+    "module": (["--model.gate", "torhc.ToyGate"], "model.gate: no module named 'torhc'. Did you mean 'torch'?"),
+    "class in a module": (
+        ["--model.gate", "sdar.gates.GapGat"],
+        "model.gate: module 'sdar.gates' has no class 'GapGat'. Did you mean 'GapGate'?",
+    ),
 }
 
 
 @pytest.mark.parametrize("args, message", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_names_the_key_and_the_nearest_right_word(sdar, args: list[str], message: str) -> None:
-    code, out, err = sdar("fit", "-c", "base.yaml", *args)
+    code, _, err = sdar("fit", "-c", "base.yaml", *args)
     assert code == 2
-    assert re.match(f"error: {message}", err)
+    assert told(message, err)
     assert err.count("Did you mean") <= 1 and "Union" not in err and "usage" not in err
 
 
 GATE_SPEC = {"class_path": "ToyGate", "init_args": {"slope": 2.0}}
 MISTAKES_IN_FILES = {
-    "top-level key": ({"modl": model()}, r"modl \(in wrong\.yaml\): there is no 'modl'\. Did you mean 'model'\?"),
-    "trainer key": ({"trainer": {"max_stps": 3}}, r"trainer\.max_stps \(in wrong\.yaml\): .*Did you mean 'trainer\.max_steps'\?"),
-    "argument": ({"model": model(coeff=1)}, r"model\.coeff \(in wrong\.yaml\): GatedToyMethod takes no 'coeff'\. Did you mean 'coef'\?"),
-    "part": ({"model": model(gate="ToyGat")}, r"model\.gate \(in wrong\.yaml\): there is no Gate 'ToyGat'\. Did you mean 'ToyGate'\?"),
-    "class path": ({"model": model(gate={"class_path": "ToyGat"})}, r"model\.gate \(in wrong\.yaml\): .*Did you mean 'ToyGate'\?"),
-    "listed part": ({"model": model(gates=["ToyGate", "ToyGat"])}, r"model\.gates \(in wrong\.yaml\): there is no Gate 'ToyGat'"),
+    "top-level key": ({"modl": model()}, "modl (in wrong.yaml): there is no 'modl'. Did you mean 'model'?"),
+    "trainer key": ({"trainer": {"max_stps": 3}}, "trainer.max_stps (in wrong.yaml): … Did you mean 'trainer.max_steps'?"),
+    "argument": (
+        {"model": model(coeff=1)},
+        "model.coeff (in wrong.yaml): GatedToyMethod takes no 'coeff'. Did you mean 'coef'?",
+    ),
+    "part": (
+        {"model": model(gate="ToyGat")},
+        "model.gate (in wrong.yaml): there is no Gate 'ToyGat'. Did you mean 'ToyGate'?",
+    ),
+    "class path": ({"model": model(gate={"class_path": "ToyGat"})}, "model.gate (in wrong.yaml): … Did you mean 'ToyGate'?"),
+    "listed part": ({"model": model(gates=["ToyGate", "ToyGat"])}, "model.gates (in wrong.yaml): there is no Gate 'ToyGat'"),
     "argument of a part": (
         {"model": model(gates=["ToyGate", {"class_path": "ToyGate", "init_args": {"slop": 1}}])},
-        r"model\.gates\.slop \(in wrong\.yaml\): ToyGate takes no 'slop'\. Did you mean 'slope'\?",
+        "model.gates.slop (in wrong.yaml): ToyGate takes no 'slop'. Did you mean 'slope'?",
     ),
-    "value": ({"model": model(gate={"class_path": "ToyGate", "init_args": {"slope": "x"}})}, r"model\.gate\.slope \(in wrong\.yaml\): must be float"),
-    "no part at all": ({"model": model(gate=3)}, r"model\.gate \(in wrong\.yaml\): must be a Gate, given by name or as class_path"),
+    "value": (
+        {"model": model(gate={"class_path": "ToyGate", "init_args": {"slope": "x"}})},
+        "model.gate.slope (in wrong.yaml): must be float",
+    ),
+    "no part at all": ({"model": model(gate=3)}, "model.gate (in wrong.yaml): must be a Gate, given by name or as class_path"),
     "init_arg": (
         {"model": model(gate={"class_path": "ToyGate", "init_arg": {"slope": 1}})},
-        r"model\.gate \(in wrong\.yaml\): 'init_arg' stands beside class_path\. Did you mean 'init_args'\?",
+        "model.gate (in wrong.yaml): 'init_arg' stands beside class_path. Did you mean 'init_args'?",
     ),
     "clas_path": (
         {"model": model(gate={"clas_path": "ToyGate", "init_args": {}})},
-        r"model\.gate \(in wrong\.yaml\): 'clas_path' is no key of a part\. Did you mean 'class_path'\?",
+        "model.gate (in wrong.yaml): 'clas_path' is no key of a part. Did you mean 'class_path'?",
     ),
-    "argument beside class_path": ({"model": model(gate={**GATE_SPEC, "slope": 1})}, r"model\.gate \(in wrong\.yaml\): 'slope' stands beside"),
-    "command level": ({"fit": {"trainer": {"max_steps": 1}}}, r"fit\.trainer\.max_steps \(in wrong\.yaml\): .*leave the 'fit' level out"),
+    "argument beside class_path": (
+        {"model": model(gate={**GATE_SPEC, "slope": 1})},
+        "model.gate (in wrong.yaml): 'slope' stands beside",
+    ),
+    "command level": (
+        {"fit": {"trainer": {"max_steps": 1}}},
+        "fit.trainer.max_steps (in wrong.yaml): … leave the 'fit' level out",
+    ),
 }
 
 
@@ -306,7 +356,7 @@ MISTAKES_IN_FILES = {
 def test_a_mistake_in_a_file_names_the_file(sdar, content: dict[str, Any], message: str) -> None:
     code, _, err = sdar("fit", "-c", "base.yaml", "-c", write("wrong.yaml", **content))
     assert code == 2
-    assert re.match(f"error: {message}", err)
+    assert told(message, err)
     assert err.count("Did you mean") <= 1
 
 
@@ -314,27 +364,27 @@ def test_broken_yaml_names_file_and_line(sdar) -> None:
     Path("broken.yaml").write_text("model: {class_path: ToyMethod\n")
     code, _, err = sdar("fit", "-c", "broken.yaml")
     assert code == 2
-    assert re.match(r"error: broken\.yaml is no valid YAML: ", err) and 'in "broken.yaml", line ' in err
+    assert re.match("error: broken.yaml is no valid YAML: ", err) and 'in "broken.yaml", line ' in err
 
 
 @pytest.mark.parametrize(
     "args, message",
     [
-        (["fti", "-c", "base.yaml"], r"there is no command 'fti'\. Did you mean 'fit'\?"),
-        (["--model", "SDAR", "fit"], r"there is no command 'SDAR'\. The command comes first: fit, "),
-        (["-c", "base.yaml"], r"a command is needed: fit, validate, test, predict, list"),
-        ([], r"a command is needed"),
-        (["fit"], r"fit needs a configuration: give a file, e\.g\. sdar fit -c "),
-        (["fit", "--data.env", "household"], r"model: this command needs a strategy, e\.g\. --model SDAR"),
-        (["list", "gatse"], r"'gatse' is no kind of part\. Did you mean 'gates'\?"),
-        (["list", "--plugin", "no_such_package"], r"--plugin no_such_package: no module of that name on the Python path"),
-        (["list", "--plugin"], r"--plugin : give the name of a module"),
+        (["fti", "-c", "base.yaml"], "there is no command 'fti'. Did you mean 'fit'?"),
+        (["--model", "SDAR", "fit"], "there is no command 'SDAR'. The command comes first: fit, "),
+        (["-c", "base.yaml"], "a command is needed: fit, validate, test, predict, list"),
+        ([], "a command is needed"),
+        (["fit"], "fit needs a configuration: give a file, e.g. sdar fit -c "),
+        (["fit", "--data.env", "household"], "model: this command needs a strategy, e.g. --model SDAR"),
+        (["list", "gatse"], "'gatse' is no kind of part. Did you mean 'gates'?"),
+        (["list", "--plugin", "no_such_package"], "--plugin no_such_package: no module of that name on the Python path"),
+        (["list", "--plugin"], "--plugin : give the name of a module"),
     ],
 )
 def test_a_wrong_command_line(sdar, args: list[str], message: str) -> None:
     code, _, err = sdar(*args)
     assert code == 2
-    assert re.match(f"error: {message}", err)
+    assert told(message, err)
 
 
 def test_a_plugin_that_fails_is_named(sdar, folder: Path) -> None:
@@ -346,7 +396,7 @@ def test_a_plugin_that_fails_is_named(sdar, folder: Path) -> None:
 
 def test_an_unknown_report_is_shown_as_it_is() -> None:
     assert findings("") == []
-    assert findings('Parser key "a.b":\n  Something new')[0].path == "a.b"
+    assert findings('Parser key "a.b":\n  Something new')[0].keys == ("a", "b")
 
 
 # ------------------------------------------------------------------ errors of parts
@@ -417,16 +467,13 @@ def test_an_unforeseen_error_while_training_keeps_its_traceback(sdar) -> None:
 
 
 def test_a_run_leaves_logs_configuration_and_a_checkpoint(sdar) -> None:
-    code, _, err = sdar("fit", "-c", "base.yaml")
-    assert code == 0
+    assert sdar("fit", "-c", "base.yaml")[0] == 0
     assert len(ToyMethod.numbers) == 2
     left = {p.name.partition(".tfevents")[0] for p in Path("runs/version_0").iterdir()}
     assert left >= {"metrics.csv", "events.out", "config.yaml"}
-    rows = list(csv.DictReader(Path("runs/version_0/metrics.csv").open()))
+    rows = list(csv.DictReader(Path("runs/version_0/metrics.csv").read_text().splitlines()))
     assert [float(row["number"]) for row in rows] == pytest.approx(ToyMethod.numbers)
     assert [p.name for p in Path("runs/checkpoints").iterdir()] == ["last.ckpt"]
-    for noise in ("many workers", "manual optimization", "Tip", "litlogger", "Warning", "warn("):
-        assert noise not in err
 
 
 def test_trainer_defaults_suit_agents(sdar) -> None:
@@ -528,7 +575,9 @@ def test_help_teaches(sdar) -> None:
     code, out, _ = sdar("--help")
     assert code == 0
     assert "examples:\n  sdar fit -c " in out and "--plugin my_package" in out and "sdar list" in out
-    for command, word in (("fit", "Train"), ("validate", "validation tasks"), ("test", "test tasks"), ("predict", "without learning")):
+    assert "sdar list" in sdar("list", "--help")[1]
+    words = {"fit": "Train", "validate": "validation tasks", "test": "test tasks", "predict": "without learning"}
+    for command, word in words.items():
         code, out, _ = sdar(command, "--help")
         assert code == 0
         assert word in out and f"examples:\n  sdar {command} " in out and "--trainer.max_steps" in out
@@ -642,3 +691,5 @@ def test_the_command_in_a_process_of_its_own(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert Path("runs/checkpoints/last.ckpt").exists()
     assert "my_package.half_open" in Path("runs/version_0/config.yaml").read_text()
+    for noise in ("many workers", "manual optimization", "Tip:", "Warning"):
+        assert noise not in done.stderr

@@ -1,20 +1,23 @@
 """Many environments at once: in this process, or in worker processes that may raise, hang or die without harm to the others.
 
-A pool has numbered slots, one running episode each. A fault ends the episode of its slot with a status; a worker that hangs
-or dies is replaced, and the other episodes that lived in it are rebuilt by replaying their actions.
+A pool has numbered slots, one running episode each. A fault ends the episode of its slot with a status. A worker that hangs or
+dies is replaced, and every other episode that lived in it is played again, action by action, before its next action.
 """
 
 import contextlib
 import copy
 import multiprocessing
-import multiprocessing.connection
+import pickle
+import signal
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import BaseContext
 
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, EnvironmentFault
 from sdar.parts import Environment, StepResult
 from sdar.types import Status, Task
 
@@ -38,171 +41,225 @@ class EnvPool(ABC):
 
     @abstractmethod
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
-        """Act in each named slot."""
+        """Act in each named slot; its episode must be running."""
 
     def close(self) -> None:
         """End worker processes, if any."""
-
-
-def _run(env: Environment, command: Task | str) -> Seen:
-    """One reset or step, faults caught: an environment is other people's code."""
-    try:
-        result = StepResult(env.reset(command)) if isinstance(command, Task) else env.step(command)
-        return Seen(result, [] if result.done else env.admissible())
-    except Exception as error:
-        return Seen(StepResult("", done=True), fault=Status.ENV_ERROR, error=f"{type(error).__name__}: {error}")
 
 
 class LocalPool(EnvPool):
     """All slots in this process: fastest for environments in plain Python. A hanging environment hangs the run."""
 
     def __init__(self, env: Environment):
-        self.env = env
-        self.slots: dict[int, Environment] = {}
+        self._copies = _Copies(env)
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
-        for slot in tasks:
-            if slot not in self.slots:
-                self.slots[slot] = copy.deepcopy(self.env)
-        return {slot: _run(self.slots[slot], task) for slot, task in tasks.items()}
+        return {slot: self._copies.run(slot, task) for slot, task in tasks.items()}
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
-        return {slot: _run(self.slots[slot], action) for slot, action in actions.items()}
-
-
-def _serve(env: Environment, pipe: Connection) -> None:
-    """Worker process: (slot, command) in, (slot, Seen) out, one at a time, until the pipe closes."""
-    slots: dict[int, Environment] = {}
-    while True:
-        try:
-            slot, command = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
-        if slot not in slots:
-            slots[slot] = copy.deepcopy(env)
-        pipe.send(_run(slots[slot], command))
+        return {slot: self._copies.run(slot, action) for slot, action in actions.items()}
 
 
 class WorkerPool(EnvPool):
     """Slots spread over worker processes; each call has a deadline.
 
+    Where the system can, workers are forked from a server process that has imported sdar once: a worker starts in milliseconds
+    and shares that memory.
+
     Args:
         env: Copied into every worker, so it must pickle.
         workers: Number of processes.
         deadline: Seconds that one reset or step may take.
-        start_deadline: Seconds more that the first answer of a fresh process may take (imports).
+        start_deadline: Seconds that a fresh process may take to be ready (imports).
     """
 
-    def __init__(self, env: Environment, workers: int, deadline: float = 30.0, start_deadline: float = 60.0):
+    def __init__(self, env: Environment, workers: int, deadline: float = 30.0, start_deadline: float = 120.0):
         if workers < 1:
             raise ConfigError(f"workers is {workers}: a worker pool needs at least 1 process. Use 0 to run in one process.")
         if deadline <= 0:
             raise ConfigError(f"env deadline is {deadline} seconds: every call would be late. Give a positive number.")
-        self.env = env
+        try:
+            self._env = pickle.dumps(env)
+        except Exception as error:  # pickle lets through whatever an object's own methods raise
+            raise ConfigError(
+                f"{type(env).__name__} does not pickle ({error}), so it cannot be copied into worker processes. Let it open files and "
+                "connections in `reset`, or run it in this process (workers: 0)."
+            ) from error
         self.deadline = deadline
         self.start_deadline = start_deadline
-        self.context = multiprocessing.get_context("spawn")
         self.replaced = 0
-        self._history: dict[int, list[Task | str]] = {}
-        self._fresh: set[int] = set()
-        self._workers = [self._start(w) for w in range(workers)]
+        """How many workers hung or died."""
+        self._context = _start_method(env)
+        self._past: dict[int, list[tuple[Task | str, Seen]]] = {}
+        self._workers = [self._start() for _ in range(workers)]
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
-        for slot in tasks:
-            self._history[slot] = []
+        self._past |= {slot: [] for slot in tasks}
         return self._call(tasks)
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
+        assert self._past.keys() >= actions.keys(), "an action in a slot without a running episode"
         return self._call(actions)
 
     def close(self) -> None:
-        for process, pipe in self._workers:
-            pipe.close()
-            process.join(timeout=1)
-            if process.is_alive():
-                process.kill()
-                process.join()
+        for worker in self._workers:
+            worker.pipe.close()  # an idle worker ends by itself
+        patience = time.monotonic() + 1
+        for worker in self._workers:
+            worker.process.join(max(0.0, patience - time.monotonic()))
+            worker.end()
         self._workers = []
 
     def _call(self, commands: Mapping[int, Task] | Mapping[int, str]) -> dict[int, Seen]:
-        """Every worker works on one of its slots at a time, all workers at once."""
-        queues: list[list[int]] = [[s for s in commands if s % len(self._workers) == w] for w in range(len(self._workers))]
-        sent = [0.0] * len(queues)
+        """All workers at once, each with one of its slots at a time."""
         out: dict[int, Seen] = {}
-        for w, queue in enumerate(queues):
-            if queue:
-                sent[w] = self._send(w, queue[0], commands[queue[0]])
-        while any(queues):
-            busy = {self._workers[w][1]: w for w, queue in enumerate(queues) if queue}
-            soonest = min(self._limit(w) + sent[w] for w in busy.values())
-            ready = multiprocessing.connection.wait(list(busy), timeout=max(0.0, soonest - time.monotonic()))
-            late = [w for w in busy.values() if self._workers[w][1] not in ready and time.monotonic() >= sent[w] + self._limit(w)]
-            for w in [*(busy[pipe] for pipe in ready), *late]:
-                slot = queues[w][0]
-                out[slot] = self._receive(w, slot, w in late)
-                if out[slot].fault is None:
-                    self._history[slot].append(commands[slot])
-                else:
-                    self._history.pop(slot, None)
-                queues[w].pop(0)
-                if queues[w]:
-                    sent[w] = self._send(w, queues[w][0], commands[queues[w][0]])
+        shares: list[dict[int, Task | str]] = [{} for _ in self._workers]
+        for slot, command in commands.items():
+            shares[slot % len(shares)][slot] = command
+        jobs = [self._work(w, share, out) for w, share in enumerate(shares)]
+        try:
+            waiting = {w for w, job in enumerate(jobs) if next(job, False)}
+            while waiting:
+                soonest = min(self._workers[w].due for w in waiting)
+                answered = wait([self._workers[w].pipe for w in waiting], max(0.0, soonest - time.monotonic()))
+                now = time.monotonic()
+                ready = [w for w in waiting if self._workers[w].pipe in answered or now >= self._workers[w].due]
+                waiting -= {w for w in ready if not next(jobs[w], False)}
+        except BaseException:  # what would still be answered belongs to nobody, so it must never be read
+            for worker in self._workers:
+                worker.end()
+            raise
         return out
 
-    def _limit(self, worker: int) -> float:
-        return self.deadline + (self.start_deadline if worker in self._fresh else 0.0)
+    def _work(self, w: int, commands: Mapping[int, Task | str], out: dict[int, Seen]) -> Iterator[bool]:
+        """Serve the slots of one worker; yields True wherever an answer is awaited, to go on when it is there or overdue."""
+        for slot, command in commands.items():
+            if self._workers[w].gone:  # it died between two calls: no episode is to blame
+                self._replace(w)
+            worker, past = self._workers[w], self._past[slot]
+            if not worker.ready:
+                yield True
+                worker.greet()
+            again = [] if slot in worker.slots else past
+            for told, before in [*again, (command, None)]:
+                worker.ask(slot, told, self.deadline)
+                yield True
+                seen = worker.answer(self.deadline)
+                if before is not None and seen.fault is None and seen != before:
+                    seen = _faulty(Status.ENV_DIED, "the worker process was replaced and the world did not repeat itself afterwards")
+                if seen.fault is not None:
+                    break
+            if seen.fault in (Status.TIMEOUT, Status.ENV_DIED):
+                self._replace(w)
+            if seen.fault is None and not seen.result.done:
+                worker.slots.add(slot)
+                past.append((command, seen))
+            else:
+                del self._past[slot]
+            out[slot] = seen
 
-    def _send(self, worker: int, slot: int, command: Task | str) -> float:
-        with contextlib.suppress(OSError):  # the process is gone; the receiving side finds out and says so
-            self._workers[worker][1].send((slot, command))
-        return time.monotonic()
+    def _start(self) -> "_Worker":
+        return _Worker(self._context, self._env, self.start_deadline)
 
-    def _receive(self, worker: int, slot: int, late: bool) -> Seen:
-        process, pipe = self._workers[worker]
-        if not late:
-            try:
-                seen = pipe.recv()
-                self._fresh.discard(worker)
-                return seen
-            except (EOFError, OSError):
-                process.join(timeout=5)
-                fault, error = Status.ENV_DIED, f"worker process ended with exit code {process.exitcode}"
-        else:
-            fault, error = Status.TIMEOUT, f"no answer within {self.deadline} s"
-        self._replace(worker, slot)
-        return Seen(StepResult("", done=True), fault=fault, error=error)
-
-    def _replace(self, worker: int, faulty: int) -> None:
-        """A new process in which the worker's other episodes are played again up to where they were."""
-        process, pipe = self._workers[worker]
-        process.kill()
-        process.join()
-        pipe.close()
+    def _replace(self, w: int) -> None:
+        self._workers[w].end()
+        self._workers[w] = self._start()
         self.replaced += 1
-        self._workers[worker] = self._start(worker)
-        for slot, history in self._history.items():
-            if slot % len(self._workers) == worker and slot != faulty:
-                for command in history:
-                    started = self._send(worker, slot, command)
-                    pipe = self._workers[worker][1]
-                    if not pipe.poll(max(0.0, started + self._limit(worker) - time.monotonic())):
-                        break  # it will miss its deadline again when it is asked next
-                    try:
-                        pipe.recv()
-                    except (EOFError, OSError):
-                        break
-                    self._fresh.discard(worker)
-
-    def _start(self, worker: int):
-        ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(self.env, theirs), daemon=True, name=f"sdar-env-{worker}")
-        process.start()
-        theirs.close()
-        self._fresh.add(worker)
-        return process, ours
 
 
 def make_pool(env: Environment, workers: int, deadline: float) -> EnvPool:
     """`workers` = 0: in this process."""
     return LocalPool(env) if workers == 0 else WorkerPool(env, workers, deadline)
 
+
+class _Worker:
+    """One process, our end of its pipe, and the slots whose episodes live in it."""
+
+    def __init__(self, context: BaseContext, env: bytes, start_deadline: float):
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(env, theirs), daemon=True, name="sdar-env")
+        self.process.start()
+        theirs.close()
+        self.slots: set[int] = set()
+        self.ready = False
+        self.start_deadline = start_deadline
+        self.due = time.monotonic() + start_deadline
+        """When the answer that is awaited will be late."""
+
+    @property
+    def gone(self) -> bool:
+        """True for an idle worker that has died: its end of the pipe is closed, and nothing else can be read from it."""
+        return self.pipe.closed or (self.ready and self.pipe.poll())
+
+    def greet(self) -> None:
+        """Take the word that the process is ready."""
+        seen = self.answer(self.start_deadline)
+        if seen.fault is not None:
+            raise EnvironmentFault(
+                f"an environment worker could not start ({seen.error}): its own message stands above. A fresh process must be able to "
+                "import the environment; workers: 0 runs it in this process."
+            )
+        self.ready = True
+
+    def ask(self, slot: int, command: Task | str, deadline: float) -> None:
+        with contextlib.suppress(OSError):  # the process is gone: `answer` finds out and says so
+            self.pipe.send((slot, command))
+        self.due = time.monotonic() + deadline
+
+    def answer(self, deadline: float) -> Seen:
+        """What came back, or why nothing will."""
+        try:
+            if self.pipe.poll():
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=1)
+            return _faulty(Status.ENV_DIED, f"worker process ended with exit code {self.process.exitcode}")
+        return _faulty(Status.TIMEOUT, f"no answer within {deadline} s")
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.process.kill()
+        self.process.join(timeout=5)
+
+
+class _Copies:
+    """One copy of an environment for each slot."""
+
+    def __init__(self, env: Environment):
+        self.env = env
+        self.slots: dict[int, Environment] = {}
+
+    def run(self, slot: int, command: Task | str) -> Seen:
+        """One reset or step, faults caught: an environment is other people's code."""
+        try:
+            env = self.slots.pop(slot) if slot in self.slots else copy.deepcopy(self.env)
+            result = StepResult(env.reset(command)) if isinstance(command, Task) else env.step(command)
+            seen = Seen(result, [] if result.done else list(env.admissible()))
+        except (Exception, SystemExit) as error:  # the copy is in no known state: it is not kept
+            return _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
+        self.slots[slot] = env
+        return seen
+
+
+def _faulty(fault: Status, error: str) -> Seen:
+    return Seen(StepResult("", done=True), fault=fault, error=error)
+
+
+def _serve(env: bytes, pipe: Connection) -> None:
+    """Worker process: says that it is ready, then (slot, command) in, Seen out, one at a time, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
+    copies = _Copies(pickle.loads(env))
+    with contextlib.suppress(EOFError, OSError):  # the pool was closed
+        pipe.send(Seen(StepResult("")))
+        while True:
+            pipe.send(copies.run(*pipe.recv()))
+
+
+def _start_method(env: Environment) -> BaseContext:
+    """How worker processes start: never a fork of this process, which may have threads and a GPU."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    imported = [name for name in sys.modules if name.partition(".")[0] == "sdar"]
+    context.set_forkserver_preload([*imported, type(env).__module__])
+    return context

@@ -65,7 +65,7 @@ class RaggedCache:
         for layer in self.layers.layers:
             keys = layer.keys.transpose(1, 2)[picked, columns].transpose(1, 2)
             values = layer.values.transpose(1, 2)[picked, columns].transpose(1, 2)
-            layer.reset()
+            layer.lazy_initialization(keys, values)  # forgets what it held
             layer.update(keys, values)
         self.mask = mask.gather(1, columns)
 

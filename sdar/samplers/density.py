@@ -36,7 +36,8 @@ def truncate(logits: Tensor, temperature: float, top_k: int, top_p: float, forbi
     if top_p < 1.0:
         ranked, order = scores.sort(dim=-1, descending=True, stable=True)
         probability = ranked.softmax(-1)
-        outside = probability.cumsum(-1) - probability >= top_p  # the first token always stays
+        # the first token always stays; a mass that is top_p but for rounding has reached it
+        outside = probability.cumsum(-1) - probability >= top_p * (1 - 1e-12)
         scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -math.inf)
     kept = torch.logsumexp(scores, -1)
     return scores - kept[:, None], kept - everything

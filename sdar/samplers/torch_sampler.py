@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from sdar.errors import ConfigError, ContextOverflowError
+from sdar.errors import ConfigError, ContextOverflowError, PolicyError
 from sdar.parts import Completion, Draw, Sampler
 from sdar.registry import register
 from sdar.samplers.cache import RaggedCache
@@ -58,7 +58,8 @@ class TorchSampler(Sampler):
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
         if self.forbid is None:
-            forbidden = set(tokenizer.all_special_ids)
+            special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+            forbidden = (special | set(tokenizer.all_special_ids)) - set(stop_ids)
         else:
             vocabulary = tokenizer.get_vocab()
             unknown = [t for t in self.forbid if t not in vocabulary]
@@ -67,11 +68,15 @@ class TorchSampler(Sampler):
                     f"sampler.forbid names {unknown}, not in the vocabulary of {len(vocabulary)} tokens: a token that does not exist "
                     "cannot be forbidden. Remove it or correct its spelling."
                 )
+            if stops := [t for t in self.forbid if vocabulary[t] in stop_ids]:
+                raise ConfigError(
+                    f"sampler.forbid names {stops}, which ends a turn: a response that may not end always runs to max_new_tokens. "
+                    "Remove it."
+                )
             forbidden = {vocabulary[t] for t in self.forbid}
         self.stop_ids = frozenset(stop_ids)
-        self.forbidden_ids = tuple(sorted(forbidden - self.stop_ids))
+        self.forbidden_ids = tuple(sorted(forbidden))
         self.vocab_size = len(tokenizer)
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self.context = context
 
     def reset(self) -> None:
@@ -99,6 +104,7 @@ class TorchSampler(Sampler):
         self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], old: list[RaggedCache]
     ) -> list[Completion]:
         device = next(model.parameters()).device
+        window = attention_window(model.config.get_text_config())
         names = [(d.seed, d.task, d.attempt) for d in draws]
         cache = RaggedCache(names, device)
         for candidate in old:
@@ -117,6 +123,12 @@ class TorchSampler(Sampler):
         out = [Completion([], [], [], False) for _ in prompts]
         for position in range(self.max_new_tokens):
             tokens, mask, positions = cache.extend(new)
+            if window is not None and mask.shape[1] > window:
+                raise PolicyError(
+                    f"{type(model).__name__} looks back over {window} positions only, and the longest prompt of the batch needs "
+                    f"{mask.shape[1]} with its padding, which would count: tokens would come from another density than they are "
+                    f"scored in. Shorten the prompts or use a model without sliding attention."
+                )
             step = model(
                 input_ids=tokens,
                 attention_mask=mask,
@@ -141,3 +153,12 @@ class TorchSampler(Sampler):
             if not any(new):
                 break
         return out
+
+
+def attention_window(config: PreTrainedConfig) -> int | None:
+    """How far back the narrowest layer of a model looks, in positions; None when every layer sees everything."""
+    layers = getattr(config, "layer_types", None)
+    if layers is not None and not {"sliding_attention", "chunked_attention"}.intersection(layers):
+        return None
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((w for w in windows if w), default=None)

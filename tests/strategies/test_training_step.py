@@ -1,0 +1,281 @@
+"""What every user of a strategy may rely on, whatever the method."""
+
+import copy
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from sdar import registry
+from sdar.errors import ConfigError, NonFiniteLossError, PanelError
+from sdar.functional import TokenStats, masked_mean
+from sdar.gates import ConstantGate, GapGate
+from sdar.retrievers import FactRetriever, NoRetriever, ShuffledRetriever, UCBRetriever
+from sdar.strategies import GRPO, OPSD, SDAR, BehaviorCloning, GRPOWithOPSD, SkillGRPO, SkillPrompt
+from sdar.teachers import InitialTeacher, LiveTeacher
+from sdar.types import Episode, Task, Turn
+
+registry.load_parts()
+TRAINING = {
+    "grpo": lambda small, **k: small.strategy(GRPO, **k),
+    "sdar": lambda small, **k: small.strategy(SDAR, retriever=FactRetriever(), **k),
+    "opsd": lambda small, **k: small.strategy(OPSD, retriever=FactRetriever(), **k),
+    "grpo_opsd": lambda small, **k: small.strategy(GRPOWithOPSD, retriever=FactRetriever(), **k),
+    "skill_grpo": lambda small, **k: small.strategy(SkillGRPO, retriever=FactRetriever(), **k),
+    "bc": lambda small, **k: small.strategy(BehaviorCloning, retriever=FactRetriever(), **k),
+}
+
+
+def score_one_step(small, strategy, data=None):
+    """The scored batch and episodes of a first iteration, without an update."""
+    seen = {}
+
+    def stop(update):
+        seen.setdefault("batch", update)
+
+    strategy.optimize = stop
+    report = strategy.report
+    strategy.report = lambda episodes: (seen.update(episodes=episodes), report(episodes))
+    trainer = small.trainer(1, limit_train_batches=1)
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(strategy, data or small.data())
+    return seen["batch"], seen["episodes"]
+
+
+def weights(strategy):
+    return torch.cat([p.detach().flatten() for p in strategy.model.parameters()])
+
+
+def test_every_registered_training_strategy_is_tested_here():
+    assert set(TRAINING) | {"skill_prompt"} == set(registry.parts("strategies"))
+
+
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("layout", ["trajectory", "turn"])
+def test_a_strategy_trains_in_both_layouts_and_changes_the_weights(small, name, layout):
+    strategy = TRAINING[name](small)
+    before = weights_of_fresh(small)
+    small.fit(strategy, steps=2, data=small.data(layout=layout))
+    assert strategy.iteration == 2
+    assert torch.isfinite(weights(strategy)).all()
+    assert not torch.equal(before, weights(strategy))
+
+
+def weights_of_fresh(small):
+    return torch.cat([p.detach().flatten() for p in small.policy().load_model().parameters()])
+
+
+@pytest.mark.parametrize("teacher", [LiveTeacher, InitialTeacher])
+@pytest.mark.parametrize("layout", ["trajectory", "turn"])
+def test_without_a_retrieval_teacher_and_student_agree_bit_for_bit(small, teacher, layout):
+    strategy = small.strategy(SDAR, retriever=NoRetriever(), teacher=teacher())
+    batch, _ = score_one_step(small, strategy, small.data(layout=layout))
+    assert torch.equal(batch.ids, batch.teacher_ids)
+    assert torch.equal(batch.teacher_logp, batch.old_logp)
+    assert batch.old_logp[batch.response_mask].abs().sum() > 0
+
+
+def test_with_a_retrieval_the_teacher_sees_it_and_the_student_does_not(small):
+    strategy = small.strategy(SDAR, retriever=FactRetriever())
+    batch, episodes = score_one_step(small, strategy)
+    fact = episodes[0].retrieval.text
+    assert fact and fact in strategy.chat.tokenizer.decode(batch.teacher_ids[list(batch.episode).index(0)])
+    assert not any(fact in strategy.chat.tokenizer.decode(row) for row in batch.ids)
+    assert not torch.equal(batch.teacher_logp, batch.old_logp)
+
+
+def test_without_a_retrieval_the_distillation_gradient_is_that_of_half_the_score_function(small):
+    """Gap 0, so sigmoid(beta * 0) = 1/2 for every token: the term's gradient is -lambda/2 * mean grad student_logp, exactly."""
+    strategy = small.strategy(OPSD, retriever=NoRetriever(), distill_coef=0.7, kl_coef=0.0, entropy_coef=0.0)
+    batch, _ = score_one_step(small, strategy)
+
+    def gradient(loss_of):
+        strategy.model.zero_grad()
+        now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
+        masked_mean(loss_of(now), batch.response_mask).backward()
+        return torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
+
+    term = gradient(lambda now: strategy.token_loss(batch, now))
+    score = gradient(lambda now: now.logp)
+    torch.testing.assert_close(term, -0.35 * score, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("layout", ["trajectory", "turn"])
+@pytest.mark.parametrize("name", ["grpo", "sdar", "bc"])
+def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, layout):
+    def gradient(micro_batch_tokens):
+        strategy = TRAINING[name](small, policy=DoublePolicy(small.policy()), micro_batch_tokens=micro_batch_tokens)
+        kept = {}
+        strategy._step_if_finite = lambda optimizer, norm: kept.update(
+            {n: p.grad.clone() for n, p in strategy.model.named_parameters()}
+        )
+        strategy.max_grad_norm = 1e9
+        strategy.reward = lambda episode, turns: float(episode.attempt % 3)  # a random policy is never rewarded
+        trainer = small.trainer(1, limit_train_batches=1)
+        trainer.fit_loop.max_epochs = 1
+        trainer.fit(strategy, small.data(layout=layout, group_size=4))
+        return torch.cat([g.flatten() for g in kept.values()])
+
+    whole = gradient(10**6)
+    assert whole.abs().max() > 1e-4
+    for tokens in (1, 150, 400):
+        torch.testing.assert_close(gradient(tokens), whole, rtol=1e-10, atol=1e-10)
+
+
+class DoublePolicy:
+    """A policy in float64, so that sums in another order agree to 1e-10."""
+
+    def __init__(self, policy):
+        self.policy = policy
+
+    def load_tokenizer(self):
+        return self.policy.load_tokenizer()
+
+    def load_model(self):
+        return self.policy.load_model().double()
+
+    def context(self):
+        return self.policy.context()
+
+
+def test_a_placebo_of_shuffled_skills_trains_and_its_lift_is_reported(small, capsys):
+    strategy = small.strategy(SDAR, retriever=ShuffledRetriever("conf/skills/quickstart"))
+    small.fit(strategy, steps=1, limit_val_batches=None, val_check_interval=1)
+    assert "teacher/lift/unseen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(small, name):
+    settings = {"updates_per_rollout": 2}
+    straight = TRAINING[name](small, **settings)
+    small.fit(straight, steps=8)
+    first = TRAINING[name](small, **settings)
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    small.fit(first, steps=4, enable_checkpointing=True, callbacks=[keep])
+    torch.manual_seed(12345)  # whatever the process did meanwhile
+    second = TRAINING[name](small, **settings)
+    small.fit(second, steps=8, ckpt_path=small.folder / "kept" / "last.ckpt")
+    assert second.iteration == straight.iteration == 4
+    assert torch.equal(weights(second), weights(straight))
+
+
+def test_the_retriever_goes_on_where_it_was(small):
+    def strategy():
+        return small.strategy(SDAR, retriever=UCBRetriever("conf/skills/quickstart"))
+
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    first = strategy()
+    small.fit(first, steps=2, enable_checkpointing=True, callbacks=[keep])
+    second = strategy()
+    small.fit(second, steps=2, ckpt_path=small.folder / "kept" / "last.ckpt")
+    assert second.retriever.state_dict() == first.retriever.state_dict() != strategy().retriever.state_dict()
+
+
+def test_a_panel_that_differs_from_the_checkpoints_is_refused(small):
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    small.fit(TRAINING["grpo"](small), steps=1, enable_checkpointing=True, callbacks=[keep])
+    with pytest.raises(PanelError, match="panel 'unseen' has hash .*the checkpoint was made with"):
+        small.fit(TRAINING["grpo"](small), data=small.data(val_tasks=5), steps=2, ckpt_path=small.folder / "kept" / "last.ckpt")
+
+
+def test_a_loss_that_stays_non_finite_stops_the_run_and_leaves_the_weights_alone(small):
+    strategy = TRAINING["grpo"](small, max_skipped_steps=2)
+    strategy.token_loss = lambda batch, now: now.logp * math.nan
+    with pytest.raises(NonFiniteLossError, match="not finite in 3 optimizer steps in a row .*max_skipped_steps is 2"):
+        small.fit(strategy, steps=10)
+    assert torch.equal(weights(strategy), weights_of_fresh(small))
+
+
+def test_one_non_finite_step_is_skipped_and_training_goes_on(small):
+    strategy = TRAINING["bc"](small)
+    loss_of, calls = strategy.token_loss, []
+
+    def sometimes(batch, now):
+        calls.append(1)
+        return loss_of(batch, now) * (math.inf if len(calls) == 1 else 1.0)
+
+    strategy.token_loss = sometimes
+    small.fit(strategy, steps=2)
+    assert strategy.iteration == 3 and torch.isfinite(weights(strategy)).all()
+
+
+def test_flat_groups_can_be_left_out_and_an_iteration_without_signal_changes_nothing(small):
+    strategy = TRAINING["grpo"](small, drop_flat_groups=True)  # a random policy never succeeds: every group is flat
+    trainer = small.trainer(1, limit_train_batches=2)
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(strategy, small.data())
+    assert trainer.global_step == 0 and strategy.iteration == 2
+    assert torch.equal(weights(strategy), weights_of_fresh(small))
+
+
+def test_an_invalid_action_costs_its_penalty_in_the_row_that_holds_it(small):
+    strategy = TRAINING["grpo"](small, invalid_penalty=0.25)
+    turns = [Turn([1], [2], [0.0], [0.0], valid=valid) for valid in (True, False, False)]
+    episode = Episode(Task("t", "f", "i"), 0, turns=turns, reward=10.0)
+    assert strategy.reward(episode, {0, 1, 2}) == 9.5
+    assert strategy.reward(episode, {0}) == 10.0
+    assert strategy.reward(episode, {1}) == 9.75
+
+
+def test_the_initial_teacher_keeps_its_weights_while_the_student_learns(small):
+    strategy = small.strategy(SDAR, retriever=FactRetriever(), teacher=InitialTeacher())
+    small.fit(strategy, steps=2)
+    kept = torch.cat([p.flatten() for p in strategy.initial.parameters()])
+    assert torch.equal(kept, weights_of_fresh(small))
+    assert not torch.equal(kept, weights(strategy))
+
+
+def test_skill_prompt_validates_with_and_without_skills_and_refuses_to_train(small, capsys):
+    strategy = small.strategy(SkillPrompt, retriever=FactRetriever())
+    small.trainer(1, limit_val_batches=None).validate(strategy, small.data())
+    assert "teacher/success/unseen" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="SkillPrompt does not train"):
+        small.fit(small.strategy(SkillPrompt, retriever=FactRetriever()))
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "message"),
+    [
+        (GRPO, {"clip_low": 0.0}, "clip_low is 0.0"),
+        (GRPO, {"dual_clip": 1.0}, "dual_clip is 1.0"),
+        (GRPO, {"kl_coef": -1.0}, "cannot be negative"),
+        (GRPO, {"updates_per_rollout": 0}, "updates_per_rollout is 0: it must be at least 1"),
+        (SDAR, {"retriever": NoRetriever(), "distill_coef": 0.0}, "distill_coef is 0.0: the teacher would have no influence"),
+        (BehaviorCloning, {"retriever": NoRetriever(), "informed_share": 2.0}, "informed_share is 2.0"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(small, cls, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        small.strategy(cls, **settings)
+
+
+def test_the_ungated_baseline_gives_every_token_the_same_trust(small):
+    strategy = small.strategy(GRPOWithOPSD, retriever=NoRetriever(), trust=0.25)
+    assert isinstance(strategy.gate, ConstantGate) and strategy.gate.value == 0.25
+
+
+def test_sdars_loss_is_grpos_plus_the_gated_lift(small):
+    """One row, two response tokens, by hand: lambda 0.5, gap gate with beta 1."""
+    strategy = small.strategy(SDAR, retriever=NoRetriever(), gate=GapGate(1.0), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0)
+    batch, _ = score_one_step(small, strategy)
+    now = TokenStats(batch.old_logp.clone(), torch.zeros_like(batch.old_logp), torch.zeros_like(batch.old_logp))
+    told = copy.copy(batch)
+    told.teacher_logp = batch.old_logp + 1.0  # gap 1: gate sigmoid(1) = 0.7310586, lift 1
+    told.advantages = torch.ones(len(batch))  # ratio 1: policy loss -1
+    loss = strategy.token_loss(told, now)[batch.response_mask]
+    torch.testing.assert_close(loss, torch.full_like(loss, -1.0 + 0.5 * 0.7310586))
+
+
+def test_metrics_of_an_iteration_carry_the_documented_names(small):
+    strategy = small.strategy(SDAR, retriever=FactRetriever())
+    trainer = small.fit(strategy, steps=1)
+    logged = set(trainer.logged_metrics)
+    for name in (
+        "train/loss train/entropy train/clip_share train/grad_norm train/lr train/skipped_steps reward/mean success/train gate/mean "
+        "gate/active_share gap/mean gap/negative_share kl/reference kl/old teacher/context_tokens teacher/empty_share "
+        "retrieval/empty_share retrieval/distinct_skills rollout/episode_length rollout/valid_action_rate rollout/mismatch "
+        "time/rollout_s time/score_s time/update_s rollout/tokens_per_second train/tokens_per_second"
+    ).split():
+        assert name in logged, name
+    assert {name.split("/")[0] for name in logged} <= set("train reward success gate gap kl teacher retrieval rollout time".split())
