@@ -31,7 +31,7 @@ from sdar import registry
 from sdar.data import TaskModule
 from sdar.errors import ConfigError, SdarError
 from sdar.module import AgentModule
-from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger
+from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger, find_config_files
 
 HELP = """Train language-model agents with reinforcement learning and on-policy self-distillation.
 
@@ -113,6 +113,7 @@ def main(args: list[str] | None = None) -> int:
             return 0
         if len(args) == 1 and args[0] in COMMAND_HELP:
             raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml.")
+        args = find_config_files(args)
         check_config_files(args)
         with warnings.catch_warnings():
             for message in MEANINGLESS:

@@ -27,6 +27,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sdar.errors import ConfigError
+from sdar.paths import resolve
 from sdar.registry import did_you_mean, kinds, names
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -159,6 +160,12 @@ def config_files(args: Iterable[str]) -> list[Path]:
         if value and not re.search(r"[{\n]|: ", value):
             files.append(Path(value))
     return files
+
+
+def find_config_files(args: list[str]) -> list[str]:
+    """The command line with configuration files that only the installed settings have (``conf/...``) named where they lie."""
+    found = {str(path): str(resolve(path)) for path in config_files(args)}
+    return [found.get(a) or (f"--config={found[a[9:]]}" if a[:9] == "--config=" and a[9:] in found else a) for a in args]
 
 
 def check_config_files(args: Iterable[str]) -> None:

@@ -92,6 +92,10 @@ class Sampler(ABC):
 
     temperature: float
     forbidden_ids: tuple[int, ...] = ()
+    max_new_tokens: int
+    """Longest response, in tokens."""
+    context: int
+    """Longest prompt and response together, in tokens; known after `bind`."""
 
     @abstractmethod
     def bind(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], context: int) -> None:

@@ -55,8 +55,8 @@ class Rollout:
             raise ConfigError(f"layout is {layout!r}: the two row layouts are {' and '.join(LAYOUTS)}.")
         if layout == "trajectory" and chat.rewrites_history:
             raise ConfigError(
-                f"the chat template of {chat.name} rewrites past assistant turns (removed thinking, say), so one growing conversation "
-                "would not be what the model is told later. Use `layout: turn`."
+                f"the chat template of {chat.name} rewrites past assistant turns (removed thinking, say), so one growing "
+                "conversation would not be what the model is told later. Use `layout: turn`."
             )
         self.pool, self.protocol, self.chat, self.sampler, self.view = pool, protocol, chat, sampler, view
         self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
@@ -64,9 +64,7 @@ class Rollout:
     def __call__(self, model: nn.Module, requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
-        episodes = [
-            Episode(task=r.task, attempt=r.attempt, retrieval=r.retrieval, privileged=r.privileged) for r in requests
-        ]
+        episodes = [Episode(task=r.task, attempt=r.attempt, retrieval=r.retrieval, privileged=r.privileged) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # what the model has been told so far
         seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})
         live = [slot for slot in range(len(requests)) if not self._faulted(episodes[slot], seen[slot])]
@@ -74,8 +72,9 @@ class Rollout:
             prompts: dict[int, list[int]] = {}
             for slot in live:
                 prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
-                if len(prompt) + self._longest_response() > self.sampler.context and turn > 0:
+                if len(prompt) + self.sampler.max_new_tokens > self.sampler.context and turn > 0:
                     episodes[slot].status = Status.CONTEXT
+                    del episodes[slot].windows[turn:]  # nobody is given this prompt
                 else:
                     prompts[slot] = prompt
             live = list(prompts)
@@ -105,9 +104,6 @@ class Rollout:
             live = [slot for slot in live if not self._ended(episodes[slot], seen[slot])]
         return episodes
 
-    def _longest_response(self) -> int:
-        return getattr(self.sampler, "max_new_tokens", 1)
-
     def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
         """Ids that the next response of an episode answers; `context` is all that the model was told and said before."""
         if self.layout == "turn":
@@ -117,7 +113,7 @@ class Rollout:
         if not episode.turns:
             episode.opening = self.protocol.opening(episode.task, observation, admissible)
             return self.chat.prompt(self._told(episode, episode.opening))
-        ended = episode.turns[-1].response_ids[-1] == self.chat.end_of_turn
+        ended = episode.turns[-1].response_ids[-1:] == [self.chat.end_of_turn]
         return context + self.chat.reply(self.protocol.answer(observation, admissible), ended)
 
     def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
@@ -125,7 +121,9 @@ class Rollout:
         return prompt if self.layout == "turn" else prompt[len(context) :]
 
     def _told(self, episode: Episode, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        return self.view.messages(messages, episode.retrieval.text, self.chat.has_system_role) if episode.privileged else messages
+        if not episode.privileged:
+            return messages
+        return self.view.messages(messages, episode.retrieval.text, self.chat.has_system_role)
 
     def _faulted(self, episode: Episode, seen: Seen) -> bool:
         if seen.fault is not None:

@@ -82,7 +82,7 @@ class WorkerPool(EnvPool):
             self._env = pickle.dumps(env)
         except Exception as error:  # pickle lets through whatever an object's own methods raise
             raise ConfigError(
-                f"{type(env).__name__} does not pickle ({error}), so it cannot be copied into worker processes. Let it open files and "
+                f"{type(env).__name__} does not pickle ({error}): it cannot be copied into worker processes. Let it open files and "
                 "connections in `reset`, or run it in this process (workers: 0)."
             ) from error
         self.deadline = deadline
@@ -146,7 +146,7 @@ class WorkerPool(EnvPool):
                 yield True
                 seen = worker.answer(self.deadline)
                 if before is not None and seen.fault is None and seen != before:
-                    seen = _faulty(Status.ENV_DIED, "the worker process was replaced and the world did not repeat itself afterwards")
+                    seen = _faulty(Status.ENV_DIED, "its worker process was replaced and the world does not repeat itself")
                 if seen.fault is not None:
                     break
             if seen.fault in (Status.TIMEOUT, Status.ENV_DIED):
@@ -196,8 +196,8 @@ class _Worker:
         seen = self.answer(self.start_deadline)
         if seen.fault is not None:
             raise EnvironmentFault(
-                f"an environment worker could not start ({seen.error}): its own message stands above. A fresh process must be able to "
-                "import the environment; workers: 0 runs it in this process."
+                f"an environment worker could not start ({seen.error}): its own message stands above. A fresh process must be "
+                "able to import the environment; workers: 0 runs it in this process."
             )
         self.ready = True
 

@@ -48,8 +48,8 @@ def add_teacher_view(
         if len(row.teacher_ids) > context:
             raise ContextOverflowError(
                 f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({len(row.ids)} without the "
-                f"retrieved {', '.join(episode.retrieval.skill_ids) or 'text'}), but the model's context is {context}: skills are "
-                "never cut. Use a model with a longer context, shorter skills, fewer of them, or `layout: turn`."
+                f"retrieved {', '.join(episode.retrieval.skill_ids) or 'text'}), but the model's context is {context}: skills "
+                "are never cut. Use a model with a longer context, shorter skills, fewer of them, or `layout: turn`."
             )
 
 

@@ -1,0 +1,243 @@
+"""The agent loop: what was sampled is what is trained on, and every episode ends with a status."""
+
+from collections.abc import Callable
+
+import pytest
+from faulty_world import FaultyWorld
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
+
+from sdar.chat import ChatFormat
+from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
+from sdar.errors import ConfigError
+from sdar.parts import Draw, Environment, Protocol
+from sdar.rollout import LocalPool, Request, Rollout, WorkerPool
+from sdar.rollout.loop import LAYOUTS
+from sdar.teachers import SkillView
+from sdar.types import Episode, Retrieval, Status, Task
+
+SECRETS = Retrieval(("mug", "heat"), "The mug is usually in the drawer.")
+
+
+def play(
+    env: Environment,
+    script: Callable[[Draw], str | list[int]],
+    requests: list[Request],
+    chat: ChatFormat | None = None,
+    protocol: Protocol | None = None,
+    layout: str = "trajectory",
+    **kwargs,
+) -> tuple[list[Episode], ScriptedSampler, Rollout]:
+    """Episodes that `script` acts in, what the sampler was asked, and the rollout itself."""
+    chat = chat or word_chat()
+    sampler = ScriptedSampler(script, chat, kwargs.pop("context", 4096))
+    settings_ = {"history": 2, "horizon": env.horizon, "seed": 11} | kwargs
+    rollout = Rollout(LocalPool(env), protocol or CompactProtocol(), chat, sampler, SkillView(), layout, **settings_)
+    return rollout(None, requests), sampler, rollout
+
+
+def wanted(*instructions: str, **kwargs) -> list[Request]:
+    """A request for each instruction, which the faulty world obeys at reset."""
+    return [Request(Task(f"task-{i}", "faulty", text), i, **kwargs) for i, text in enumerate(instructions)]
+
+
+def words(*script: str) -> Callable[[Draw], str]:
+    """One word a turn, the same in every episode."""
+    return lambda draw: script[draw.turn]
+
+
+@pytest.mark.parametrize("chat_name", CHATS)
+def test_a_trajectory_is_one_sequence_of_what_was_told_and_sampled(chat_name: str) -> None:
+    chat = CHATS[chat_name]()
+    env = HouseholdEnv(receptacles=6, distractors=1, horizon=5)
+    requests = [Request(env.task(t), 0) for t in env.task_ids("train", 3, 0)]
+    episodes, sampler, _ = play(env, lambda draw: random_ids(chat, draw), requests, chat)
+    for number, episode in enumerate(episodes):
+        draw = [Draw(11, episode.task.id, 0, t) for t in range(5)]
+        told = chat.prompt(episode.opening)
+        for t, turn in enumerate(episode.turns):
+            assert sampler.calls[t][number] == (draw[t], told)  # the model is given all of it, id by id
+            assert turn.response_ids == random_ids(chat, draw[t])  # never decoded and encoded again
+            assert turn.text == chat.decode(turn.response_ids)
+            told = told + turn.response_ids
+            after = episode.turns[t + 1].observation if t < 4 else ""
+            told += chat.reply(after, ended=turn.response_ids[-1] == chat.end_of_turn)
+        ids = [i for turn in episode.turns for i in turn.prompt_ids + turn.response_ids]
+        assert ids == told[: len(ids)]
+        assert len(episode.turns) == 5 and episode.windows == []
+
+
+@pytest.mark.parametrize("history", [0, 1, 3])
+def test_a_turn_has_a_prompt_of_its_own_with_the_last_exchanges(history: int) -> None:
+    chat, env = word_chat(), HouseholdEnv(receptacles=6, distractors=1, horizon=5)
+    protocol = ThinkActProtocol()
+    requests = [Request(env.task(t), 0) for t in env.task_ids("train", 2, 0)]
+    says = protocol.write("inventory")
+    episodes, sampler, _ = play(env, lambda draw: says, requests, chat, protocol, "turn", history=history)
+    for number, episode in enumerate(episodes):
+        exchanges = [(t.observation, t.action) for t in episode.turns]
+        for t, turn in enumerate(episode.turns):
+            past = exchanges[max(0, t - history) : t]
+            text = chat.decode(turn.prompt_ids)
+            assert turn.prompt_ids == sampler.calls[t][number][1] == chat.prompt(episode.windows[t])
+            assert text.count(", Action: ") == len(past)
+            assert all(repr(seen) in text for seen, _ in past)
+            assert turn.observation in text and episode.task.instruction in text
+        assert len(episode.windows) == len(episode.turns) == 5 and episode.opening == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_finished_episodes_are_not_sampled_again(layout: str) -> None:
+    last = {"task-0": 3, "task-1": 0, "task-2": 1}
+    episodes, sampler, _ = play(
+        FaultyWorld(), lambda draw: "win" if draw.turn == last[draw.task] else "go on", wanted("a", "b", "c"), layout=layout
+    )
+    asked = [[draw.task for draw, _ in call] for call in sampler.calls]
+    assert asked == [["task-0", "task-1", "task-2"], ["task-0", "task-2"], ["task-0"], ["task-0"]]
+    assert [len(e.turns) for e in episodes] == [4, 1, 2]
+    assert all(e.status == Status.DONE and e.success for e in episodes)
+    assert sampler.resets == 1
+
+
+def test_episodes_come_back_in_the_order_of_the_requests() -> None:
+    requests = [Request(Task(f"task-{i}", "faulty", "begin"), 5 - i) for i in (4, 0, 3, 1)]
+    episodes, _, _ = play(FaultyWorld(), lambda draw: "win" if draw.turn == draw.attempt % 3 else "go on", requests)
+    assert [(e.task, e.attempt) for e in episodes] == [(r.task, r.attempt) for r in requests]
+    assert [len(e.turns) for e in episodes] == [r.attempt % 3 + 1 for r in requests]
+
+
+def test_no_request_is_no_episode() -> None:
+    episodes, sampler, _ = play(FaultyWorld(), words(), [])
+    assert episodes == [] and sampler.calls == []
+
+
+def test_every_way_to_end_has_its_status() -> None:
+    last = {"task-0": "win", "task-1": "give up", "task-2": "raise", "task-3": "go on"}
+    script = lambda draw: last[draw.task] if draw.turn == 2 else "go on"  # noqa: E731
+    episodes, _, _ = play(FaultyWorld(), script, wanted("a", "b", "c", "d", "raise"), horizon=4)
+    assert [e.status for e in episodes] == [Status.DONE, Status.DONE, Status.ENV_ERROR, Status.HORIZON, Status.ENV_ERROR]
+    assert [e.success for e in episodes] == [True, False, False, False, False]
+    assert [len(e.turns) for e in episodes] == [3, 3, 3, 4, 0]
+    assert [e.error for e in episodes] == ["", "", "RuntimeError: the roof fell in", "", "RuntimeError: the roof fell in"]
+    assert [t.reward for t in episodes[0].turns] == [2.0, 3.0, 4.0] and episodes[0].reward == 9.0
+    assert episodes[0].final_observation == "task-0 / go on / go on / win"
+    assert [t.observation for t in episodes[0].turns] == ["task-0 begins", "task-0 / go on", "task-0 / go on / go on"]
+
+
+def test_the_world_that_ends_at_its_horizon_without_success_ran_out_of_steps() -> None:
+    env = HouseholdEnv(receptacles=6, horizon=3)
+    [episode], _, _ = play(env, lambda draw: "look", [Request(env.task(env.task_ids("train", 1, 0)[0]), 0)])
+    assert episode.status == Status.HORIZON and len(episode.turns) == 3 and not episode.success
+
+
+def test_a_dying_worker_ends_one_episode_of_the_rollout() -> None:
+    script = lambda draw: "exit 3" if (draw.task, draw.turn) == ("task-1", 1) else ("win" if draw.turn == 3 else "go on")  # noqa: E731
+    calm, _, _ = play(FaultyWorld(), lambda draw: "win" if draw.turn == 3 else "go on", wanted(*"abcd"))
+    pool = WorkerPool(FaultyWorld(), 2)
+    chat = word_chat()
+    try:
+        rollout = Rollout(pool, CompactProtocol(), chat, ScriptedSampler(script, chat), SkillView())
+        episodes = rollout(None, wanted(*"abcd"))
+    finally:
+        pool.close()
+    assert episodes[1].status == Status.ENV_DIED and episodes[1].error == "worker process ended with exit code 3"
+    assert len(episodes[1].turns) == 2
+    assert [e for i, e in enumerate(episodes) if i != 1] == [e for i, e in enumerate(calm) if i != 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("room", [60, 100, 200])
+def test_an_episode_ends_before_its_context_does_and_nothing_is_cut(layout: str, room: int) -> None:
+    roomy, _, _ = play(FaultyWorld(), words(*["talk"] * 9), wanted("a"), layout=layout, horizon=9, history=9)
+    [episode], sampler, _ = play(
+        FaultyWorld(), words(*["talk"] * 9), wanted("a"), layout=layout, horizon=9, history=9, context=room
+    )
+    assert episode.status == Status.CONTEXT
+    assert 0 < len(episode.turns) < 9
+    assert episode.turns[:-1] == roomy[0].turns[: len(episode.turns) - 1]  # everything before is as with all the room
+    assert all(len(prompt) + sampler.max_new_tokens <= room for call in sampler.calls for _, prompt in call)
+    assert len(episode.windows) == (len(episode.turns) if layout == "turn" else 0)
+    assert episode.final_observation  # the world's last word was heard, only not answered
+
+
+def test_a_first_prompt_that_does_not_fit_is_left_to_the_sampler_to_refuse() -> None:
+    """An episode without a turn would be an episode that nobody hears of."""
+    _, sampler, _ = play(FaultyWorld(), words("win"), wanted("a"), context=4)
+    assert len(sampler.calls) == 1
+
+
+def test_a_turn_is_valid_when_the_response_and_the_world_say_so() -> None:
+    said = ["no tags", "<think>a</think><action>mumble</action>", "<think>a</think><action>go on</action>"]
+    [episode], _, _ = play(FaultyWorld(), words(*said), wanted("a"), protocol=ThinkActProtocol(), horizon=3)
+    assert [t.valid for t in episode.turns] == [False, False, True]
+    assert [t.action for t in episode.turns] == ["no tags", "mumble", "go on"]
+    assert [t.text for t in episode.turns] == said
+
+
+def test_every_response_is_named_by_seed_task_attempt_and_turn() -> None:
+    requests = [Request(Task("t", "faulty", "begin"), a) for a in (0, 1)]
+    _, sampler, _ = play(FaultyWorld(), words("go on", "win"), requests, seed=5)
+    assert [[draw for draw, _ in call] for call in sampler.calls] == [[Draw(5, "t", 0, n), Draw(5, "t", 1, n)] for n in (0, 1)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_actor_that_may_see_the_skill_has_it_in_its_system_message(layout: str) -> None:
+    chat = byte_chat()
+    told, _, _ = play(
+        FaultyWorld(), words("go on", "win"), wanted("a", retrieval=SECRETS, privileged=True), chat, layout=layout
+    )
+    untold, _, _ = play(FaultyWorld(), words("go on", "win"), wanted("a", retrieval=SECRETS), chat, layout=layout)
+    system = f"<|im_start|>system\n{SECRETS.text}<|im_end|>\n"
+    prompts = [[chat.decode(t.prompt_ids) for t in e.turns] for e in (told[0], untold[0])]
+    assert prompts[0][0] == system + prompts[1][0]
+    assert prompts[0][1] == (system if layout == "turn" else "") + prompts[1][1]
+    assert told[0].privileged and told[0].retrieval == SECRETS
+    assert (told[0].opening, told[0].windows) == (untold[0].opening, untold[0].windows)  # as they were before the skill came in
+    assert [t.response_ids for t in told[0].turns] == [t.response_ids for t in untold[0].turns]
+
+
+def test_an_actor_whose_retrieval_is_empty_is_told_nothing() -> None:
+    told, _, _ = play(FaultyWorld(), words("win"), wanted("a", privileged=True))
+    untold, _, _ = play(FaultyWorld(), words("win"), wanted("a"))
+    assert told[0].turns == untold[0].turns
+
+
+def test_a_response_without_a_single_token_is_no_end_of_the_run() -> None:
+    chat = word_chat()
+    [episode], _, _ = play(FaultyWorld(), lambda draw: [] if draw.turn == 0 else "win", wanted("a"), chat)
+    assert episode.success
+    assert episode.turns[1].prompt_ids == chat.reply("task-0 / ", ended=False)
+
+
+CONTROL = sorted({t for make in CHATS.values() for t in make().tokenizer.get_added_vocab()})
+TEXTS = st.lists(
+    st.one_of(st.sampled_from(CONTROL), st.sampled_from([t[:-1] for t in CONTROL]), st.text(max_size=8)), max_size=5
+).map("".join)  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("chat_name", CHATS)
+@given(texts=st.lists(TEXTS, min_size=2, max_size=3))
+@settings(max_examples=25, deadline=None)
+def test_what_the_world_says_is_never_a_control_token(chat_name: str, layout: str, texts: list[str]) -> None:
+    """A page or an observation that spells out a control token is told as the characters that it has."""
+    chat = CHATS[chat_name]()
+    requests = [Request(Task("t", "parrot", "listen"), 0)]
+    plain, _, _ = play(Parrot(["x"] * len(texts)), lambda draw: "go on", requests, chat, layout=layout)
+    [episode], _, _ = play(Parrot(texts), lambda draw: "go on", requests, chat, layout=layout)
+    control = [[i for i in t.prompt_ids if i in chat.control] for t in episode.turns]
+    assert control == [[i for i in t.prompt_ids if i in chat.control] for t in plain[0].turns]
+    for turn, said in zip(episode.turns, texts, strict=True):
+        assert said in chat.tokenizer.decode(turn.prompt_ids, skip_special_tokens=False)
+
+
+def test_layouts_that_cannot_be_are_refused() -> None:
+    chat = word_chat()
+    parts = (LocalPool(FaultyWorld()), CompactProtocol(), chat, ScriptedSampler(words(), chat), SkillView())
+    with pytest.raises(ConfigError, match=r"layout is 'row': the two row layouts are trajectory and turn"):
+        Rollout(*parts, layout="row")
+    chat.rewrites_history = True
+    with pytest.raises(ConfigError, match=r"the chat template of words rewrites past assistant turns.*Use `layout: turn`"):
+        Rollout(*parts, layout="trajectory")
+    Rollout(*parts, layout="turn")

@@ -1,0 +1,86 @@
+"""A world that counts what it was told, and that raises, hangs or dies when it is told to.
+
+A file of its own, so that a worker process can import it.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from sdar.parts import Environment, StepResult
+from sdar.types import Task
+
+FOREVER = 3600.0
+
+
+class FaultyWorld(Environment):
+    """Answers with all that it was told since `reset`; the instruction of a task is obeyed at `reset`, an action at `step`.
+
+    ``again X``: nothing happens the first time; a process in which it is played again does X. `diary` (a file) gets one line for
+    each call, whatever process it happens in.
+    """
+
+    horizon = 50
+
+    def __init__(self, diary: Path | None = None):
+        self.diary = diary
+        self.told: list[str] = []
+
+    def task_ids(self, split: str, count: int, seed: int) -> list[str]:
+        return [f"{split}-{seed}-{i}" for i in range(count)]
+
+    def task(self, task_id: str) -> Task:
+        return Task(task_id, "faulty", "begin")
+
+    def reset(self, task: Task) -> str:
+        self.told = [task.id]
+        self._obey(task.instruction)
+        return f"{task.id} begins"
+
+    def step(self, action: str) -> StepResult:
+        self.told.append(action)
+        self._obey(action)
+        won = action == "win"
+        end = won or action == "give up"
+        return StepResult(" / ".join(self.told), reward=float(len(self.told)), done=end, success=won, valid=action != "mumble")
+
+    def admissible(self) -> list[str]:
+        return [f"say {len(self.told)}", "win"]
+
+    def _obey(self, order: str) -> None:
+        again = False
+        if self.diary is not None:
+            again = f"{self.told[0]} {order}\n" in (self.diary.read_text().splitlines(keepends=True) if self.diary.exists() else [])
+            with self.diary.open("a") as out:
+                out.write(f"{self.told[0]} {order}\n")
+        if order.startswith("again "):
+            if not again:
+                return
+            order = order.removeprefix("again ")
+        match order.split():
+            case ["raise"]:
+                raise RuntimeError("the roof fell in")
+            case ["leave"]:
+                sys.exit("out of the door")
+            case ["hang"]:
+                time.sleep(FOREVER)
+            case ["wait", seconds]:
+                time.sleep(float(seconds))
+            case ["exit", code]:
+                os._exit(int(code))
+            case ["kill"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            case ["die", "later"]:
+                threading.Timer(0.05, os._exit, (3,)).start()
+            case ["vary"]:
+                self.told.append(str(os.getpid()))
+
+
+class UnbornWorld(FaultyWorld):
+    """Pickles, but no process can make it from that."""
+
+    def __setstate__(self, state: dict) -> None:
+        raise OSError("no display")

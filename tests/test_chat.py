@@ -1,0 +1,405 @@
+"""Conversations on ids, under templates in the shapes that the common model families have."""
+
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from sdar.chat import ChatFormat
+from sdar.errors import PolicyError
+
+# ------------------------------------------------------------------ families
+
+QWEN25 = """
+{%- if messages[0].role != 'system' %}
+    {{- '<|im_start|>system\\nYou help people.<|im_end|>\\n' }}
+{%- endif %}
+{%- for m in messages %}
+    {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}"""
+
+QWEN3 = """
+{%- set last = messages | length - 1 %}
+{%- for m in messages %}
+    {%- set said = m.content %}
+    {%- set thought = '' %}
+    {%- if m.role == 'assistant' and '</think>' in said %}
+        {%- set thought = said.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+        {%- set said = said.split('</think>')[-1].lstrip('\\n') %}
+    {%- endif %}
+    {{- '<|im_start|>' + m.role + '\\n' }}
+    {%- if m.role == 'assistant' and loop.index0 == last %}
+        {{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}
+    {%- endif %}
+    {{- said + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and not enable_thinking %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}"""
+
+LLAMA3 = """
+{{- bos_token }}
+{%- for m in messages %}
+    {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}"""
+
+GEMMA = """
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}
+    {{- raise_exception('there is no system role') }}
+{%- endif %}
+{%- for m in messages %}
+    {{- '<start_of_turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' + m.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<start_of_turn>model\\n' }}
+{%- endif %}"""
+
+
+@dataclass(frozen=True)
+class Family:
+    template: str | None
+    special: tuple[str, ...]
+    eos: str
+    end_of_turn: str
+    added: tuple[str, ...] = ()
+    """Tokens that are added without being special."""
+    rewrites_history: bool = False
+    has_system_role: bool = True
+    named: dict[str, str] = field(default_factory=dict, hash=False)
+
+
+FAMILIES = {
+    "qwen2.5": Family(
+        QWEN25, ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", ("<|fim_prefix|>", "<tool_call>")
+    ),
+    "qwen3": Family(
+        QWEN3, ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", ("<think>", "</think>"), rewrites_history=True
+    ),
+    "llama3": Family(
+        LLAMA3,
+        ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|reserved_special_token_0|>"),
+        "<|eot_id|>",
+        "<|eot_id|>",
+        named={"bos_token": "<|begin_of_text|>"},
+    ),
+    "gemma": Family(
+        GEMMA,
+        ("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
+        "<eos>",
+        "<end_of_turn>",
+        ("\n", "\n\n", "<table>"),
+        has_system_role=False,
+        named={"bos_token": "<bos>"},
+    ),
+}
+CORPUS = [
+    "You are in the middle of a room. You open the drawer 1. On the desk 12, you see a mug 3 and an egg.\n\nYour task is to:",
+    "system user assistant model\nThe tomato isn't here; <think> go to fridge 1 </think>\n\n",
+] * 3
+
+
+@cache
+def tokenizer_of(family: Family, normalizer: normalizers.Normalizer | None = None) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of a few merges; every text has ids."""
+    words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=320, show_progress=False, initial_alphabet=alphabet))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.add_special_tokens([AddedToken(s, normalized=normalizer is not None, special=True) for s in family.special])
+    tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in family.added])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=family.eos, chat_template=family.template, clean_up_tokenization_spaces=False, **family.named
+    )
+
+
+@cache
+def chat_of(name: str) -> ChatFormat:
+    return ChatFormat(tokenizer_of(FAMILIES[name]), name=name)
+
+
+@pytest.fixture(scope="module")
+def own(tiny_policy_dir) -> ChatFormat:
+    """The format of `FreshPolicy`."""
+    return ChatFormat(AutoTokenizer.from_pretrained(tiny_policy_dir))
+
+
+def templated(chat: ChatFormat, messages: list[dict[str, str]], generate: bool = True) -> list[int]:
+    """What transformers makes of a conversation: rendered as text, then tokenized as a whole."""
+    text = chat.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **chat.options)
+    return chat.tokenizer.encode(text, add_special_tokens=False)
+
+
+def roles(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+def user(text: str) -> list[dict[str, str]]:
+    return roles(("user", text))
+
+
+by_family = pytest.mark.parametrize("name", FAMILIES)
+
+# Contents whose first and last characters no tokenizer joins with the template's line break.
+words = st.text("abcdeöß01 .,;:'\n-", min_size=1, max_size=40).map(lambda t: f"a{t}z")
+
+
+# ------------------------------------------------------------------ what a template is found to be
+
+
+@by_family
+def test_a_template_is_recognised(name):
+    family, chat = FAMILIES[name], chat_of(name)
+    assert chat.tokenizer.decode([chat.end_of_turn]) == family.end_of_turn
+    assert chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids)) == [s for s in family.special if s in (family.eos, family.end_of_turn)]
+    assert chat.rewrites_history is family.rewrites_history
+    assert chat.has_system_role is family.has_system_role
+
+
+def test_the_template_of_a_fresh_policy_is_recognised(own):
+    assert own.tokenizer.decode([own.end_of_turn]) == "<|end|>"
+    assert own.stop_ids == (own.end_of_turn,)
+    assert own.has_system_role and not own.rewrites_history
+
+
+def test_thinking_that_is_removed_only_when_there_is_some_rewrites_history():
+    # whatever is said is generated, and told later, behind "assistant\n": only a response with a thought shows the difference
+    assert chat_of("qwen3").rewrites_history
+    keeping = QWEN3.replace("'</think>' in said", "false").replace("loop.index0 == last", "false")
+    assert not ChatFormat(tokenizer_of(replace(FAMILIES["qwen3"], template=keeping))).rewrites_history
+
+
+def test_an_empty_thought_in_the_prompt_rewrites_history():
+    chat = ChatFormat(tokenizer_of(FAMILIES["qwen3"]), {"enable_thinking": False})
+    assert chat.tokenizer.decode(chat.prompt(user("Hello."))).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert chat.prompt(user("Hello.")) == templated(chat, user("Hello."))
+    assert chat.rewrites_history
+
+
+def test_a_last_turn_that_ends_otherwise_than_past_ones_rewrites_history():
+    template = (
+        "{% for m in messages %}{{ '<|start|>' + m.role + '<|message|>' + m.content }}"
+        "{{ '<|return|>' if m.role == 'assistant' and loop.last else '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|start|>assistant<|message|>{% endif %}"
+    )
+    special = ("<|start|>", "<|message|>", "<|end|>", "<|return|>")
+    chat = ChatFormat(tokenizer_of(Family(template, special, "<|return|>", "<|return|>")))
+    assert chat.tokenizer.decode([chat.end_of_turn]) == "<|return|>"
+    assert chat.rewrites_history
+
+
+# ------------------------------------------------------------------ prompts, responses, replies
+
+
+@by_family
+@given(first=words, answer=words, second=words)
+def test_a_dialogue_has_the_ids_of_the_whole_rendered_template(name, first, answer, second):
+    chat = chat_of(name)
+    assert chat.prompt(user(first)) == templated(chat, user(first))
+    if chat.has_system_role:
+        opening = roles(("system", second), ("user", first))
+        assert chat.prompt(opening) == templated(chat, opening)
+    whole = roles(("user", first), ("assistant", answer), ("user", second))
+    ids = [*chat.prompt(user(first)), *chat.response(answer), *chat.reply(second, ended=True)]
+    assert ids == templated(chat, whole) == chat.prompt(whole)  # without a thought, no template of these rewrites anything
+
+
+@given(contents=st.lists(st.text().filter(lambda t: "<|" not in t), min_size=4, max_size=4))
+def test_a_fresh_policy_tells_any_text_as_its_template_does(own, contents):
+    system, first, answer, second = contents
+    opening = roles(("system", system), ("user", first))
+    ids = [*own.prompt(opening), *own.response(answer), *own.reply(second, ended=True)]
+    assert ids == templated(own, [*opening, *roles(("assistant", answer), ("user", second))])
+
+
+def test_a_default_system_prompt_is_told():
+    chat = chat_of("qwen2.5")
+    assert chat.tokenizer.decode(chat.prompt(user("Hello."))) == (
+        "<|im_start|>system\nYou help people.<|im_end|>\n<|im_start|>user\nHello.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "You help people" not in chat.tokenizer.decode(chat.prompt(roles(("system", "Be brief."), ("user", "Hello."))))
+
+
+def test_contents_are_not_trimmed_where_a_template_would():
+    chat = chat_of("llama3")
+    assert chat.tokenizer.decode(chat.prompt(user(" Hello.\n"))).count("\n\n Hello.\n<|eot_id|>") == 1
+    assert chat.prompt(user("Hello.")) == templated(chat, user(" Hello.\n"))
+
+
+@by_family
+def test_a_response_of_unusual_ids_stays_as_it_was_sampled(name):
+    chat = chat_of(name)
+    spelled = [i for c in "open the drawer" for i in chat.encode_text(c)]
+    assert spelled != list(chat.encode_text("open the drawer"))
+    ids = [*chat.prompt(user("Go.")), *spelled, chat.end_of_turn, *chat.reply("Done.", ended=True)]
+    whole = roles(("user", "Go."), ("assistant", "open the drawer"), ("user", "Done."))
+    assert chat.tokenizer.decode(ids) == chat.tokenizer.decode(templated(chat, whole))
+    assert ids != templated(chat, whole)
+
+
+@by_family
+def test_an_unfinished_response_gets_its_end_of_turn_in_the_reply(name):
+    chat = chat_of(name)
+    ended, unfinished = chat.reply("Next.", ended=True), chat.reply("Next.", ended=False)
+    assert unfinished == [chat.end_of_turn, *ended]
+    assert chat.end_of_turn not in ended[:1]
+
+
+def test_decoding_leaves_out_only_the_stop_tokens_at_the_end():
+    chat = chat_of("gemma")
+    end, eos = chat.end_of_turn, chat.tokenizer.eos_token_id
+    text = [*chat.encode_text("look")]
+    assert chat.decode([*text, end]) == chat.decode([*text, eos, end]) == chat.decode(text) == "look"
+    assert chat.decode([*text, end, *text]) == "look<end_of_turn>look"
+    assert chat.decode([end]) == chat.decode([]) == ""
+
+
+def test_a_response_is_read_back_as_it_was_written(own):
+    for chat in [own, *map(chat_of, FAMILIES)]:
+        ids = chat.response("go to drawer 1")
+        assert ids[-1] == chat.end_of_turn
+        assert chat.decode(ids) == "go to drawer 1"
+
+
+# ------------------------------------------------------------------ untrusted text
+
+
+def hostile(strings: tuple[str, ...]) -> st.SearchStrategy[str]:
+    """Text of control strings, their fragments, one inside another, and anything else."""
+    control = st.sampled_from(strings)
+    cut = st.tuples(control, st.integers(1, 8)).map(lambda c: c[0][: c[1]])
+    rest = st.tuples(control, st.integers(1, 8)).map(lambda c: c[0][c[1] :])
+    nested = st.tuples(control, control, st.integers(1, 12)).map(lambda c: c[0][: c[2]] + c[1] + c[0][c[2] :])
+    odd = st.sampled_from(["\x00", "\n", "\r\n", "\u202e", "\u200f", "\ufeff", "é", "e\u0301", "𝔘", "<0x41>", "<", "|", ">", " ", "▁"])
+    return st.lists(st.one_of(control, cut, rest, nested, odd, st.text(max_size=4)), max_size=7).map("".join)
+
+
+def is_plain(chat: ChatFormat, strings: tuple[str, ...], text: str) -> bool:
+    ids = chat.encode_text(text)
+    control = set(chat.tokenizer.convert_tokens_to_ids(list(strings)))
+    return control.isdisjoint(ids) and chat.tokenizer.decode(list(ids)) == text
+
+
+@by_family
+@given(data=st.data())
+def test_no_text_becomes_a_control_token_and_every_text_comes_back(name, data):
+    chat, family = chat_of(name), FAMILIES[name]
+    strings = (*family.special, *(s for s in family.added if not s.isspace()))
+    assert is_plain(chat, strings, data.draw(hostile(strings)))
+
+
+OWN_CONTROL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+
+
+@given(text=hostile(OWN_CONTROL))
+def test_a_fresh_policy_tells_every_text_in_bytes(own, text):
+    assert is_plain(own, OWN_CONTROL, text)
+
+
+@by_family
+@pytest.mark.parametrize("shape", ["{0}", "<{0}|end|>", "{0}{0}", "{1}{0}{2}", "{1}{1}{0}{2}{2}", " {0} ", "\n{0}\n", "x{0}x", "{0}\x00"])
+def test_control_strings_in_control_strings_stay_text(own, name, shape):
+    for chat, strings in ((chat_of(name), FAMILIES[name].special), (own, OWN_CONTROL)):
+        for control in strings:
+            for cut in range(1, len(control)):
+                assert is_plain(chat, strings, shape.format(control, control[:cut], control[cut:]))
+
+
+@by_family
+def test_an_observation_cannot_end_its_turn(name):
+    chat = chat_of(name)
+    quiet, loud = chat.prompt(user("x")), chat.prompt(user(f"x{FAMILIES[name].end_of_turn}y"))
+    for token in chat.control:
+        assert quiet.count(token) == loud.count(token)
+    assert chat.reply(FAMILIES[name].end_of_turn, ended=True).count(chat.end_of_turn) == chat.reply("x", ended=True).count(chat.end_of_turn)
+
+
+def test_line_breaks_that_a_vocabulary_adds_are_text():
+    chat = chat_of("gemma")
+    text = "You open the drawer.\n\nOn the desk\nyou see a mug."
+    ids = chat.encode_text(text)
+    assert list(ids) == chat.tokenizer.encode(text, add_special_tokens=False)
+    assert chat.tokenizer.convert_tokens_to_ids("\n\n") in ids
+
+
+def test_a_normalizer_does_not_make_control_tokens():
+    family = Family(QWEN25, ("<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>")
+    chat = ChatFormat(tokenizer_of(family, normalizers.Lowercase()))
+    assert chat.end_of_turn in chat.tokenizer.encode("<|IM_END|>")
+    ids = chat.encode_text("say <|IM_END|> or <|im_end|>")
+    assert chat.control.isdisjoint(ids)
+    assert chat.tokenizer.decode(list(ids)) == "say <|im_end|> or <|im_end|>"
+
+
+def test_a_special_token_of_one_character_does_not_come_out_of_text():
+    template = "{% for m in messages %}{{ m.role + '\\n' + m.content + '☃' }}{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
+    chat = ChatFormat(tokenizer_of(Family(template, ("☃",), "☃", "☃")))
+    assert chat.tokenizer.convert_ids_to_tokens([chat.end_of_turn]) == ["☃"]
+    assert is_plain(chat, ("☃",), "one ☃ two ☃☃")
+
+
+@by_family
+def test_half_a_surrogate_pair_is_replaced(own, name):
+    for chat in (own, chat_of(name)):
+        assert chat.tokenizer.decode(list(chat.encode_text("a\ud83db\ud83d\ude00"))) == "a\ufffdb😀"
+
+
+# ------------------------------------------------------------------ templates that cannot be used
+
+
+def test_a_tokenizer_without_a_template_is_refused():
+    family = Family(None, ("<|im_end|>",), "<|im_end|>", "<|im_end|>")
+    with pytest.raises(PolicyError, match=r"base-model has no chat template: .* give the policy a `chat_template` file"):
+        ChatFormat(tokenizer_of(family), name="base-model")
+
+
+@pytest.mark.parametrize("ending", ["", "\\n", "</s>"])
+def test_a_template_without_an_end_of_turn_token_is_refused(ending):
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '" + ending + "' }}{% endfor %}"
+    with pytest.raises(PolicyError, match=r"of plain puts no end-of-turn token behind an assistant message .* could never end"):
+        ChatFormat(tokenizer_of(Family(template, ("<|im_end|>",), "<|im_end|>", "")), name="plain")
+
+
+def using(body: str) -> ChatFormat:
+    return ChatFormat(tokenizer_of(Family("{% for m in messages %}" + body + "{% endfor %}", ("<|im_end|>",), "<|im_end|>", "")), name="odd")
+
+
+def test_a_template_that_drops_messages_is_refused():
+    with pytest.raises(PolicyError, match=r"of odd drops a user message of the conversation user/assistant: .* incomplete"):
+        using("{% if loop.last %}{{ m.content + '<|im_end|>' }}{% endif %}")
+    chat = using("{% if m.role != 'tool' %}{{ m.content + '<|im_end|>' }}{% endif %}")
+    with pytest.raises(PolicyError, match="drops a tool message of the conversation user/tool"):
+        chat.prompt(roles(("user", "a"), ("tool", "b")))
+
+
+def test_a_template_that_drops_the_system_message_has_no_system_role():
+    assert using("{% if m.role != 'system' %}{{ m.content + '<|im_end|>' }}{% endif %}").has_system_role is False
+
+
+def test_a_template_that_tells_a_message_twice_is_refused():
+    with pytest.raises(PolicyError, match=r"of odd tells a user message of the conversation user/assistant twice or out of order"):
+        using("{{ m.content + '<|im_end|>' + messages[0].content }}")
+
+
+def test_a_system_message_without_its_role_is_an_error_of_the_template():
+    with pytest.raises(Exception, match="there is no system role"):
+        chat_of("gemma").prompt(roles(("system", "Be brief."), ("user", "Hello.")))

@@ -1,0 +1,89 @@
+"""A run killed with SIGKILL and continued ends with the same weights as one that was never killed, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sdar.cli import main
+
+STEPS = 40
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """A run of twenty iterations with two optimizer steps each, without logs."""
+    household = {"class_path": "HouseholdEnv", "init_args": {"world": 5, "receptacles": 6, "distractors": 1, "horizon": 3}}
+    size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 512}
+    content = {
+        "seed_everything": 3,
+        "model": {
+            "class_path": "SDAR",
+            "init_args": {
+                "policy": {"class_path": "FreshPolicy", "init_args": {"env": {"class_path": "HouseholdEnv"}, **size}},
+                "retriever": {"class_path": "UCBRetriever", "init_args": {"skills": "conf/skills/quickstart"}},
+                "sampler": {"class_path": "TorchSampler", "init_args": {"max_new_tokens": 6}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                "updates_per_rollout": 2,
+            },
+        },
+        "data": {
+            "class_path": "TaskModule",
+            "init_args": {
+                "env": household,
+                "protocol": "CompactProtocol",
+                "layout": "trajectory",
+                "tasks_per_step": 2,
+                "group_size": 2,
+                "train_tasks": 12,
+                "val_tasks": 2,
+            },
+        },
+        "trainer": {
+            "accelerator": "cpu",
+            "max_steps": STEPS,
+            "limit_val_batches": 0,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+        },
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def weights(folder):
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == STEPS and state["sdar"]["iteration"] == STEPS // 2
+    return state
+
+
+def test_a_killed_run_ends_like_one_that_was_never_killed(settings, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert main(["fit", "-c", str(settings), "--trainer.default_root_dir", str(straight)]) == 0
+    command = ["fit", "-c", str(settings), "--trainer.default_root_dir", str(killed)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdar", *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
+    )
+    kept = Path(killed / "checkpoints" / "last.ckpt")
+    deadline = time.monotonic() + 120
+    while not kept.exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.005)
+    time.sleep(random.random() * 0.3)  # any moment is as good
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was over before it could be killed"
+    assert torch.load(kept, weights_only=True)["global_step"] < STEPS
+    assert main([*command, "--ckpt_path", "last"]) == 0
+    one, other = weights(straight), weights(killed)
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
+    assert one["sdar"]["retriever"] == other["sdar"]["retriever"]
