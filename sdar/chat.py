@@ -29,7 +29,9 @@ class ChatFormat:
         PolicyError: no chat template, a template that loses or repeats its messages, or no end-of-turn token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, name: str = "the tokenizer"):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any] | None = None, name: str = "the tokenizer"
+    ):
         if not tokenizer.chat_template:
             raise PolicyError(
                 f"{name} has no chat template: an agent's conversation cannot be told to this model. Use an instruction-tuned "
@@ -51,7 +53,8 @@ class ChatFormat:
         if not end:
             raise PolicyError(
                 f"the chat template of {name} puts no end-of-turn token behind an assistant message (found the ids "
-                f"{list(after_response[:4])}): a response could never end. Use a template that closes each turn with a special token."
+                f"{list(after_response[:4])}): a response could never end. Use a template that closes each turn with a "
+                "special token."
             )
         self.end_of_turn = end[0]
         self.stop_ids = tuple(sorted({self.end_of_turn} | ({tokenizer.eos_token_id} - {None})))
@@ -101,9 +104,12 @@ class ChatFormat:
             if piece:
                 encoded = self.tokenizer.encode(piece, add_special_tokens=False)
                 if not self.control.isdisjoint(encoded):  # a normalizer made one: only single characters are safe
-                    encoded = [i for c in piece for i in self.tokenizer.encode(c, add_special_tokens=False, split_special_tokens=True)]
+                    encoded = [i for c in piece for i in self._encode_character(c)]
                 ids += encoded
         return tuple(ids)
+
+    def _encode_character(self, character: str) -> list[int]:
+        return self.tokenizer.encode(character, add_special_tokens=False, split_special_tokens=True)
 
     def _accepts(self, roles: tuple[str, ...]) -> bool:
         try:
@@ -129,13 +135,13 @@ class ChatFormat:
             before, found, text = text.partition(slot)
             if not found:
                 raise PolicyError(
-                    f"the chat template of {self.name} drops a {roles[len(pieces)]} message of the conversation {'/'.join(roles)}: "
-                    "what the model is told would be incomplete. Use another template."
+                    f"the chat template of {self.name} drops a {roles[len(pieces)]} message of the conversation "
+                    f"{'/'.join(roles)}: what the model is told would be incomplete. Use another template."
                 )
             pieces.append(before)
         if again := [role for role, slot in zip(roles, slots, strict=True) if any(slot in piece for piece in [*pieces, text])]:
             raise PolicyError(
-                f"the chat template of {self.name} tells a {again[0]} message of the conversation {'/'.join(roles)} twice or out of "
-                "order: ids could not be put together from one content each. Use another template."
+                f"the chat template of {self.name} tells a {again[0]} message of the conversation {'/'.join(roles)} twice or "
+                "out of order: ids could not be put together from one content each. Use another template."
             )
         return [tuple(self.tokenizer.encode(p, add_special_tokens=False)) if p else () for p in [*pieces, text]]

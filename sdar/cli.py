@@ -112,7 +112,9 @@ def main(args: list[str] | None = None) -> int:
             print("\n\n".join(listing(args[1:])))
             return 0
         if len(args) == 1 and args[0] in COMMAND_HELP:
-            raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml.")
+            raise ConfigError(
+                f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml."
+            )
         args = find_config_files(args)
         check_config_files(args)
         with warnings.catch_warnings():
@@ -253,6 +255,15 @@ class AgentCLI(LightningCLI):
         logger = given["logger"]
         if logger is None or logger is True:
             logger = default_loggers(root)
+        if (
+            given["gradient_clip_val"] is not None
+        ):  # Lightning refuses it with several optimizer steps a batch; the module clips
+            if given["gradient_clip_algorithm"] not in (None, "norm"):
+                raise ConfigError(
+                    "trainer.gradient_clip_algorithm: gradients are clipped by norm. Set it to norm or leave it out."
+                )
+            self.model.max_grad_norm = float(given["gradient_clip_val"])
+            kwargs["gradient_clip_val"] = None
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()

@@ -98,16 +98,22 @@ class TaskModule(LightningDataModule):
         files = dict(panel_files or {})
         unknown = set(files) - {split, *val_splits, *test_splits}
         if unknown:
-            raise ConfigError(f"data.panel_files names {sorted(unknown)}, which no panel of this run uses: remove it or correct the split.")
+            raise ConfigError(
+                f"data.panel_files names {sorted(unknown)}, which no panel of this run uses: remove it or correct the split."
+            )
 
         def panel(name: str, count: int) -> Panel:
-            return Panel.load(files[name]) if name in files else Panel.generate(env, name, count, panel_seed)
+            if name not in files:
+                return Panel.generate(env, name, count, panel_seed)
+            loaded = Panel.load(files[name])
+            env.task(loaded.task_ids[0])  # tasks of another world are refused here, before anything is loaded
+            return loaded
 
         self.train_panel = panel(split, train_tasks)
-        self.val_panels = [panel(name, val_tasks) for name in dict.fromkeys(val_splits)]
-        known = {p.name: p for p in self.val_panels}
-        self.test_panels = [known.get(name) or panel(name, val_tasks) for name in dict.fromkeys(test_splits)]
-        check_disjoint(self.train_panel, *self.val_panels)
+        measured = {name: panel(name, val_tasks) for name in [*val_splits, *test_splits]}
+        self.val_panels = [measured[name] for name in dict.fromkeys(val_splits)]
+        self.test_panels = [measured[name] for name in dict.fromkeys(test_splits)]
+        check_disjoint(self.train_panel, *measured.values())
 
     def panels(self) -> list[Panel]:
         """Every panel of the run."""

@@ -188,7 +188,9 @@ class AgentModule(LightningModule):
             seen = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
             teacher = self.scorer.score(self.teacher.model(self.model, self.initial), *seen, self.micro_batch_tokens)
             batch.teacher_logp = torch.zeros_like(old.logp)
-            batch.teacher_logp[batch.response_mask] = teacher.logp[batch.teacher_response_mask]  # the same tokens in the same order
+            batch.teacher_logp[batch.response_mask] = teacher.logp[
+                batch.teacher_response_mask
+            ]  # the same tokens in the same order
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
@@ -267,11 +269,17 @@ class AgentModule(LightningModule):
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, TaskModule):
-            raise ConfigError("a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...))).")
+            raise ConfigError(
+                "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
+            )
         if self.trainer.world_size > 1:
-            raise ConfigError(f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1.")
+            raise ConfigError(
+                f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1."
+            )
         tokenizer = self.policy.load_tokenizer()
-        self.chat = ChatFormat(tokenizer, getattr(self.policy, "chat_options", None), getattr(self.policy, "path", type(self.policy).__name__))
+        self.chat = ChatFormat(
+            tokenizer, getattr(self.policy, "chat_options", None), getattr(self.policy, "path", type(self.policy).__name__)
+        )
         self.context = self.policy.context()
         for sampler in (self.sampler, self.val_sampler):
             sampler.bind(tokenizer, self.chat.stop_ids, self.context)
@@ -292,7 +300,9 @@ class AgentModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
-        return optimizer if self.lr_scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        return (
+            optimizer if self.lr_scheduler is None else {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        )
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # tasks are not tensors
@@ -342,6 +352,7 @@ class AgentModule(LightningModule):
             "skipped": self.skipped,
             "panels": {p.name: p.hash for p in self.trainer.datamodule.panels()},
             "retriever": {} if self.retriever is None else self.retriever.state_dict(),
+            "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
         }
 

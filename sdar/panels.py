@@ -23,7 +23,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         if not self.task_ids:
-            raise PanelError(f"panel {self.name!r} is empty: there is nothing to train or validate on. Ask for at least 1 task.")
+            raise PanelError(f"panel {self.name!r} is empty: there is nothing to train or measure on. Ask for 1 task or more.")
         if len(set(self.task_ids)) != len(self.task_ids):
             twice = next(t for t in self.task_ids if self.task_ids.count(t) > 1)
             raise PanelError(f"panel {self.name!r} names task {twice} twice: a task may count once. Remove the repetition.")
@@ -56,12 +56,12 @@ class Panel:
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
             panel = cls(data["name"], tuple(data["task_ids"]))
-            stored = data["hash"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            stored, found = data["hash"], panel.hash
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise PanelError(f"panel file {path} cannot be read ({error}): it needs name, hash and task_ids.") from error
-        if panel.hash != stored:
+        if found != stored:
             raise PanelError(
-                f"panel file {path} says hash {stored}, but its {len(panel)} tasks hash to {panel.hash}: it was edited or damaged. "
+                f"panel file {path} says hash {stored}, but its {len(panel)} tasks hash to {found}: it was edited or damaged. "
                 "Numbers from it would not be comparable; restore the file or save it anew."
             )
         return panel
@@ -73,12 +73,17 @@ class Panel:
 
 
 def check_disjoint(*panels: Panel) -> None:
-    """Raise PanelError if two panels share a task."""
+    """Raise PanelError if two panels share a task, or the name that their numbers are reported under."""
     for i, a in enumerate(panels):
         for b in panels[i + 1 :]:
             shared = set(a.task_ids) & set(b.task_ids)
             if shared:
                 raise PanelError(
-                    f"panels {a.name!r} and {b.name!r} share {len(shared)} tasks (for example {min(shared)}): validation would be on "
-                    "training tasks. Use panels of different splits or seeds."
+                    f"panels {a.name!r} and {b.name!r} share {len(shared)} tasks (for example {min(shared)}): the policy would "
+                    "be measured on tasks that it was trained or chosen on. Use panels of different splits or seeds."
+                )
+            if a.name == b.name:
+                raise PanelError(
+                    f"two panels are called {a.name!r} (hashes {a.hash} and {b.hash}): their numbers would be mixed under one "
+                    "name. Save one of them under another name."
                 )

@@ -155,7 +155,9 @@ class Environment(ABC):
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         """Texts of the world for a tokenizer, and the phrases that may become one token each."""
-        raise ConfigError(f"{type(self).__name__} has no corpus: a fresh policy needs a world whose texts are known beforehand.")
+        raise ConfigError(
+            f"{type(self).__name__} has no corpus: a fresh policy needs a world whose texts are known beforehand."
+        )
 
 
 class Expert(ABC):
@@ -202,10 +204,16 @@ class Policy(ABC):
     """Where the model that learns comes from: weights, tokenizer, chat template."""
 
     @abstractmethod
-    def load_tokenizer(self) -> "PreTrainedTokenizerBase": ...
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with its chat template."""
 
     @abstractmethod
-    def load_model(self) -> "PreTrainedModel": ...
+    def load_model(self) -> "PreTrainedModel":
+        """A causal language model with its weights, each time a new one."""
+
+    @abstractmethod
+    def context(self) -> int:
+        """Largest number of tokens that the model can attend to."""
 
 
 @part_kind("teachers")

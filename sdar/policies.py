@@ -57,13 +57,13 @@ class PretrainedPolicy(Policy):
         looks_local = path.startswith((".", "/", "~", "conf/", "runs/")) or Path(self.path).exists()
         if looks_local and not (Path(self.path) / "config.json").is_file():
             raise PolicyError(
-                f"policy path {path!r} has no config.json: it is no model directory. Give a directory written by `save_pretrained` "
-                "(or a hub id such as Qwen/Qwen2.5-3B-Instruct)."
+                f"policy path {path!r} has no config.json: it is no model directory. Give a directory written by "
+                "`save_pretrained` (or a hub id such as Qwen/Qwen2.5-3B-Instruct)."
             )
         if looks_local and not list(Path(self.path).glob("*.safetensors")):
             raise PolicyError(
-                f"policy path {path!r} holds no .safetensors file: other weight formats can run code when they are read. Convert it "
-                "with `model.save_pretrained(...)`."
+                f"policy path {path!r} holds no .safetensors file: other weight formats can run code when they are read. "
+                "Convert it with `model.save_pretrained(...)`."
             )
         if chat_template is not None and not resolve(chat_template).is_file():
             raise PolicyError(f"chat_template file {chat_template!r} does not exist: give the path of a Jinja file.")
@@ -118,17 +118,18 @@ class FreshPolicy(Policy):
     ):
         if hidden_size % (2 * heads):
             raise ConfigError(
-                f"policy.hidden_size is {hidden_size} and policy.heads is {heads}: rotary positions need heads of an even width. Make "
-                f"hidden_size a multiple of {2 * heads}."
+                f"policy.hidden_size is {hidden_size} and policy.heads is {heads}: rotary positions need heads of an even "
+                f"width. Make hidden_size a multiple of {2 * heads}."
             )
         if heads % key_value_heads:
             raise ConfigError(
-                f"policy.heads is {heads} and policy.key_value_heads is {key_value_heads}: heads share keys and values in equal "
-                "groups. Make heads a multiple of key_value_heads."
+                f"policy.heads is {heads} and policy.key_value_heads is {key_value_heads}: heads share keys and values in "
+                "equal groups. Make heads a multiple of key_value_heads."
             )
         if vocab_size < SMALLEST_VOCABULARY:
             raise ConfigError(
-                f"policy.vocab_size is {vocab_size}: control tokens and bytes alone are {SMALLEST_VOCABULARY}. Give at least that."
+                f"policy.vocab_size is {vocab_size}: control tokens and bytes alone are {SMALLEST_VOCABULARY}. Give at least "
+                "that."
             )
         self.env = env
         self.vocab_size = vocab_size
@@ -175,7 +176,7 @@ TEMPLATE = (
 
 
 def world_tokenizer(corpus: list[str], phrases: list[str], vocab_size: int, context: int) -> PreTrainedTokenizerBase:
-    """A unigram tokenizer whose pieces are the commonest phrases and words of `corpus`; every other text is spelled in bytes."""
+    """A unigram tokenizer whose pieces are the commonest phrases and words of `corpus`; it spells other text in bytes."""
     alternatives = [escape_pattern(p) for p in sorted(phrases, key=len, reverse=True)]
     pattern = "|".join([*alternatives, r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+"])
     splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")

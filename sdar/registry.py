@@ -94,7 +94,9 @@ def kinds() -> dict[str, type]:
 def parts(plural: str) -> dict[str, type]:
     """Short name -> class of every registered part of one kind, sorted by name."""
     if plural not in _kinds:
-        raise UnknownPartError(f"{plural!r} is no kind of part.{did_you_mean(plural, _kinds)} Kinds: {', '.join(sorted(_kinds))}.")
+        raise UnknownPartError(
+            f"{plural!r} is no kind of part.{did_you_mean(plural, _kinds)} Kinds: {', '.join(sorted(_kinds))}."
+        )
     return dict(sorted(_parts[plural].items()))
 
 

@@ -1,4 +1,4 @@
-"""What an iteration or a validation leaves behind: metrics by name and episodes as JSON lines. The table is in docs/metrics.md."""
+"""What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them) and episodes as JSON lines."""
 
 import json
 from collections import Counter
@@ -14,8 +14,8 @@ from sdar.types import Batch, Episode, Status
 
 
 def groups(all_episodes: Iterable[Episode]) -> list[list[Episode]]:
-    """Attempts at one task, which stand one after the other."""
-    return [list(group) for _, group in groupby(all_episodes, key=lambda e: e.task.id)]
+    """Attempts at one task with one retrieval, which stand one after the other."""
+    return [list(group) for _, group in groupby(all_episodes, key=lambda e: (e.task.id, e.retrieval.skill_ids))]
 
 
 def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:
@@ -62,7 +62,7 @@ def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode]) -> 
     """``episodes/<name>.jsonl``: one line an episode, with texts for people and ids for programs."""
     path = run_folder(trainer) / "episodes" / f"{name}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as out:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as out:  # half a surrogate pair becomes its JSON escape
         for e in all_episodes:
             out.write(json.dumps(record(e), ensure_ascii=False) + "\n")
     return path
@@ -73,7 +73,8 @@ def places(trainer: Any, export: str | None) -> list[str]:
     found = [("logs", logger.log_dir) for logger in trainer.loggers if getattr(logger, "log_dir", None)][:1]
     kept = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
     found += [("checkpoint", path) for path in kept if path]
-    found += [("episodes", str(run_folder(trainer) / "episodes")), ("validations", str(run_folder(trainer) / "validation.jsonl"))]
+    folder = run_folder(trainer)
+    found += [("episodes", str(folder / "episodes")), ("validations", str(folder / "validation.jsonl"))]
     if export is not None:
         found.append(("policy", export))
     return [f"{what + ':':<12} {where}" for what, where in found]

@@ -47,7 +47,11 @@ class BehaviorCloning(AgentModule):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (("informed_share", informed_share), ("astray_share", astray_share), ("astray_chance", astray_chance)):
+        for name, value in (
+            ("informed_share", informed_share),
+            ("astray_share", astray_share),
+            ("astray_chance", astray_chance),
+        ):
             if not 0 <= value <= 1:
                 raise ConfigError(f"model.{name} is {value}: it is a probability in [0, 1].")
         self.retriever, self.view = retriever, view

@@ -51,11 +51,17 @@ class GRPO(AgentModule):
     ):
         super().__init__(**kwargs)
         if clip_low <= 0 or clip_high <= 0:
-            raise ConfigError(f"model.clip_low is {clip_low}, clip_high {clip_high}: the trust region would be empty. Use e.g. 0.2.")
+            raise ConfigError(
+                f"model.clip_low is {clip_low}, clip_high {clip_high}: the trust region would be empty. Use e.g. 0.2."
+            )
         if dual_clip is not None and dual_clip <= 1:
-            raise ConfigError(f"model.dual_clip is {dual_clip}: it bounds the ratio and must exceed 1 (published: 3), or be null.")
+            raise ConfigError(
+                f"model.dual_clip is {dual_clip}: it bounds the ratio and must exceed 1 (published: 3), or be null."
+            )
         if min(kl_coef, entropy_coef, invalid_penalty) < 0:
-            raise ConfigError("model.kl_coef, entropy_coef and invalid_penalty are weights of penalties: they cannot be negative.")
+            raise ConfigError(
+                "model.kl_coef, entropy_coef and invalid_penalty are weights of penalties: they cannot be negative."
+            )
         self.advantage = advantage
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
         self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
@@ -66,7 +72,9 @@ class GRPO(AgentModule):
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         group_of = {id(e): g for g, group in enumerate(reporting.groups(episodes)) for e in group}
         groups = torch.tensor([group_of[id(episodes[e])] for e in batch.episode.tolist()])
-        rewards = torch.tensor([self.reward(episodes[e], set(t)) for e, t in zip(batch.episode.tolist(), turns_of(batch), strict=True)])
+        rewards = torch.tensor(
+            [self.reward(episodes[e], set(t)) for e, t in zip(batch.episode.tolist(), turns_of(batch), strict=True)]
+        )
         batch.advantages = self.advantage(rewards, groups, batch.episode)
         flat = [len({episodes[e].reward for e in batch.episode[groups == g].tolist()}) == 1 for g in groups.tolist()]
         self.tally.add("reward/flat_group_share", sum(flat), len(flat))

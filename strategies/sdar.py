@@ -50,7 +50,9 @@ class SDAR(GRPO):
     ):
         super().__init__(**kwargs)
         if distill_coef <= 0:
-            raise ConfigError(f"model.distill_coef is {distill_coef}: the teacher would have no influence. Use GRPO to ask for that.")
+            raise ConfigError(
+                f"model.distill_coef is {distill_coef}: the teacher would have no influence. Use GRPO to ask for that."
+            )
         self.retriever, self.gate, self.divergence = retriever, gate, divergence
         self.teacher, self.view = teacher, view
         self.distill_coef = distill_coef

@@ -29,7 +29,9 @@ class SkillPrompt(AgentModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            raise ConfigError("SkillPrompt does not train: it is the policy as it is, with skills in its prompt. Use `sdar validate`, or SkillGRPO.")
+            raise ConfigError(
+                "SkillPrompt does not train: it is the policy as it is, with skills in its prompt. Use `sdar validate`, or SkillGRPO."
+            )
         super().setup(stage)
 
     def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:

@@ -1,7 +1,7 @@
 """What several test files share: one torch thread, a small world, a small policy on disk.
 
-``tiny_env`` is a new household for each test (a world has a state). ``tiny_policy_dir`` is one directory for the whole session,
-model and tokenizer as `save_pretrained` writes them: read it, write elsewhere.
+``tiny_env`` is a new household for each test (a world has a state). ``tiny_policy_dir`` is one directory for the whole
+session, model and tokenizer as `save_pretrained` writes them: read it, write elsewhere.
 """
 
 from pathlib import Path

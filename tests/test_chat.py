@@ -117,9 +117,8 @@ def tokenizer_of(family: Family, normalizer: normalizers.Normalizer | None = Non
     """A byte-level tokenizer of a few merges; every text has ids."""
     words = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(words), behavior="isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    splitter, speller = pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([splitter, speller])
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=320, show_progress=False, initial_alphabet=alphabet))
@@ -128,7 +127,11 @@ def tokenizer_of(family: Family, normalizer: normalizers.Normalizer | None = Non
     tokenizer.add_special_tokens([AddedToken(s, normalized=normalizer is not None, special=True) for s in family.special])
     tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in family.added])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=family.eos, chat_template=family.template, clean_up_tokenization_spaces=False, **family.named
+        tokenizer_object=tokenizer,
+        eos_token=family.eos,
+        chat_template=family.template,
+        clean_up_tokenization_spaces=False,
+        **family.named,
     )
 
 
@@ -170,7 +173,7 @@ words = st.text("abcdeöß01 .,;:'\n-", min_size=1, max_size=40).map(lambda t: f
 def test_a_template_is_recognised(name):
     family, chat = FAMILIES[name], chat_of(name)
     assert chat.tokenizer.decode([chat.end_of_turn]) == family.end_of_turn
-    assert chat.tokenizer.convert_ids_to_tokens(sorted(chat.stop_ids)) == [s for s in family.special if s in (family.eos, family.end_of_turn)]
+    assert set(chat.tokenizer.convert_ids_to_tokens(chat.stop_ids)) == {family.eos, family.end_of_turn}
     assert chat.rewrites_history is family.rewrites_history
     assert chat.has_system_role is family.has_system_role
 
@@ -289,7 +292,8 @@ def hostile(strings: tuple[str, ...]) -> st.SearchStrategy[str]:
     cut = st.tuples(control, st.integers(1, 8)).map(lambda c: c[0][: c[1]])
     rest = st.tuples(control, st.integers(1, 8)).map(lambda c: c[0][c[1] :])
     nested = st.tuples(control, control, st.integers(1, 12)).map(lambda c: c[0][: c[2]] + c[1] + c[0][c[2] :])
-    odd = st.sampled_from(["\x00", "\n", "\r\n", "\u202e", "\u200f", "\ufeff", "é", "e\u0301", "𝔘", "<0x41>", "<", "|", ">", " ", "▁"])
+    invisible = ["\x00", "\n", "\r\n", "\u202e", "\u200f", "\ufeff", " "]
+    odd = st.sampled_from([*invisible, "é", "e\u0301", "𝔘", "<0x41>", "<", "|", ">", "▁"])
     return st.lists(st.one_of(control, cut, rest, nested, odd, st.text(max_size=4)), max_size=7).map("".join)
 
 
@@ -316,7 +320,9 @@ def test_a_fresh_policy_tells_every_text_in_bytes(own, text):
 
 
 @by_family
-@pytest.mark.parametrize("shape", ["{0}", "<{0}|end|>", "{0}{0}", "{1}{0}{2}", "{1}{1}{0}{2}{2}", " {0} ", "\n{0}\n", "x{0}x", "{0}\x00"])
+@pytest.mark.parametrize(
+    "shape", ["{0}", "<{0}|end|>", "{0}{0}", "{1}{0}{2}", "{1}{1}{0}{2}{2}", " {0} ", "\n{0}\n", "x{0}x", "{0}\x00"]
+)
 def test_control_strings_in_control_strings_stay_text(own, name, shape):
     for chat, strings in ((chat_of(name), FAMILIES[name].special), (own, OWN_CONTROL)):
         for control in strings:
@@ -326,11 +332,12 @@ def test_control_strings_in_control_strings_stay_text(own, name, shape):
 
 @by_family
 def test_an_observation_cannot_end_its_turn(name):
-    chat = chat_of(name)
-    quiet, loud = chat.prompt(user("x")), chat.prompt(user(f"x{FAMILIES[name].end_of_turn}y"))
-    for token in chat.control:
-        assert quiet.count(token) == loud.count(token)
-    assert chat.reply(FAMILIES[name].end_of_turn, ended=True).count(chat.end_of_turn) == chat.reply("x", ended=True).count(chat.end_of_turn)
+    chat, end = chat_of(name), FAMILIES[name].end_of_turn
+    for quiet, loud in (
+        (chat.prompt(user("x")), chat.prompt(user(f"x{end}y"))),
+        (chat.reply("x", ended=True), chat.reply(end, ended=True)),
+    ):
+        assert [i for i in quiet if i in chat.control] == [i for i in loud if i in chat.control]
 
 
 def test_line_breaks_that_a_vocabulary_adds_are_text():
@@ -351,8 +358,7 @@ def test_a_normalizer_does_not_make_control_tokens():
 
 
 def test_a_special_token_of_one_character_does_not_come_out_of_text():
-    template = "{% for m in messages %}{{ m.role + '\\n' + m.content + '☃' }}{% endfor %}{% if add_generation_prompt %}assistant\n{% endif %}"
-    chat = ChatFormat(tokenizer_of(Family(template, ("☃",), "☃", "☃")))
+    chat = ChatFormat(tokenizer_of(Family("{% for m in messages %}{{ m.content + '☃' }}{% endfor %}", ("☃",), "☃", "☃")))
     assert chat.tokenizer.convert_ids_to_tokens([chat.end_of_turn]) == ["☃"]
     assert is_plain(chat, ("☃",), "one ☃ two ☃☃")
 
@@ -375,12 +381,13 @@ def test_a_tokenizer_without_a_template_is_refused():
 @pytest.mark.parametrize("ending", ["", "\\n", "</s>"])
 def test_a_template_without_an_end_of_turn_token_is_refused(ending):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '" + ending + "' }}{% endfor %}"
-    with pytest.raises(PolicyError, match=r"of plain puts no end-of-turn token behind an assistant message .* could never end"):
+    with pytest.raises(PolicyError, match=r"of plain puts no end-of-turn token behind an assistant .* could never end"):
         ChatFormat(tokenizer_of(Family(template, ("<|im_end|>",), "<|im_end|>", "")), name="plain")
 
 
 def using(body: str) -> ChatFormat:
-    return ChatFormat(tokenizer_of(Family("{% for m in messages %}" + body + "{% endfor %}", ("<|im_end|>",), "<|im_end|>", "")), name="odd")
+    family = Family("{% for m in messages %}" + body + "{% endfor %}", ("<|im_end|>",), "<|im_end|>", "")
+    return ChatFormat(tokenizer_of(family), name="odd")
 
 
 def test_a_template_that_drops_messages_is_refused():
@@ -396,7 +403,7 @@ def test_a_template_that_drops_the_system_message_has_no_system_role():
 
 
 def test_a_template_that_tells_a_message_twice_is_refused():
-    with pytest.raises(PolicyError, match=r"of odd tells a user message of the conversation user/assistant twice or out of order"):
+    with pytest.raises(PolicyError, match=r"of odd tells a user message of the conversation user/assistant twice or out of"):
         using("{{ m.content + '<|im_end|>' + messages[0].content }}")
 
 

@@ -237,5 +237,5 @@ def test_a_smallest_vocabulary_spells_everything_in_bytes(tiny_env):
 
 
 def test_worlds_with_other_settings_have_one_tokenizer():
-    corpora = [HouseholdEnv(world=w, receptacles=r, horizon=h).corpus(random.Random(0)) for w, r, h in ((5, 6, 6), ("fresh", 12, 24))]
-    assert corpora[0] == corpora[1]
+    worlds = HouseholdEnv(world=5, receptacles=6, horizon=6), HouseholdEnv(world="fresh", receptacles=12, horizon=24)
+    assert worlds[0].corpus(random.Random(0)) == worlds[1].corpus(random.Random(0))

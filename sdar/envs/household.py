@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Literal
 
-from sdar.envs.household_engine import FAMILIES, NOTHING_HAPPENS, Game, World
+from sdar.envs.household_engine import FAMILIES, NOTHING_HAPPENS, Game, GameError, World
 from sdar.envs.household_games import make_game, world_facts
 from sdar.envs.household_planner import Expert as Planner
 from sdar.errors import ConfigError, PanelError
@@ -50,7 +50,6 @@ PHRASES = [
     "You are carrying: a",
     "You are not carrying anything.",
     " is usually in the",
-    ". The",
     "The",
 ]
 
@@ -60,8 +59,8 @@ class HouseholdEnv(Environment):
     """ALFWorld's text world (six task families) in plain Python, with generated games that are always solvable.
 
     Args:
-        split: Where training tasks come from. ``seen`` holds new tasks in the rooms of ``train``; ``unseen`` holds rooms of its
-            own (each room is its own furniture plus what a task needs). Panels of different splits never share a task.
+        split: Where training tasks come from. ``seen`` holds new tasks in the rooms of ``train``; ``unseen`` holds rooms of
+            its own (each room is its own furniture plus what a task needs). Panels of different splits never share a task.
         world: Seed of the hidden facts (object type -> the receptacle type where it usually is) that hold in every room. None:
             no such facts, every allowed place is as likely. "fresh": other facts in every task, so that only a policy that
             reads them knows them.
@@ -97,7 +96,8 @@ class HouseholdEnv(Environment):
         for family in families or []:
             if family not in FAMILIES:
                 raise ConfigError(
-                    f"env.families names {family!r}: no such task family.{did_you_mean(family, FAMILIES)} Families: {', '.join(FAMILIES)}."
+                    f"env.families names {family!r}: no such task family.{did_you_mean(family, FAMILIES)} "
+                    f"Families: {', '.join(FAMILIES)}."
                 )
         self.split = split
         self.world = world
@@ -113,11 +113,13 @@ class HouseholdEnv(Environment):
         self.running: World | None = None
         settings = [GENERATOR, world, receptacles, self.families, object_types, instances, usual_share, distractors, rooms]
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-        self.game(f"household-{self.fingerprint}-train-0-000000")  # settings that make no game fail here, before anything is loaded
+        for task_id in self.task_ids("train", len(self.families), 0):
+            self.game(task_id)  # settings that make no game of some family fail here, before anything is loaded
 
     def task_ids(self, split: str, count: int, seed: int) -> list[str]:
         if split not in SPLITS:
-            raise PanelError(f"the household has no split {split!r}.{did_you_mean(split, SPLITS)} Splits: {', '.join(SPLITS)}.")
+            known = ", ".join(SPLITS)
+            raise PanelError(f"the household has no split {split!r}.{did_you_mean(split, SPLITS)} Splits: {known}.")
         return [f"household-{self.fingerprint}-{split}-{seed}-{i:06d}" for i in range(count)]
 
     def game(self, task_id: str) -> Game:
@@ -158,7 +160,8 @@ class HouseholdEnv(Environment):
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts: list[str] = []
         for i in range(400):
-            game = make_game(f"corpus/{rng.random()}", receptacles=rng.randint(6, 24), family=self.families[i % len(self.families)])
+            family = self.families[i % len(self.families)]
+            game = make_game(f"corpus/{rng.random()}", receptacles=rng.randint(6, 24), family=family)
             world = World(game)
             texts.append(world.reset())
             for _ in range(20):
@@ -226,14 +229,19 @@ def _game(recipe: str, task_id: str) -> Game:
     if name != "household" or split not in SPLITS or fingerprint != settings["fingerprint"]:
         raise PanelError(
             f"task {task_id} belongs to a household with other settings (fingerprint {fingerprint}, this one is "
-            f"{settings['fingerprint']}): it would be another game under the same name. Use the settings that the panel was made with."
+            f"{settings['fingerprint']}): it would be another game under the same name. Use the settings that the panel was "
+            "made with."
         )
-    make = settings["make"]
-    world = settings["world"]
-    if world is None:
-        usual = None
-    else:
-        usual = dict(_habits(f"{task_id}" if world == "fresh" else world, tuple(make["object_types"] or ())))
+    make, world = settings["make"], settings["world"]
+    family = settings["families"][index % len(settings["families"])]
     house = "unseen" if split == "unseen" else "train"
     layout = f"{house}/{seed}/{index % settings['rooms']}"
-    return make_game(task_id, family=settings["families"][index % len(settings["families"])], usual=usual, layout=layout, **make)
+    # fresh facts can make a family impossible (an object to heat that is never in a kitchen): then others are drawn
+    worlds = [task_id, *(f"{task_id}/{n}" for n in range(1, 100))] if world == "fresh" else [world]
+    for facts in worlds:
+        usual = None if facts is None else dict(_habits(facts, tuple(make["object_types"] or ())))
+        try:
+            return make_game(task_id, family=family, usual=usual, layout=layout, **make)
+        except GameError as error:
+            impossible = error
+    raise impossible

@@ -17,7 +17,7 @@ class CompactProtocol(Protocol):
     """
 
     def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return [{"role": "user", "content": observation}]
+        return self.window(task, (), observation, admissible)
 
     def answer(self, observation: str, admissible: Sequence[str]) -> str:
         return observation
@@ -46,45 +46,43 @@ class ThinkActProtocol(Protocol):
     """
 
     TAGS = (
-        "Think step by step about the situation inside <think> </think> tags. Then choose one admissible action for this step and "
-        "give it inside <action> </action> tags."
+        "Think step by step about the situation inside <think> </think> tags. Then choose one admissible action for this step "
+        "and give it inside <action> </action> tags."
     )
 
     def __init__(self, role: str = "You are an expert agent acting in a household.", list_admissible: bool = True):
         if not role.strip():
-            raise ConfigError("protocol.role is empty: the prompt would begin without saying what the model is. Give one sentence.")
+            raise ConfigError(
+                "protocol.role is empty: the prompt would begin without saying what the model is. Give one sentence."
+            )
         self.role = role
         self.list_admissible = list_admissible
 
     def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return [{"role": "user", "content": f"{self.role}\n{self._now(observation, admissible)}\n\n{self.TAGS}"}]
+        return self.window(task, (), observation, admissible)
 
     def answer(self, observation: str, admissible: Sequence[str]) -> str:
-        return f"{self._now(observation, admissible)}\n\n{self.TAGS}"
+        listed = ", ".join(f"'{a}'" for a in admissible if a != "help")
+        choice = f"\nYour admissible actions: [{listed}]." if self.list_admissible else ""
+        return f"You now see: {observation}{choice}\n\n{self.TAGS}"
 
     def window(
         self, task: Task, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
     ) -> list[dict[str, str]]:
-        if not history:
-            return self.opening(task, observation, admissible)
-        past = "\n".join(f"[Observation: {seen!r}, Action: {action!r}]" for seen, action in history)
-        text = (
-            f"{self.role} Your task is to: {task.instruction}\nThe last {len(history)} observations and actions were:\n{past}\n"
-            f"{self._now(observation, admissible)}\n\n{self.TAGS}"
-        )
-        return [{"role": "user", "content": text}]
+        known = not history and task.instruction in observation
+        reminder = "" if known else f" Your task is to: {task.instruction}"
+        past = "".join(f"[Observation: {seen!r}, Action: {action!r}]\n" for seen, action in history)
+        if history:
+            past = f"The last {len(history)} observations and actions were:\n{past}"
+        return [{"role": "user", "content": f"{self.role}{reminder}\n{past}{self.answer(observation, admissible)}"}]
 
     def parse(self, text: str, admissible: Sequence[str]) -> tuple[str, bool]:
         lowered = text.lower()
         action = re.search(r"<action>(.*?)</action>", lowered, re.DOTALL)
-        thought = re.search(r"<think>.*?</think>", lowered, re.DOTALL)
+        thought = "<think>" in text and "</think>" in text
         foreign = re.search(r"[\u4e00-\u9fff]", text)
-        valid = action is not None and thought is not None and foreign is None
+        valid = action is not None and thought and foreign is None
         return (action[1].strip() if action else lowered[-30:].strip()), valid
 
     def write(self, action: str) -> str:
         return f"<think>The next step is to {action}.</think><action>{action}</action>"
-
-    def _now(self, observation: str, admissible: Sequence[str]) -> str:
-        listed = ", ".join(f"'{a}'" for a in admissible if a != "help")
-        return f"You now see: {observation}" + (f"\nYour admissible actions: [{listed}]." if self.list_admissible else "")

@@ -19,8 +19,10 @@ class Estimate(NamedTuple):
         return f"{100 * self.mean:5.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
 
 
-def wilson_interval(successes: int, n: int) -> Estimate:
+def wilson_interval(successes: float, n: int) -> Estimate:
     """A proportion with Wilson's score interval; sensible at 0 and 1 too."""
+    if n < 1:
+        raise ValueError("there is no interval over 0 tasks: play at least 1.")
     p = successes / n
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
@@ -28,24 +30,35 @@ def wilson_interval(successes: int, n: int) -> Estimate:
 
 
 def mean_interval(values: Sequence[float]) -> Estimate:
-    """The mean of per-task values in [0, 1] with a normal interval over tasks; Wilson's when all are 0 or 1."""
-    if all(v in (0.0, 1.0) for v in values):
-        return wilson_interval(int(sum(values)), len(values))
+    """The mean of per-task values in [0, 1] with a normal interval over tasks.
+
+    Wilson's where values are 0 or 1; and where all are the same, because nothing then tells how much they vary (his interval
+    is right for the widest variation that the mean allows).
+    """
     n = len(values)
+    if len(set(values)) <= 1 or all(v in (0.0, 1.0) for v in values):
+        return wilson_interval(sum(values), n)
     mean = sum(values) / n
-    half = Z95 * math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, n - 1) / n)
+    half = Z95 * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
 
 
 def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
-    """Mean of per-task differences on the same tasks in the same order, with a normal interval."""
+    """Mean of per-task differences, each in [-1, 1], on the same tasks in the same order.
+
+    The interval is normal after half a task was added to each of the four outcomes of a pair (Agresti and Min 2005): a few
+    tasks that all agree prove little, and without this their interval would have no width.
+    """
     if len(after) != len(before):
         raise ValueError(f"{len(after)} and {len(before)} tasks cannot be paired: compare runs on one panel.")
+    if not after:
+        raise ValueError("there is no interval over 0 tasks: play at least 1.")
     differences = [a - b for a, b in zip(after, before, strict=True)]
     n = len(differences)
-    mean = sum(differences) / n
-    half = Z95 * math.sqrt(sum((d - mean) ** 2 for d in differences) / max(1, n - 1) / n)
-    return Estimate(mean, mean - half, mean + half, n)
+    mean, centre = sum(differences) / n, sum(differences) / (n + 2)
+    square = (sum(d * d for d in differences) + 1) / (n + 2)
+    half = Z95 * math.sqrt((square - centre**2) / (n + 2))
+    return Estimate(mean, max(-1.0, min(mean, centre - half)), min(1.0, max(mean, centre + half)), n)
 
 
 def pass_at_k(successes: int, attempts: int, k: int) -> float:

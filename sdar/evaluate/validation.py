@@ -91,7 +91,13 @@ class Validation:
         path = reporting.run_folder(module.trainer) / "validation.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as out:
-            record = {"iteration": module.iteration, "panel": panel.name, "hash": panel.hash, "tasks": len(panel), "attempts": attempts}
+            record = {
+                "iteration": module.iteration,
+                "panel": panel.name,
+                "hash": panel.hash,
+                "tasks": len(panel),
+                "attempts": attempts,
+            }
             out.write(json.dumps(record | {k: list(e[:3]) for k, e in summary.items()}) + "\n")
 
 

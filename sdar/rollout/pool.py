@@ -82,8 +82,8 @@ class WorkerPool(EnvPool):
             self._env = pickle.dumps(env)
         except Exception as error:  # pickle lets through whatever an object's own methods raise
             raise ConfigError(
-                f"{type(env).__name__} does not pickle ({error}): it cannot be copied into worker processes. Let it open files and "
-                "connections in `reset`, or run it in this process (workers: 0)."
+                f"{type(env).__name__} does not pickle ({error}): it cannot be copied into worker processes. Let it open files "
+                "and connections in `reset`, or run it in this process (workers: 0)."
             ) from error
         self.deadline = deadline
         self.start_deadline = start_deadline

@@ -39,7 +39,9 @@ class TorchSampler(Sampler):
         batch_size: int = 256,
     ):
         if max_new_tokens < 1:
-            raise ConfigError(f"sampler.max_new_tokens is {max_new_tokens}: a response needs at least 1 token. Set it to 1 or more.")
+            raise ConfigError(
+                f"sampler.max_new_tokens is {max_new_tokens}: a response needs at least 1 token. Set it to 1 or more."
+            )
         if temperature < 0:
             raise ConfigError(f"sampler.temperature is {temperature}: a softmax temperature is positive (0 means greedy).")
         if top_k < 0:
@@ -65,13 +67,13 @@ class TorchSampler(Sampler):
             unknown = [t for t in self.forbid if t not in vocabulary]
             if unknown:
                 raise ConfigError(
-                    f"sampler.forbid names {unknown}, not in the vocabulary of {len(vocabulary)} tokens: a token that does not exist "
-                    "cannot be forbidden. Remove it or correct its spelling."
+                    f"sampler.forbid names {unknown}, not in the vocabulary of {len(vocabulary)} tokens: a token that does "
+                    "not exist cannot be forbidden. Remove it or correct its spelling."
                 )
             if stops := [t for t in self.forbid if vocabulary[t] in stop_ids]:
                 raise ConfigError(
-                    f"sampler.forbid names {stops}, which ends a turn: a response that may not end always runs to max_new_tokens. "
-                    "Remove it."
+                    f"sampler.forbid names {stops}, which ends a turn: a response that may not end always runs to "
+                    "max_new_tokens. Remove it."
                 )
             forbidden = {vocabulary[t] for t in self.forbid}
         self.stop_ids = frozenset(stop_ids)
@@ -87,8 +89,9 @@ class TorchSampler(Sampler):
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
         if len(prompts[longest]) + self.max_new_tokens > self.context:
             raise ContextOverflowError(
-                f"the prompt of task {draws[longest].task} has {len(prompts[longest])} tokens and may get {self.max_new_tokens} more, "
-                f"but the model's context is {self.context}: nothing is cut silently. Shorten the prompt or max_new_tokens."
+                f"the prompt of task {draws[longest].task} has {len(prompts[longest])} tokens and may get "
+                f"{self.max_new_tokens} more, but the model's context is {self.context}: nothing is cut silently. Shorten the "
+                "prompt or max_new_tokens."
             )
         old, self._caches = self._caches, []
         was_training = model.training
@@ -125,9 +128,9 @@ class TorchSampler(Sampler):
             tokens, mask, positions = cache.extend(new)
             if window is not None and mask.shape[1] > window:
                 raise PolicyError(
-                    f"{type(model).__name__} looks back over {window} positions only, and the longest prompt of the batch needs "
-                    f"{mask.shape[1]} with its padding, which would count: tokens would come from another density than they are "
-                    f"scored in. Shorten the prompts or use a model without sliding attention."
+                    f"{type(model).__name__} looks back over {window} positions only, and the batch takes {mask.shape[1]} with "
+                    "its padding, which would count: tokens would come from another density than they are scored in. Shorten "
+                    "the prompts or use a model without sliding attention."
                 )
             step = model(
                 input_ids=tokens,

@@ -193,7 +193,7 @@ def test_an_actor_that_may_see_the_skill_has_it_in_its_system_message(layout: st
     assert prompts[0][0] == system + prompts[1][0]
     assert prompts[0][1] == (system if layout == "turn" else "") + prompts[1][1]
     assert told[0].privileged and told[0].retrieval == SECRETS
-    assert (told[0].opening, told[0].windows) == (untold[0].opening, untold[0].windows)  # as they were before the skill came in
+    assert told[0].opening == untold[0].opening and told[0].windows == untold[0].windows  # kept as they were without it
     assert [t.response_ids for t in told[0].turns] == [t.response_ids for t in untold[0].turns]
 
 

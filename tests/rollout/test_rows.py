@@ -134,7 +134,8 @@ def test_a_teacher_context_that_does_not_fit_names_the_task() -> None:
     episodes = played(chat, "trajectory", SECRETS)
     rows = make_rows(episodes, "trajectory")
     longest = max(len(row.ids) for row in rows)
-    with pytest.raises(ContextOverflowError, match=rf"view of task {episodes[0].task.id} has \d+ tokens .*mug, heat.*is {longest}"):
+    message = rf"teacher's view of task {episodes[0].task.id} has \d+ tokens .*mug, heat.*context is {longest}"
+    with pytest.raises(ContextOverflowError, match=message):
         add_teacher_view(rows, episodes, chat, SkillView(), longest)
     add_teacher_view(rows, episodes, chat, SkillView(), longest + len(SECRETS.text) + 20)
 

@@ -1,7 +1,7 @@
 """The density that is sampled from, against brute force, and against what `TorchSampler` really draws."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -48,7 +48,8 @@ def densities(draw):
     logits = draw(st.lists(st.sampled_from([-3.0, -1.0, 0.0, 0.5, 2.0]), min_size=size, max_size=size))
     forbidden = draw(st.sets(st.integers(0, size - 1), max_size=size - 1))
     temperature = draw(st.sampled_from([0.0, 0.3, 0.7, 1.0, 2.5]))
-    return logits, temperature, draw(st.integers(0, size + 1)), draw(st.sampled_from([0.01, 0.25, 0.5, 0.75, 0.9, 1.0])), forbidden
+    top_p = draw(st.sampled_from([0.01, 0.25, 0.5, 0.75, 0.9, 1.0]))
+    return logits, temperature, draw(st.integers(0, size + 1)), top_p, forbidden
 
 
 @given(densities())
@@ -141,7 +142,7 @@ def test_a_random_number_is_in_the_unit_interval(draw, position):
 
 
 def test_every_part_of_the_name_counts():
-    names = [(s, t, a, n, p) for s in (0, 1) for t in ("a", "b", "a1", "1a") for a in (0, 1, 11) for n in (0, 1, 11) for p in (0, 1, 11)]
+    names = list(product((0, 1), ("a", "b", "a1", "1a"), (0, 1, 11), (0, 1, 11), (0, 1, 11)))
     numbers = [uniform(Draw(s, t, a, n), p) for s, t, a, n, p in names]
     assert len(set(numbers)) == len(names)
     assert numbers == [uniform(Draw(s, t, a, n), p) for s, t, a, n, p in names]
@@ -178,8 +179,9 @@ def tokenizer():
 def network(seed):
     """A model with opinions; 4 rows of its embedding stand for no token."""
     torch.manual_seed(seed)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
-    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(VOCABULARY) + 4, num_key_value_heads=1, tie_word_embeddings=False, **size))
+    width = {"hidden_size": 16, "intermediate_size": 16, "head_dim": 8}
+    depth = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(VOCABULARY) + 4, tie_word_embeddings=False, **width, **depth))
     with torch.no_grad():
         model.lm_head.weight.normal_(0, 0.3)
         model.lm_head.weight[len(VOCABULARY) :] = 9 * model.lm_head.weight[:4]

@@ -175,14 +175,16 @@ def test_the_retriever_goes_on_where_it_was(small):
 def test_a_panel_that_differs_from_the_checkpoints_is_refused(small):
     keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
     small.fit(TRAINING["grpo"](small), steps=1, enable_checkpointing=True, callbacks=[keep])
-    with pytest.raises(PanelError, match="panel 'unseen' has hash .*the checkpoint was made with"):
-        small.fit(TRAINING["grpo"](small), data=small.data(val_tasks=5), steps=2, ckpt_path=small.folder / "kept" / "last.ckpt")
+    with pytest.raises(PanelError, match=r"panel 'unseen' has hash .*the checkpoint was made with"):
+        small.fit(
+            TRAINING["grpo"](small), data=small.data(val_tasks=5), steps=2, ckpt_path=small.folder / "kept" / "last.ckpt"
+        )
 
 
 def test_a_loss_that_stays_non_finite_stops_the_run_and_leaves_the_weights_alone(small):
     strategy = TRAINING["grpo"](small, max_skipped_steps=2)
     strategy.token_loss = lambda batch, now: now.logp * math.nan
-    with pytest.raises(NonFiniteLossError, match="not finite in 3 optimizer steps in a row .*max_skipped_steps is 2"):
+    with pytest.raises(NonFiniteLossError, match=r"not finite in 3 optimizer steps in a row .*max_skipped_steps is 2"):
         small.fit(strategy, steps=10)
     assert torch.equal(weights(strategy), weights_of_fresh(small))
 
@@ -257,7 +259,9 @@ def test_the_ungated_baseline_gives_every_token_the_same_trust(small):
 
 def test_sdars_loss_is_grpos_plus_the_gated_lift(small):
     """One row, two response tokens, by hand: lambda 0.5, gap gate with beta 1."""
-    strategy = small.strategy(SDAR, retriever=NoRetriever(), gate=GapGate(1.0), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0)
+    strategy = small.strategy(
+        SDAR, retriever=NoRetriever(), gate=GapGate(1.0), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0
+    )
     batch, _ = score_one_step(small, strategy)
     now = TokenStats(batch.old_logp.clone(), torch.zeros_like(batch.old_logp), torch.zeros_like(batch.old_logp))
     told = copy.copy(batch)
@@ -271,11 +275,8 @@ def test_metrics_of_an_iteration_carry_the_documented_names(small):
     strategy = small.strategy(SDAR, retriever=FactRetriever())
     trainer = small.fit(strategy, steps=1)
     logged = set(trainer.logged_metrics)
-    for name in (
-        "train/loss train/entropy train/clip_share train/grad_norm train/lr train/skipped_steps reward/mean success/train gate/mean "
-        "gate/active_share gap/mean gap/negative_share kl/reference kl/old teacher/context_tokens teacher/empty_share "
-        "retrieval/empty_share retrieval/distinct_skills rollout/episode_length rollout/valid_action_rate rollout/mismatch "
-        "time/rollout_s time/score_s time/update_s rollout/tokens_per_second train/tokens_per_second"
-    ).split():
+    for name in ["train/loss", "train/entropy", "train/clip_share", "train/grad_norm", "train/lr", "train/skipped_steps", "reward/mean", "success/train", "gate/mean", "gate/active_share", "gap/mean", "gap/negative_share", "kl/reference", "kl/old", "teacher/context_tokens", "teacher/empty_share", "retrieval/empty_share", "retrieval/distinct_skills", "rollout/episode_length", "rollout/valid_action_rate", "rollout/mismatch", "time/rollout_s", "time/score_s", "time/update_s", "rollout/tokens_per_second", "train/tokens_per_second"]:
         assert name in logged, name
-    assert {name.split("/")[0] for name in logged} <= set("train reward success gate gap kl teacher retrieval rollout time".split())
+    assert {name.split("/")[0] for name in logged} <= set(
+        ["train", "reward", "success", "gate", "gap", "kl", "teacher", "retrieval", "rollout", "time"]
+    )

@@ -19,8 +19,8 @@ FOREVER = 3600.0
 class FaultyWorld(Environment):
     """Answers with all that it was told since `reset`; the instruction of a task is obeyed at `reset`, an action at `step`.
 
-    ``again X``: nothing happens the first time; a process in which it is played again does X. `diary` (a file) gets one line for
-    each call, whatever process it happens in.
+    ``again X``: nothing happens the first time; where it is played again, X does. `diary` (a file) gets one line for each call,
+    whatever process it happens in.
     """
 
     horizon = 50
@@ -51,15 +51,12 @@ class FaultyWorld(Environment):
         return [f"say {len(self.told)}", "win"]
 
     def _obey(self, order: str) -> None:
-        again = False
+        line, written = f"{self.told[0]} {order}", ""
         if self.diary is not None:
-            again = f"{self.told[0]} {order}\n" in (self.diary.read_text().splitlines(keepends=True) if self.diary.exists() else [])
-            with self.diary.open("a") as out:
-                out.write(f"{self.told[0]} {order}\n")
+            written = self.diary.read_text() if self.diary.exists() else ""
+            self.diary.write_text(f"{written}{line}\n")
         if order.startswith("again "):
-            if not again:
-                return
-            order = order.removeprefix("again ")
+            order = order.removeprefix("again ") if line in written else ""
         match order.split():
             case ["raise"]:
                 raise RuntimeError("the roof fell in")

@@ -47,8 +47,10 @@ class ScriptedSampler(Sampler):
 
     temperature = 1.0
 
-    def __init__(self, script: Callable[[Draw], str | list[int]], chat: ChatFormat, context: int = 4096, max_new_tokens: int = 8):
-        self.script, self.chat, self.max_new_tokens = script, chat, max_new_tokens
+    max_new_tokens = 8
+
+    def __init__(self, script: Callable[[Draw], str | list[int]], chat: ChatFormat, context: int = 4096):
+        self.script, self.chat = script, chat
         self.calls: list[list[tuple[Draw, list[int]]]] = []
         self.resets = 0
         self.bind(chat.tokenizer, chat.stop_ids, context)

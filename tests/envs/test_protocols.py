@@ -1,0 +1,121 @@
+"""How a world is told and how a response is read."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
+from sdar.errors import ConfigError
+from sdar.parts import Protocol
+from sdar.types import Task
+
+TASK = Task("t", "f", "put a mug in shelf")
+BEGIN = "You see a shelf 1.\n\nYour task is to: put a mug in shelf."
+COMMANDS = ["go to shelf 1", "help", "inventory", "look"]
+COMMAND = st.text("abcdefghijklmnopqrstuvwxyz 0123456789", max_size=40).map(lambda a: " ".join(a.split()) or "look")
+
+
+@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol()])
+@given(action=COMMAND)
+def test_the_response_of_a_demonstration_is_read_back(protocol: Protocol, action: str) -> None:
+    assert protocol.parse(protocol.write(action), COMMANDS) == (action, True)
+
+
+RESPONSES = {
+    "<think>The mug.</think><action>go to shelf 1</action>": ("go to shelf 1", True),
+    "<think>\nlines\n</think>\n\n<action>\n look \n</action> and more": ("look", True),
+    "<think></think><action>LOOK</action>": ("look", True),  # the world's commands are in lower case
+    "<think>a</think><ACTION>look</ACTION>": ("look", True),
+    "<THINK>a</THINK><action>look</action>": ("look", False),
+    "<think>a</think><action>fly</action>": ("fly", True),  # whether it is admissible is the world's business
+    "<think>a</think><action></action>": ("", True),
+    "<think>a</think><action>look</action><action>inventory</action>": ("look", True),
+    "<action>look</action>": ("look", False),
+    "<think>a<action>look</action>": ("look", False),
+    "a</think><action>look</action>": ("look", False),
+    "</think><think><action>look</action>": ("look", True),  # their order is not looked at
+    "<think>杯子</think><action>look</action>": ("look", False),
+    "<think>caf\u00e9 \u3042</think><action>look</action>": ("look", True),  # accents and kana are no CJK ideographs
+    "<think>a</think>": ("<think>a</think>", False),
+    "<think>a</think> I would like to go to Shelf 1": ("i would like to go to shelf 1", False),  # the last 30 characters
+    "<think>a</think><action>go to shelf 1": ("hink><action>go to shelf 1"[-30:], False),
+    "look": ("look", False),
+    "": ("", False),
+}
+
+
+@pytest.mark.parametrize("text", RESPONSES)
+def test_responses_are_read_by_the_rules_of_verl_agent(text: str) -> None:
+    action, valid = ThinkActProtocol().parse(text, COMMANDS)
+    assert valid == RESPONSES[text][1]
+    assert action == RESPONSES[text][0] or (not valid and action == text.lower()[-30:].strip())
+
+
+def test_a_compact_response_is_the_command_itself() -> None:
+    assert CompactProtocol().parse("  go to shelf 1\n", []) == ("go to shelf 1", True)
+
+
+def test_a_prompt_names_the_admissible_commands_but_not_help() -> None:
+    protocol = ThinkActProtocol()
+    [first] = protocol.opening(TASK, BEGIN, COMMANDS)
+    [later] = protocol.window(TASK, [("seen", "look")], "now", COMMANDS)
+    for text in (first["content"], later["content"], protocol.answer("now", COMMANDS)):
+        assert "Your admissible actions: ['go to shelf 1', 'inventory', 'look']." in text
+        assert "'help'" not in text and text.endswith(protocol.TAGS)
+    [unlisted] = ThinkActProtocol(list_admissible=False).opening(TASK, BEGIN, COMMANDS)
+    assert "admissible actions:" not in unlisted["content"]
+
+
+def test_the_prompts_of_a_turn_are_these() -> None:
+    protocol = ThinkActProtocol(role="You are a cook.")
+    assert protocol.opening(TASK, BEGIN, COMMANDS[:1]) == [
+        {
+            "role": "user",
+            "content": f"You are a cook.\nYou now see: {BEGIN}\n"
+            f"Your admissible actions: ['go to shelf 1'].\n\n{protocol.TAGS}",
+        }
+    ]
+    assert protocol.window(TASK, [("It's dark.", "look"), ("b", "inventory")], "c", ["look"]) == [
+        {
+            "role": "user",
+            "content": "You are a cook. Your task is to: put a mug in shelf\nThe last 2 observations and actions were:\n"
+            "[Observation: \"It's dark.\", Action: 'look']\n[Observation: 'b', Action: 'inventory']\n"
+            f"You now see: c\nYour admissible actions: ['look'].\n\n{protocol.TAGS}",
+        }
+    ]
+    assert protocol.window(TASK, [], BEGIN, COMMANDS) == protocol.opening(TASK, BEGIN, COMMANDS)
+
+
+def test_compact_prompts_are_the_sentences_of_the_world() -> None:
+    protocol = CompactProtocol()
+    assert protocol.opening(TASK, BEGIN, COMMANDS) == [{"role": "user", "content": BEGIN}]
+    assert protocol.answer("now", COMMANDS) == "now"
+    [later] = protocol.window(TASK, [("a", "look"), ("b", "inventory")], "c", COMMANDS)
+    assert later["content"] == "Your task is to: put a mug in shelf.\na\n> look\nb\n> inventory\nc"
+    [early] = protocol.window(TASK, [(BEGIN, "look")], "c", COMMANDS)
+    assert early["content"] == f"{BEGIN}\n> look\nc"  # the task is not said twice
+
+
+@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol()])
+@pytest.mark.parametrize("history", [[], [("seen", "look")]])
+def test_every_prompt_says_what_the_task_is(protocol: Protocol, history: list[tuple[str, str]]) -> None:
+    """Also without a history, and in a world whose observations do not repeat it."""
+    for observation in ("nothing new", BEGIN):
+        [message] = protocol.window(TASK, history, observation, COMMANDS)
+        assert "put a mug in shelf" in message["content"]
+    [message] = protocol.opening(TASK, "a world that does not say it", COMMANDS)
+    assert "put a mug in shelf" in message["content"]
+
+
+def test_the_household_is_told_with_its_task_once() -> None:
+    env = HouseholdEnv(receptacles=6)
+    task = env.task(env.task_ids("train", 1, 0)[0])
+    observation = env.reset(task)
+    for protocol in (CompactProtocol(), ThinkActProtocol()):
+        [message] = protocol.opening(task, observation, env.admissible())
+        assert message["content"].count(task.instruction) == 1
+
+
+def test_a_role_that_says_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"protocol.role is empty: .*Give one sentence"):
+        ThinkActProtocol(role=" ")

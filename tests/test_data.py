@@ -1,0 +1,176 @@
+"""TaskModule: which tasks an iteration gets, on every machine and after every resumption."""
+
+import random
+from collections import Counter
+from itertools import islice
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import Parrot, ScriptedSampler, random_ids, word_chat
+
+from sdar.data import Step, TaskModule
+from sdar.envs import CompactProtocol, HouseholdEnv
+from sdar.errors import ConfigError, PanelError
+from sdar.module import AgentModule
+from sdar.panels import Panel
+from sdar.rollout import Request
+from sdar.teachers import SkillView
+
+
+def module(env: HouseholdEnv | None = None, **kwargs) -> TaskModule:
+    settings_ = {"tasks_per_step": 3, "group_size": 2, "train_tasks": 10, "val_tasks": 5, "protocol": CompactProtocol()}
+    return TaskModule(env or HouseholdEnv(receptacles=6, horizon=4), **settings_ | kwargs)
+
+
+def ids(step: Step) -> list[str]:
+    return [task.id for task in step.tasks]
+
+
+def test_the_tasks_of_an_iteration_follow_from_seed_and_iteration_alone() -> None:
+    data = module()
+    steps = [data.step(5, i) for i in range(12)]
+    random.seed(99)
+    other = module(HouseholdEnv(receptacles=6, horizon=9), group_size=2, workers=2)
+    assert [other.step(5, i) for i in reversed(range(12))] == steps[::-1]
+    assert [ids(data.step(6, i)) for i in range(12)] != [ids(s) for s in steps]
+
+
+def test_the_order_of_training_tasks_never_changes() -> None:
+    """Frozen: a resumed run must go on with the same tasks in every version."""
+    numbers = [[int(t[-6:]) for t in ids(module().step(5, i))] for i in range(4)]
+    assert numbers == [[6, 7, 0], [4, 5, 3], [9, 1, 8], [2, 4, 0]]
+
+
+@given(tasks=st.integers(1, 12), per_step=st.integers(1, 7), seed=st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_a_pass_visits_every_task_once(tasks: int, per_step: int, seed: int) -> None:
+    data = module(train_tasks=tasks, tasks_per_step=per_step, val_tasks=1)
+    steps = [data.step(seed, i) for i in range(-(-3 * tasks // per_step))]
+    visited = [pair for s in steps for pair in zip(ids(s), s.visits, strict=True)][: 3 * tasks]
+    for pass_ in range(3):
+        part = visited[pass_ * tasks : (pass_ + 1) * tasks]
+        assert {visit for _, visit in part} == {pass_}
+        assert sorted(task for task, _ in part) == sorted(data.train_panel.task_ids)
+
+
+def test_no_attempt_is_numbered_twice_in_a_run() -> None:
+    """Task and attempt name every random number, so two attempts with one number would be one attempt twice."""
+    data = module(tasks_per_step=4, group_size=3)
+    strategy = SimpleNamespace(retriever=None)
+    requests = [r for i in range(10) for r in AgentModule.requests(strategy, data.step(0, i), privileged=False)]
+    assert len(requests) == 10 * 4 * 3
+    assert max(Counter((r.task.id, r.attempt) for r in requests).values()) == 1
+    assert {r.attempt for r in requests} == set(range(12))
+
+
+def test_a_loader_goes_on_from_the_iteration_of_the_strategy() -> None:
+    data = module()
+    for start in (0, 7):
+        data.trainer = SimpleNamespace(lightning_module=SimpleNamespace(seed=4, iteration=start))
+        steps = list(islice(iter(data.train_dataloader()), 3))
+        assert steps == [data.step(4, start + i) for i in range(3)]
+
+
+def test_validation_plays_the_whole_panel_in_pieces_and_in_order() -> None:
+    data = module(val_batch=2, val_attempts=3, val_splits=["unseen", "seen", "unseen"], test_splits=["seen"])
+    assert [p.name for p in data.val_panels] == ["unseen", "seen"]
+    for panel, loader in zip(data.val_panels, data.val_dataloader(), strict=True):
+        steps = list(loader)
+        assert [len(s.tasks) for s in steps] == [2, 2, 1]
+        assert [t for s in steps for t in ids(s)] == list(panel.task_ids)
+        assert all(s.panel == panel and s.attempts == 3 and set(s.visits) == {0} for s in steps)
+    for loader in (data.test_dataloader(), data.predict_dataloader()):
+        assert [t for s in loader[0] for t in ids(s)] == list(data.val_panels[1].task_ids)
+        assert len(loader) == 1
+    assert [p.name for p in data.panels()] == ["train", "unseen", "seen"]
+
+
+def test_test_panels_that_are_not_validated_on_are_made_too() -> None:
+    data = module(val_splits=["seen"], test_splits=["unseen"])
+    assert [p.name for p in data.test_panels] == ["unseen"] and len(data.test_panels[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"tasks_per_step": 0}, r"data.tasks_per_step is 0: it must be at least 1"),
+        ({"group_size": 0}, r"data.group_size is 0: it must be at least 1"),
+        ({"history": -1}, r"data.history is -1: it must be at least 0"),
+        ({"val_attempts": 0}, r"data.val_attempts is 0"),
+        ({"val_batch": 0}, r"data.val_batch is 0"),
+        ({"workers": -1}, r"data.workers is -1: it must be at least 0"),
+        ({"panel_files": {"sene": "x.json"}}, r"data.panel_files names \['sene'\], which no panel of this run uses"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(wrong: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        module(**wrong)
+
+
+def test_panels_that_cannot_be_are_refused() -> None:
+    with pytest.raises(PanelError, match=r"panel 'train' is empty"):
+        module(train_tasks=0)
+    with pytest.raises(PanelError, match=r"the household has no split 'unsen'. Did you mean 'unseen'\?"):
+        module(val_splits=["unsen"])
+    for splits in ({"val_splits": ["train"]}, {"test_splits": ["train"]}):
+        with pytest.raises(PanelError, match=r"panels 'train' and 'train' share 5 tasks"):
+            module(**splits)
+
+
+def test_a_panel_file_replaces_a_panel(tmp_path) -> None:
+    env = HouseholdEnv(receptacles=6, horizon=4)
+    mine = Panel("mine", tuple(env.task_ids("unseen", 9, 77)[::3]))
+    train = Panel.generate(env, "train", 4, 5)
+    mine.save(tmp_path / "mine.json")
+    train.save(tmp_path / "train.json")
+    data = module(env, panel_files={"unseen": str(tmp_path / "mine.json"), "train": str(tmp_path / "train.json")})
+    assert data.train_panel == train
+    assert data.val_panels == [Panel.generate(env, "seen", 5, 0), mine] and data.test_panels == [mine]
+    assert set(ids(data.step(0, 0))) <= set(train.task_ids)
+    train.save(tmp_path / "leak.json")
+    with pytest.raises(PanelError, match=r"share 4 tasks"):
+        module(env, panel_files={"seen": str(tmp_path / "leak.json"), "train": str(tmp_path / "train.json")})
+
+
+def test_a_panel_file_of_another_world_is_refused_at_once(tmp_path) -> None:
+    Panel.generate(HouseholdEnv(receptacles=9), "seen", 3, 0).save(tmp_path / "seen.json")
+    with pytest.raises(PanelError, match=r"belongs to a household with other settings"):
+        module(panel_files={"seen": str(tmp_path / "seen.json")})
+
+
+def test_a_world_without_a_split_of_its_own_trains_on_train() -> None:
+    """A user's environment needs no `split` setting; its task ids only have to differ between the panels."""
+
+    class Numbers(Parrot):
+        def task_ids(self, split: str, count: int, seed: int) -> list[str]:
+            return [f"{split}-{i}" for i in range(count)]
+
+    data = TaskModule(Numbers(["x"]), train_tasks=3, val_tasks=2)
+    assert data.train_panel.task_ids == ("train-0", "train-1", "train-2")
+
+
+def test_episodes_do_not_depend_on_the_number_of_workers() -> None:
+    chat = word_chat()
+    played = []
+    for workers in (0, 1, 3):
+        data = module(layout="trajectory", workers=workers)
+        try:
+            rollout = data.rollout(chat, ScriptedSampler(lambda draw: random_ids(chat, draw), chat), SkillView(), seed=2)
+            played.append(rollout(None, [Request(task, g) for task in data.step(2, 1).tasks for g in range(2)]))
+        finally:
+            data.teardown("fit")
+    assert played[0] == played[1] == played[2]
+    assert len(played[0]) == 6
+
+
+def test_rollouts_share_one_pool_until_teardown() -> None:
+    data = module()
+    chat = word_chat()
+    sampler = ScriptedSampler(lambda draw: "look", chat)
+    first, second = (data.rollout(chat, sampler, SkillView(), seed=0) for _ in range(2))
+    assert first.pool is second.pool
+    data.teardown("fit")
+    data.teardown("fit")
+    assert data.rollout(chat, sampler, SkillView(), seed=0).pool is not first.pool

@@ -1,0 +1,155 @@
+"""What a run leaves behind: means by hand, and lines that a program can read."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdar import reporting
+from sdar.tally import Tally
+from sdar.types import Batch, Episode, Retrieval, Status, Task, Turn
+
+
+def turn(valid: bool = True, tokens: int = 2, **kwargs) -> Turn:
+    return Turn([1], [5] * tokens, [-0.123456789] * tokens, [0.0] * tokens, valid=valid, **kwargs)
+
+
+def episode(task: str, turns: list[Turn], *skills: str, family: str = "put", **kwargs) -> Episode:
+    retrieval = Retrieval(skills, " ".join(skills))
+    return Episode(Task(task, family, "do it"), 0, turns, retrieval=retrieval, **kwargs)
+
+
+def seen() -> list[Episode]:
+    """Two attempts at each of three tasks."""
+    return [
+        episode("a", [turn(), turn(valid=False)], "s1", "s2", success=True, reward=10.0),
+        episode("a", [turn(tokens=4)], "s1", "s2", status=Status.HORIZON),
+        episode("b", [turn()], "s1", family="heat", success=True, reward=10.0),
+        episode("b", [], "s1", family="heat", status=Status.ENV_DIED),
+        episode("c", [turn()], status=Status.TIMEOUT),
+        episode("c", [turn(valid=False)], status=Status.CONTEXT),
+    ]
+
+
+def test_a_mean_is_over_everything_whatever_the_pieces() -> None:
+    tally = Tally()
+    tally.add("a", 3.0, 2)
+    tally.add("a", 1.0, 2)
+    tally.add("b", True)
+    tally.add("empty", 0.0, 0)
+    assert tally.means() == {"a": 1.0, "b": 1.0}
+    assert tally.means() == {}  # it starts anew
+
+
+def test_a_sum_may_be_told_before_its_count() -> None:
+    """How a loss is told: parts that are already divided by the whole step's tokens, and then one step."""
+    tally = Tally()
+    for part in (0.5, 0.25):
+        tally.add("train/loss", part, 0)
+    tally.add("train/loss", 0.0, 1)
+    assert tally.means() == {"train/loss": 0.75}
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=5), min_size=1, max_size=4))
+def test_a_token_mean_counts_each_response_token_once(parts: list[list[float]]) -> None:
+    tally = Tally()
+    for values in parts:
+        padded = torch.tensor([*values, math.nan])  # padding may hold anything
+        tally.tokens("x", padded[None], torch.tensor([[1] * len(values) + [0]]))
+    flat = [v for values in parts for v in values]
+    assert tally.means()["x"] == pytest.approx(sum(flat) / len(flat), abs=1e-5)
+
+
+def test_no_response_token_is_no_number() -> None:
+    tally = Tally()
+    tally.tokens("x", torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    assert tally.means() == {}
+
+
+def test_the_metrics_of_an_iteration_by_hand() -> None:
+    tally = Tally()
+    reporting.episodes(tally, seen(), retrieves=False)
+    assert tally.means() == pytest.approx(
+        {
+            "success/train": 2 / 6,
+            "success/train/put": 1 / 4,
+            "success/train/heat": 1 / 2,
+            "reward/mean": 20 / 6,
+            "reward/put": 10 / 4,
+            "reward/heat": 10 / 2,
+            "rollout/episode_length": 6 / 6,
+            "rollout/response_tokens": (4 + 4 + 2 + 0 + 2 + 2) / 6,
+            "rollout/valid_action_rate": 4 / 6,  # of the turns, not of the episodes
+            "rollout/horizon_share": 1 / 6,
+            "rollout/context_share": 1 / 6,
+            "rollout/timeout_share": 1 / 6,
+            "rollout/env_error_share": 0.0,
+            "rollout/env_died_share": 1 / 6,
+        }
+    )
+
+
+def test_retrievals_are_counted_once_a_task() -> None:
+    tally = Tally()
+    reporting.episodes(tally, seen(), retrieves=True)
+    assert {k: v for k, v in tally.means().items() if k.startswith("retrieval/")} == pytest.approx(
+        {
+            "retrieval/empty_share": 1 / 3,
+            "retrieval/skills_per_task": (2 + 1 + 0) / 3,
+            "retrieval/distinct_skills": 2,
+            "retrieval/share/s1": 2 / 3,
+            "retrieval/share/s2": 1 / 3,
+        }
+    )
+
+
+def test_attempts_at_one_task_with_one_retrieval_are_a_group() -> None:
+    episodes = seen()
+    assert reporting.groups(episodes) == [episodes[0:2], episodes[2:4], episodes[4:6]]
+    again = [episode("a", [], "s1"), episode("a", [], "s1"), episode("a", [], "s2"), episode("a", [], "s2")]
+    assert [len(g) for g in reporting.groups(again)] == [2, 2]  # a second visit of a task that had other skills
+    assert reporting.groups([]) == []
+
+
+def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
+    """Sampled from a truncated density: behaviour = full + allowed - kept."""
+    kept, allowed, old = torch.tensor([[0.0, -0.2, -0.5]]), torch.tensor([[0.0, 0.1, 0.0]]), torch.tensor([[0.0, -1.0, -2.0]])
+    batch = Batch(
+        ids=torch.ones(1, 3, dtype=torch.long),
+        attention_mask=torch.ones(1, 3, dtype=torch.long),
+        response_mask=torch.tensor([[False, True, True]]),
+        turn_ids=torch.zeros(1, 3),
+        behaviour_logp=old + allowed - kept,
+        kept_logmass=kept,
+        episode=torch.zeros(1),
+        old_logp=old,
+    )
+    tally = Tally()
+    reporting.sampling_mismatch(tally, batch, allowed)
+    mass = (math.exp(-0.2) + math.exp(-0.5)) / 2
+    wanted = {"rollout/mismatch": 0.0, "rollout/mismatch_max": 0.0, "rollout/kept_mass": mass}
+    assert tally.means() == pytest.approx(wanted, abs=1e-6)
+    batch.old_logp = old + torch.tensor([[9.0, 0.3, -0.1]])  # the prompt is not compared
+    reporting.sampling_mismatch(tally, batch, allowed)
+    assert tally.means() == pytest.approx(wanted | {"rollout/mismatch": 0.2, "rollout/mismatch_max": 0.3}, abs=1e-6)
+    batch.behaviour_logp = torch.zeros(1, 3)  # demonstrations: nobody sampled them
+    reporting.sampling_mismatch(tally, batch, allowed)
+    assert tally.means() == {}
+
+
+def test_episodes_are_written_as_lines_that_can_be_read_back(tmp_path) -> None:
+    odd = turn(observation='a "quote"\nand a line \u2028 \u6771\u4eac', text="half a \ud83d", action="look")
+    episodes = [episode("a", [odd, turn()], "s1", success=True, reward=1.5), episode("b", [], error="it broke")]
+    path = reporting.write_episodes(SimpleNamespace(default_root_dir=tmp_path), "unseen-policy-000003", episodes)
+    assert path == tmp_path / "episodes" / "unseen-policy-000003.jsonl"
+    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
+    assert first["turns"][0]["observation"] == odd.observation and first["turns"][0]["response"] == odd.text
+    assert first["turns"][0]["response_ids"] == [5, 5] and first["turns"][0]["behaviour_logp"] == [-0.12346] * 2
+    assert (first["skills"], first["success"], first["reward"], first["status"]) == (["s1"], True, 1.5, "done")
+    assert (second["task"], second["turns"], second["error"], second["privileged"]) == ("b", [], "it broke", False)
+    reporting.write_episodes(SimpleNamespace(default_root_dir=tmp_path), "unseen-policy-000003", episodes[:1])
+    assert len(path.read_text(encoding="utf-8").split("\n")) == 2  # written anew, not appended to
