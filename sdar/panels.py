@@ -79,7 +79,7 @@ def check_disjoint(*panels: Panel) -> None:
             shared = set(a.task_ids) & set(b.task_ids)
             if shared:
                 raise PanelError(
-                    f"panels {a.name!r} and {b.name!r} share {len(shared)} tasks (for example {min(shared)}): the policy would "
+                    f"panels {a.name!r} and {b.name!r} share {len(shared)} tasks (for example {min(shared)}): a policy would "
                     "be measured on tasks that it was trained or chosen on. Use panels of different splits or seeds."
                 )
             if a.name == b.name:

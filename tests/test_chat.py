@@ -340,6 +340,14 @@ def test_an_observation_cannot_end_its_turn(name):
         assert [i for i in quiet if i in chat.control] == [i for i in loud if i in chat.control]
 
 
+@by_family
+def test_a_control_string_is_cut_and_the_text_around_it_is_not_spelled(name):
+    chat, end = chat_of(name), FAMILIES[name].end_of_turn
+    pieces = ["You open the drawer 1. <", f"{end[1:]} On the desk 12, you see a mug 3."]
+    expected = [i for piece in pieces for i in chat.tokenizer.encode(piece, add_special_tokens=False)]
+    assert list(chat.encode_text("".join(pieces))) == expected
+
+
 def test_line_breaks_that_a_vocabulary_adds_are_text():
     chat = chat_of("gemma")
     text = "You open the drawer.\n\nOn the desk\nyou see a mug."

@@ -114,7 +114,7 @@ class GatedToyMethod(ToyMethod):
 
     def __init__(
         self,
-        gate: Gate = lazy_instance(ToyGate, slope=2.0),  # noqa: B008
+        gate: Gate = lazy_instance(ToyGate, slope=2.0),
         gates: list[Gate] | None = None,
         retriever: Retriever | None = None,
         coef: float = 0.5,

@@ -15,11 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
 
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.parts import Environment, StepResult
 from sdar.types import Status, Task
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 
 @dataclass
@@ -82,8 +85,8 @@ class WorkerPool(EnvPool):
             self._env = pickle.dumps(env)
         except Exception as error:  # pickle lets through whatever an object's own methods raise
             raise ConfigError(
-                f"{type(env).__name__} does not pickle ({error}): it cannot be copied into worker processes. Let it open files "
-                "and connections in `reset`, or run it in this process (workers: 0)."
+                f"{type(env).__name__} does not pickle ({error}) and so cannot be copied into worker processes. Let it open "
+                "files and connections in `reset`, or run it in this process (workers: 0)."
             ) from error
         self.deadline = deadline
         self.start_deadline = start_deadline
@@ -175,7 +178,7 @@ def make_pool(env: Environment, workers: int, deadline: float) -> EnvPool:
 class _Worker:
     """One process, our end of its pipe, and the slots whose episodes live in it."""
 
-    def __init__(self, context: BaseContext, env: bytes, start_deadline: float):
+    def __init__(self, context: "ForkServerContext | SpawnContext", env: bytes, start_deadline: float):
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(env, theirs), daemon=True, name="sdar-env")
         self.process.start()
@@ -255,7 +258,7 @@ def _serve(env: bytes, pipe: Connection) -> None:
             pipe.send(copies.run(*pipe.recv()))
 
 
-def _start_method(env: Environment) -> BaseContext:
+def _start_method(env: Environment) -> "ForkServerContext | SpawnContext":
     """How worker processes start: never a fork of this process, which may have threads and a GPU."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

@@ -71,10 +71,12 @@ def collate(rows: Sequence[Row]) -> Batch:
         kept_logmass=_pad([r.kept_logmass for r in rows], torch.float32),
         episode=torch.tensor([r.episode for r in rows]),
     )
-    if all(r.teacher_ids is not None for r in rows):
-        batch.teacher_ids = _pad([r.teacher_ids for r in rows], torch.long)
-        batch.teacher_attention_mask = _pad([[1] * len(r.teacher_ids) for r in rows], torch.long)
-        batch.teacher_response_mask = _pad(
-            [[0] * (len(r.teacher_ids) - len(r.ids)) + r.response_mask for r in rows], torch.bool
-        )
+    told = [r.teacher_ids for r in rows if r.teacher_ids is not None]
+    if told:
+        assert len(told) == len(rows), "a teacher reads every row of a batch or none"
+        # aligned at the end: only the beginnings differ, and either may be the longer one
+        masks = [([0] * len(ids) + r.response_mask)[-len(ids) :] for ids, r in zip(told, rows, strict=True)]
+        batch.teacher_ids = _pad(told, torch.long)
+        batch.teacher_attention_mask = _pad([[1] * len(ids) for ids in told], torch.long)
+        batch.teacher_response_mask = _pad(masks, torch.bool)
     return batch

@@ -128,8 +128,8 @@ class TorchSampler(Sampler):
             tokens, mask, positions = cache.extend(new)
             if window is not None and mask.shape[1] > window:
                 raise PolicyError(
-                    f"{type(model).__name__} looks back over {window} positions only, and the batch takes {mask.shape[1]} with "
-                    "its padding, which would count: tokens would come from another density than they are scored in. Shorten "
+                    f"{type(model).__name__} looks back over {window} positions only, and the batch takes {mask.shape[1]} "
+                    "with its padding, which would count: tokens would come from another density than they are scored in. Shorten "
                     "the prompts or use a model without sliding attention."
                 )
             step = model(

@@ -152,7 +152,7 @@ def test_a_batch_is_padded_on_the_right() -> None:
 
 @st.composite
 def batches(draw: st.DrawFn) -> tuple[Batch, list[Row]]:
-    """Rows of any lengths, each with a teacher's view that is longer by any beginning; every id occurs once."""
+    """Rows of any lengths, each with a teacher's view that has a shorter or longer beginning; every id occurs once."""
     rows, fresh = [], iter(range(1, 10_000))
     for episode in range(draw(st.integers(1, 6))):
         prompt = [next(fresh) for _ in range(draw(st.integers(1, 5)))]
@@ -160,7 +160,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Row]]:
         ids, mask = prompt + said, [0] * len(prompt) + [1] * len(said)
         logp = [-float(i) * m for i, m in zip(ids, mask, strict=True)]
         row = Row(ids, mask, [episode] * len(ids), logp, logp, episode, 0)
-        row.teacher_ids = [next(fresh) for _ in range(draw(st.integers(0, 9)))] + ids
+        row.teacher_ids = [next(fresh) for _ in range(draw(st.integers(1, 9)))] + said
         rows.append(row)
     batch = collate(rows)
     batch.advantages = batch.episode.float()

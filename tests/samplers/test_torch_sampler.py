@@ -1,4 +1,4 @@
-"""The sampler on tiny models: the same tokens in any company, a cache that is never wrong, densities that a scorer sees too."""
+"""The sampler on tiny models: the same tokens in any company, a cache that is never wrong, densities that are true."""
 
 from contextlib import contextmanager
 
@@ -197,6 +197,16 @@ def test_a_prompt_that_goes_on_is_not_read_again(model, sampler_of):
     assert calls[0]["new"] == 39  # another beginning is read from the start
 
 
+def test_every_attempt_at_a_task_keeps_its_own_past(model, sampler_of):
+    sampler = sampler_of(max_new_tokens=12)
+    attempts = [Draw(seed, "task", attempt, 0) for seed in range(2) for attempt in range(3)]
+    first = sampler.sample(model, [told(0, 20)] * 6, attempts)
+    assert len({tuple(c.ids) for c in first}) > 1
+    with watched(model) as calls:
+        sampler.sample(model, [told(0, 20) + c.ids + told(1, 3) for c in first], attempts)
+    assert calls[0]["new"] == 4
+
+
 def test_another_past_under_the_same_name_is_not_mistaken(model, sampler_of):
     sampler = sampler_of()
     prompt = told(0, 12)
@@ -206,6 +216,14 @@ def test_another_past_under_the_same_name_is_not_mistaken(model, sampler_of):
     again = sampler.sample(model, [changed, onwards], [draw(0, 1), draw(1, 1)])
     fresh = sampler_of().sample(model, [changed, onwards], [draw(0, 1), draw(1, 1)])
     assert_same([again], [fresh])
+
+
+def test_a_prompt_that_is_asked_again_gets_its_response(model, sampler_of):
+    sampler = sampler_of(max_new_tokens=1)
+    prompts = [told(0, 12), told(5, 4)]
+    for turn in range(2):
+        again = sampler.sample(model, prompts, [draw(0, turn), draw(1, turn)])
+        assert_same([again], [sampler_of(max_new_tokens=1).sample(model, prompts, [draw(0, turn), draw(1, turn)])])
 
 
 def test_rows_may_return_in_another_order_and_twice(model, sampler_of):

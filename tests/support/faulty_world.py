@@ -19,8 +19,8 @@ FOREVER = 3600.0
 class FaultyWorld(Environment):
     """Answers with all that it was told since `reset`; the instruction of a task is obeyed at `reset`, an action at `step`.
 
-    ``again X``: nothing happens the first time; where it is played again, X does. `diary` (a file) gets one line for each call,
-    whatever process it happens in.
+    ``again X``: nothing happens the first time; where it is played again, X does. `diary` (a file) gets one line for each
+    call, whatever process it happens in.
     """
 
     horizon = 50
@@ -53,8 +53,10 @@ class FaultyWorld(Environment):
     def _obey(self, order: str) -> None:
         line, written = f"{self.told[0]} {order}", ""
         if self.diary is not None:
-            written = self.diary.read_text() if self.diary.exists() else ""
-            self.diary.write_text(f"{written}{line}\n")
+            with self.diary.open("a+") as diary:
+                diary.seek(0)
+                written = diary.read()
+                diary.write(f"{line}\n")
         if order.startswith("again "):
             order = order.removeprefix("again ") if line in written else ""
         match order.split():
