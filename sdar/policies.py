@@ -1,6 +1,5 @@
 """Where the model that learns comes from: a directory or hub id, or fresh weights with a tokenizer made for a world."""
 
-import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -183,8 +182,7 @@ def world_tokenizer(corpus: list[str], phrases: list[str], vocab_size: int, cont
     counts = Counter(piece for text in corpus for piece, _ in splitter.pre_tokenize_str(text))
     spelled = [*CONTROL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
     common = sorted(counts, key=lambda piece: (-counts[piece], piece))[: max(0, vocab_size - len(spelled))]
-    total = sum(counts.values())
-    vocabulary = [(token, -30.0) for token in spelled] + [(p, math.log(counts[p] / total)) for p in sorted(common)]
+    vocabulary = [(token, -30.0) for token in spelled] + [(piece, -1.0) for piece in sorted(common)]  # fewest pieces win
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=True))
     tokenizer.pre_tokenizer = splitter
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])

@@ -10,6 +10,7 @@ from typing import Literal
 from sdar.envs.household_engine import FAMILIES, NOTHING_HAPPENS, Game, GameError, World
 from sdar.envs.household_games import make_game, world_facts
 from sdar.envs.household_planner import Expert as Planner
+from sdar.envs.household_planner import plan
 from sdar.errors import ConfigError, PanelError
 from sdar.parts import Environment, Expert, StepResult
 from sdar.registry import did_you_mean, register
@@ -161,15 +162,15 @@ class HouseholdEnv(Environment):
         texts: list[str] = []
         for i in range(400):
             family = self.families[i % len(self.families)]
-            game = make_game(f"corpus/{rng.random()}", receptacles=rng.randint(6, 24), family=family)
-            world = World(game)
+            world = World(make_game(f"corpus/{rng.random()}", receptacles=rng.randint(6, 24), family=family))
             texts.append(world.reset())
             for _ in range(20):
-                command = rng.choice(world.admissible)
-                texts += [command, world.step(command)] if command != "help" else []
-            texts += [f"The {thing} is usually in the {place}." for thing, place in game.facts.items()]
-        for thing, place in world_facts(0).items():
-            texts += [f"The {thing} is usually in the {place}."] * 20
+                command = rng.choice([c for c in world.admissible if c != "help"])
+                texts += [command, world.step(command), NOTHING_HAPPENS]
+            for command in plan(world):
+                texts += [command, world.step(command)]
+        for facts in (world_facts(seed) for seed in range(40)):
+            texts += [f"The {thing} is usually in the {place}." for thing, place in facts.items()]
         return texts, PHRASES
 
     def _world(self) -> World:
