@@ -4,10 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 
+# One thread a process: on shared cores two are often slower by far, and results then depend on their number.
+
 .PHONY: quickstart test test-slow lint clean
 
 quickstart: $(VENV)/.installed
-	$(BIN)/sdar fit -c conf/quickstart/sdar.yaml
+	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/quickstart/sdar.yaml
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
