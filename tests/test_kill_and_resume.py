@@ -14,12 +14,12 @@ import yaml
 
 from sdar.cli import main
 
-STEPS = 40
+STEPS = 60
 
 
 @pytest.fixture
 def settings(tmp_path):
-    """A run of twenty iterations with two optimizer steps each, without logs."""
+    """A run of thirty iterations with two optimizer steps each, without logs."""
     household = {"class_path": "HouseholdEnv", "init_args": {"world": 5, "receptacles": 6, "distractors": 1, "horizon": 3}}
     size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 512}
     content = {
