@@ -12,7 +12,6 @@ and sets ``teacher`` and ``retriever`` when it has them. Everything else is here
 import copy
 import os
 import random
-import time
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -67,8 +66,6 @@ class AgentModule(LightningModule):
     """Whose weights score the privileged view, for strategies that distil."""
     student_sees_skills = False
     """True when the policy's own prompts hold the retrieval in training."""
-    needs_scores = True
-    """False when `token_loss` uses none of the log-probabilities from before the update."""
     needs_reference = False
     """True when `token_loss` uses ``batch.ref_logp``."""
 
@@ -121,25 +118,17 @@ class AgentModule(LightningModule):
 
     def training_step(self, step: Step, batch_idx: int) -> None:
         """One iteration: roll out, give credit, score, then several optimizer steps on what was seen."""
-        started = time.perf_counter()
-        episodes = self.collect(step)
-        rolled_out = time.perf_counter()
+        with self.tally.timed("time/rollout_s", rate="rollout/tokens_per_second"):
+            episodes = self.collect(step)
         batch = self.rows(episodes)
-        if batch is not None:
-            batch = self.credit(batch, episodes)
-        if batch is not None:
-            if self.needs_scores:
+        batch = batch and self.credit(batch, episodes)
+        if batch:  # there is something to learn from
+            with self.tally.timed("time/score_s"):
                 self.score(batch)
-            scored = time.perf_counter()
-            for update in self.updates(batch):
-                self.optimize(update)
-            self.tally.add("time/score_s", scored - rolled_out)
-            updated = time.perf_counter()
-            self.tally.add("time/update_s", updated - scored)
-            self.tally.add("train/tokens_per_second", float(batch.attention_mask.sum()) / (updated - scored))
+            with self.tally.timed("time/update_s", rate="train/tokens_per_second"):
+                for update in self.updates(batch):
+                    self.optimize(update)
         self.learn_skills(episodes)
-        self.tally.add("time/rollout_s", rolled_out - started)
-        self.tally.add("rollout/tokens_per_second", sum(e.response_tokens for e in episodes) / (rolled_out - started))
         self.iteration += 1
         self.report(episodes)
 
@@ -188,9 +177,7 @@ class AgentModule(LightningModule):
             seen = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
             teacher = self.scorer.score(self.teacher.model(self.model, self.initial), *seen, self.micro_batch_tokens)
             batch.teacher_logp = torch.zeros_like(old.logp)
-            batch.teacher_logp[batch.response_mask] = teacher.logp[
-                batch.teacher_response_mask
-            ]  # the same tokens in the same order
+            batch.teacher_logp[batch.response_mask] = teacher.logp[batch.teacher_response_mask]  # the same tokens, in order
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
@@ -209,6 +196,7 @@ class AgentModule(LightningModule):
         optimizer = self.optimizers()
         optimizer.zero_grad()
         tokens = update.response_mask.sum()
+        self.tally.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
         finite = True
         for rows in micro_batches(update.attention_mask.sum(1), self.micro_batch_tokens):
             part = update.select(rows).to(self.device)
@@ -277,9 +265,7 @@ class AgentModule(LightningModule):
                 f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1."
             )
         tokenizer = self.policy.load_tokenizer()
-        self.chat = ChatFormat(
-            tokenizer, getattr(self.policy, "chat_options", None), getattr(self.policy, "path", type(self.policy).__name__)
-        )
+        self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
         self.context = self.policy.context()
         for sampler in (self.sampler, self.val_sampler):
             sampler.bind(tokenizer, self.chat.stop_ids, self.context)

@@ -203,6 +203,11 @@ class Protocol(ABC):
 class Policy(ABC):
     """Where the model that learns comes from: weights, tokenizer, chat template."""
 
+    name: str
+    """What errors call it."""
+    chat_options: Mapping[str, Any] = {}
+    """Arguments for the chat template."""
+
     @abstractmethod
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with its chat template."""

@@ -36,6 +36,7 @@ class PretrainedPolicy(Policy):
         path: Directory or hub id. A relative directory is also looked up among the installed settings.
         dtype: Type of the weights in memory. Training in plain Lightning wants float32 (with autocast for bf16-mixed).
         chat_template: File that replaces the tokenizer's template.
+        chat_options: Arguments for the template, e.g. ``{enable_thinking: false}``.
         trust_remote_code: Run code that lies beside the weights.
         attention: Attention implementation of transformers.
     """
@@ -45,12 +46,15 @@ class PretrainedPolicy(Policy):
         path: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         chat_template: str | None = None,
+        chat_options: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         attention: str = "sdpa",
     ):
         self.path = str(resolve(path))
         self.dtype = dtype
+        self.name = path
         self.chat_template = chat_template
+        self.chat_options = dict(chat_options or {})
         self.trust_remote_code = trust_remote_code
         self.attention = attention
         looks_local = path.startswith((".", "/", "~", "conf/", "runs/")) or Path(self.path).exists()
@@ -130,6 +134,7 @@ class FreshPolicy(Policy):
                 f"policy.vocab_size is {vocab_size}: control tokens and bytes alone are {SMALLEST_VOCABULARY}. Give at least "
                 "that."
             )
+        self.name = "the fresh policy"
         self.env = env
         self.vocab_size = vocab_size
         self.seed = seed

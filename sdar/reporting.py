@@ -27,6 +27,7 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
         tally.add(f"reward/{e.task.family}", e.reward)
         tally.add("rollout/episode_length", len(e.turns))
         tally.add("rollout/response_tokens", e.response_tokens)
+        tally.add("rollout/tokens_per_second", e.response_tokens, 0)
         tally.add("rollout/valid_action_rate", sum(t.valid for t in e.turns), len(e.turns))
         for status in Status:
             if status != Status.DONE:

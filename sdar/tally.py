@@ -1,5 +1,9 @@
 """Means over everything that an iteration saw, whatever the order and the pieces it came in."""
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from torch import Tensor
 
 
@@ -19,6 +23,16 @@ class Tally:
         """Add a per-token quantity ``[batch, time]``."""
         chosen = values.detach()[mask.bool()].float()
         self.add(name, float(chosen.sum()), chosen.numel())
+
+    @contextmanager
+    def timed(self, name: str, rate: str | None = None) -> Iterator[None]:
+        """Add the seconds that a block takes; they also divide what is added to `rate` with a count of 0."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self.add(name, seconds)
+        if rate is not None:
+            self.add(rate, 0.0, seconds)
 
     def means(self) -> dict[str, float]:
         """The means; empty ones are left out. The tally starts anew."""

@@ -35,8 +35,6 @@ class BehaviorCloning(AgentModule):
         astray_chance: Probability, at each turn of such a demonstration, that somebody else acts.
     """
 
-    needs_scores = False
-
     def __init__(
         self,
         retriever: Retriever,
@@ -59,6 +57,9 @@ class BehaviorCloning(AgentModule):
 
     def collect(self, step: Step) -> list[Episode]:
         return [self.demonstrate(r) for r in self.requests(step, privileged=False)]
+
+    def score(self, batch: Batch) -> None:
+        """Nothing to score: the loss needs no log-probabilities from before the update."""
 
     def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
         return -now.logp

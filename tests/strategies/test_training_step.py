@@ -128,6 +128,8 @@ def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, la
 class DoublePolicy:
     """A policy in float64, so that sums in another order agree to 1e-10."""
 
+    name, chat_options = "a policy in float64", {}
+
     def __init__(self, policy):
         self.policy = policy
 
