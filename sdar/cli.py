@@ -5,6 +5,7 @@ a model built. A mistake ends with exit code 2 and one message before that; a fa
 """
 
 import logging
+import math
 import os
 import pydoc
 import re
@@ -20,7 +21,7 @@ from jsonargparse import Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -175,6 +176,18 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
+class IterationBar(TQDMProgressBar):
+    """Counts iterations, of which `max_steps` says how many only after division by the optimizer steps of each."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer, updates = self.trainer, getattr(self.trainer.lightning_module, "updates_per_rollout", 1)
+        if trainer.max_steps < 0:
+            return super().total_train_batches
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return min(trainer.num_training_batches, done + math.ceil((trainer.max_steps - trainer.global_step) / updates))
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes beside the checkpoint and renames: whenever the process is killed, a complete file is there.
 
@@ -252,6 +265,8 @@ class AgentCLI(LightningCLI):
             keep = settings["checkpoint"]
             folder = keep["dirpath"] or os.path.join(root, "checkpoints")
             callbacks.append(RunCheckpoint(folder, keep["every_n_iterations"]))
+        if given["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(IterationBar())
         logger = given["logger"]
         if logger is None or logger is True:
             logger = default_loggers(root)

@@ -301,13 +301,17 @@ class AgentModule(LightningModule):
             self._rng_state = None
 
     def on_fit_end(self) -> None:
-        """Export, and say what changed and where everything is."""
+        """Export the policy."""
         if self.export is not None:
             exported = copy.deepcopy(self.model).to(getattr(torch, self.export_dtype))
             exported.save_pretrained(self.export)
             self.chat.tokenizer.save_pretrained(self.export)
-        lines = [*self.validation.changes(), *reporting.places(self.trainer, self.export)]
-        print("\n".join(["", *lines]), flush=True)
+
+    def teardown(self, stage: str) -> None:
+        """Last of all, when no progress bar follows: what changed and where everything is."""
+        if stage == "fit":
+            lines = [*self.validation.changes(), *reporting.places(self.trainer, self.export)]
+            print("\n".join(["", *lines]), flush=True)
 
     # ------------------------------------------------------------------ validation, test, prediction
 
