@@ -70,6 +70,8 @@ class ToyMethod(AgentModule):
     def setup(self, stage: str) -> None:
         pass
 
+    teardown = setup
+
     def configure_model(self) -> None:
         pass
 
