@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -20,15 +19,23 @@ from sdar.rollout.pool import make_pool
 from sdar.types import Task
 
 
-@dataclass
 class Step:
-    """Tasks of one iteration (or one piece of a validation panel)."""
+    """Tasks of one iteration (or one piece of a validation panel). No dataclass: Lightning would take it apart to cast tensors.
 
-    panel: Panel
-    tasks: list[Task]
-    visits: list[int]
-    """How often each task had been taken before in this run; with `attempts` it numbers attempts."""
-    attempts: int
+    Args:
+        panel: Where the tasks are from.
+        tasks: The tasks.
+        visits: How often each had been taken before in this run; with `attempts` it numbers attempts.
+        attempts: Attempts at each.
+    """
+
+    def __init__(self, panel: Panel, tasks: list[Task], visits: list[int], attempts: int):
+        self.panel, self.tasks, self.visits, self.attempts = panel, tasks, visits, attempts
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Step) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  (it holds lists)
 
 
 class TaskModule(LightningDataModule):

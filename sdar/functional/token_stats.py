@@ -107,7 +107,14 @@ class _TokenStats(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, grad_mass: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):  # also when called inside of an autocast
+            return _TokenStats.gradients(ctx, *grads)
+
+    @staticmethod
+    def gradients(
+        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, grad_mass: Tensor | None
+    ) -> tuple[Any, ...]:
         hidden, weight, bias, targets, forbidden, entropy = ctx.saved_tensors
         temperature, softcap, chunk = ctx.settings
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

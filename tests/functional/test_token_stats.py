@@ -218,3 +218,23 @@ def test_a_target_without_a_row_is_refused() -> None:
     hidden, weight, _ = inputs()
     with pytest.raises(ValueError, match=r"target 3 is token id 8, outside of the vocabulary of 8"):
         chunked_token_stats(hidden, weight[:8], TARGETS)
+
+
+def test_the_backward_pass_is_the_same_inside_and_outside_of_an_autocast():
+    """Manual optimisation calls backward within the precision plugin's context."""
+
+    def gradients(inside):
+        torch.manual_seed(0)
+        hidden = torch.randn(5, 8, requires_grad=True)
+        weight = torch.randn(7, 8, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            stats = chunked_token_stats(hidden, weight, torch.arange(5), chunk=2)
+            loss = (stats.logp + stats.entropy).sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        return hidden.grad, weight.grad
+
+    for inner, outer in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(inner, outer)
