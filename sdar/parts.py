@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sdar.errors import ConfigError
 from sdar.registry import part_kind
-from sdar.types import Episode, Retrieval, Task, TokenView
+from sdar.types import Retrieval, Task, TokenView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -257,7 +257,3 @@ class Schedule(ABC):
 
     @abstractmethod
     def __call__(self, iteration: int) -> float: ...
-
-
-EpisodeGroup = Sequence[Episode]
-"""The attempts at one task of one iteration."""

@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import resources
 from itertools import groupby
 from math import inf
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 import yaml
 
 from sdar.errors import ConfigError, SkillBankError
+from sdar.paths import installed_settings, resolve
 from sdar.registry import did_you_mean
 from sdar.types import Retrieval, Task
 
@@ -200,15 +200,10 @@ def _position(keyword: str, instruction: str) -> float:
 def _find(path: str | Path) -> Path:
     if not str(path):
         raise SkillBankError("the path of the skill bank is empty. Name a folder, e.g. conf/skills/household.")
-    here = Path(path).expanduser()
+    here = resolve(path)
     if here.exists():
         return here
-    settings = Path(str(resources.files("sdar.conf")))
-    if not here.is_absolute():
-        parts = here.parts[1:] if here.parts[0] == "conf" else here.parts
-        if settings.joinpath(*parts).exists():
-            return settings.joinpath(*parts)
-    ours = sorted(f"conf/skills/{f.parent.name}" for f in settings.glob("skills/*/mapping.yaml"))
+    ours = sorted(f"conf/skills/{f.parent.name}" for f in installed_settings().glob("skills/*/mapping.yaml"))
     where = "" if here.is_absolute() else f", neither in {Path.cwd()} nor among the installed settings"
     raise SkillBankError(
         f"skill bank {path} does not exist{where}.{did_you_mean(str(path), ours)} "
