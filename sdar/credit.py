@@ -2,11 +2,12 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from sdar import functional
 from sdar.errors import ConfigError
-from sdar.parts import AdvantageEstimator
+from sdar.parts import AdvantageEstimator, Credit
 from sdar.registry import register
 
 
@@ -15,7 +16,7 @@ class GroupAdvantage(AdvantageEstimator):
     """Reward minus the group's mean, over the group's standard deviation (GRPO, arXiv 2402.03300).
 
     Where an episode has one row per turn, an episode with more turns can count more or not: that is `statistics`. With one row
-    per episode both are the same.
+    per episode both are the same. Without `normalize_std` it is Dr. GRPO (arXiv 2503.20783).
     """
 
     def __init__(self, statistics: Literal["episode", "row"] = "episode", normalize_std: bool = True) -> None:
@@ -33,7 +34,78 @@ class GroupAdvantage(AdvantageEstimator):
         self.statistics = statistics
         self.normalize_std = normalize_std
 
-    def __call__(self, rewards: Tensor, group_ids: Tensor, episode_ids: Tensor) -> Tensor:
+    def __call__(self, credit: Credit) -> Tensor:
         if self.statistics == "row":
-            return functional.group_advantages(rewards, group_ids, self.normalize_std)
-        return functional.episode_group_advantages(rewards, group_ids, episode_ids, self.normalize_std)
+            return functional.group_advantages(credit.rewards, credit.groups, self.normalize_std)
+        return functional.episode_group_advantages(credit.rewards, credit.groups, credit.episodes, self.normalize_std)
+
+
+@register("rloo")
+class LeaveOneOutAdvantage(AdvantageEstimator):
+    """Reward minus the mean of the group's *other* attempts (RLOO, arXiv 2402.14740); an episode's rows share its advantage."""
+
+    def __call__(self, credit: Credit) -> Tensor:
+        rewards, groups, row = episode_values(credit)
+        return functional.rloo_advantages(rewards, groups)[row]
+
+
+@register("reinforce_pp")
+class ReinforceAdvantage(AdvantageEstimator):
+    """Rewards normalised over the whole iteration (REINFORCE++, arXiv 2501.03262); an episode's rows share its advantage.
+
+    Args:
+        baseline: Subtract the group's mean first.
+    """
+
+    def __init__(self, baseline: bool = True) -> None:
+        self.baseline = baseline
+
+    def __call__(self, credit: Credit) -> Tensor:
+        rewards, groups, row = episode_values(credit)
+        return functional.reinforce_pp_advantages(rewards, groups if self.baseline else None)[row]
+
+
+@register("gigpo")
+class GiGPOAdvantage(AdvantageEstimator):
+    """Episode advantage plus the advantage of a turn among turns that began at the same observation (arXiv 2505.10978).
+
+    Args:
+        step_weight: Weight of the step advantage (omega).
+        gamma: Discount of a turn's return.
+        normalize_std: Divide both advantages by their group's deviation; the published scripts subtract the mean only.
+        similarity: Observations whose ratio of matching characters is at least this share an anchor; 1: equal ones only.
+    """
+
+    def __init__(
+        self, step_weight: float = 1.0, gamma: float = 0.95, normalize_std: bool = False, similarity: float = 1.0
+    ) -> None:
+        for name, value in (("gamma", gamma), ("similarity", similarity)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"advantage.{name} is {value}: it lies in [0, 1].")
+        self.step_weight, self.gamma = step_weight, gamma
+        self.normalize_std, self.similarity = normalize_std, similarity
+
+    def __call__(self, credit: Credit) -> Tensor:
+        episode = functional.group_advantages(credit.rewards, credit.groups, self.normalize_std)
+        returns = functional.discounted_returns(credit.turn_rewards, credit.turns.episode, self.gamma)
+        anchors = functional.similar_anchors(credit.observations, credit.turn_groups, self.similarity)
+        step = functional.anchor_advantages(returns, credit.turn_groups, anchors, self.normalize_std)
+        return episode[:, None] + self.step_weight * credit.turns.spread(step)
+
+
+@register("no_reward")
+class NoAdvantage(AdvantageEstimator):
+    """Zero for every row: rewards teach nothing, only what is added to the advantages (pure distillation)."""
+
+    def __call__(self, credit: Credit) -> Tensor:
+        return torch.zeros_like(credit.rewards)
+
+
+def episode_values(credit: Credit) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean reward and group of each episode, and the episode of each row as an index into them."""
+    episodes, row = torch.unique(credit.episodes, return_inverse=True)
+    count = torch.bincount(row, minlength=len(episodes))
+    rewards = credit.rewards.new_zeros(len(episodes)).index_add_(0, row, credit.rewards) / count
+    groups = credit.groups.new_zeros(len(episodes))
+    groups[row] = credit.groups
+    return rewards, groups, row

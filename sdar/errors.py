@@ -37,6 +37,10 @@ class PanelError(SdarError, ValueError):
     """An empty, damaged or different panel of tasks."""
 
 
+class CheckpointError(SdarError, ValueError):
+    """A checkpoint that does not belong to the run that would go on from it."""
+
+
 class EnvironmentFault(SdarError, RuntimeError):
     """An environment raised, hung or died; the episode ends with a status."""
 

@@ -2,17 +2,20 @@
 
 A strategy (training method) is a subclass in its own file. It may override
 
-* ``credit``     - rewards to advantages,
-* ``token_loss`` - the per-token loss of one micro-batch (the only thing that carries a gradient),
-* ``collect``    - where episodes come from (rollouts, by default),
+* ``token_loss``     - the per-token loss of one micro-batch (the only thing that carries a gradient),
+* ``credit``         - rewards to advantages, from what the episodes were worth,
+* ``weigh``          - what is decided once about the scored rows: shaped advantages, weights, which tokens count,
+* ``extra_requests`` - further rollouts after the groups have been seen,
+* ``collect``        - where episodes come from (rollouts, by default),
 
-and sets ``teacher`` and ``retriever`` when it has them. Everything else is here, once.
+and sets ``teacher``, ``view``, ``retriever`` and ``controller`` when it has them. A model speaks from the middle of a response with
+``continuations``. The channels that methods are made of are `sdar.strategies.GRPO` (advantages) and `sdar.distillation` (a
+teacher, a loss term); both call ``super()``, so that they add up. Everything else is here, once.
 """
 
 import copy
 import os
 import random
-from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -27,16 +30,27 @@ from sdar.chat import ChatFormat
 from sdar.data import Step, TaskModule
 from sdar.errors import ConfigError, NonFiniteLossError, PanelError
 from sdar.evaluate.validation import Validation
-from sdar.functional import TokenStats, masked_mean
-from sdar.parts import Policy, PrivilegedView, Retriever, Sampler, Teacher
+from sdar.functional import log_prob_gap, masked_mean
+from sdar.parts import (
+    Completion,
+    Divergence,
+    Draw,
+    EpisodeController,
+    Policy,
+    PrivilegedView,
+    Retriever,
+    Sampler,
+    Teacher,
+)
 from sdar.registry import part_kind
 from sdar.rollout import Request, Rollout, collate, make_rows
-from sdar.rollout.rows import add_teacher_view
+from sdar.rollout.rows import add_teacher_view, without_privilege
 from sdar.samplers import TorchSampler
-from sdar.scoring import Scorer, micro_batches
+from sdar.scoring import Head, Scorer, StudentPass, consult, micro_batches
+from sdar.spans import response_spans
 from sdar.tally import Tally
 from sdar.teachers import SkillView
-from sdar.types import Batch, Episode, Status
+from sdar.types import Batch, Episode, Payload, Status, TokenView, Turn
 
 FAULTS = {Status.TIMEOUT, Status.ENV_ERROR, Status.ENV_DIED}
 
@@ -54,6 +68,8 @@ class AgentModule(LightningModule):
         updates_per_rollout: Optimizer steps that share one rollout.
         micro_batch_tokens: Most tokens (padding included) in one forward and backward pass. Changes memory, never the gradient.
         max_grad_norm: Gradients are scaled down to this norm.
+        max_env_steps: Training ends when the environment has been acted in this often: methods compared at equal interaction. None:
+            trainer.max_steps alone ends it.
         max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite.
         log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
         export: Directory that gets the trained policy, as transformers saves it, when training ends.
@@ -64,10 +80,20 @@ class AgentModule(LightningModule):
     """Skills, for strategies that have them."""
     teacher: Teacher | None = None
     """Whose weights score the privileged view, for strategies that distil."""
+    controller: EpisodeController | None = None
+    """Changes how attempts are played in training, for strategies with a curriculum."""
+    payload = Payload.SAMPLED
+    """How much of the teacher's distribution is needed."""
+    support = 0
+    """Size of the teacher's support, for Payload.TOP_K."""
     student_sees_skills = False
     """True when the policy's own prompts hold the retrieval in training."""
+    learns_everywhere = False
+    """True when rows carry a loss even where no teacher speaks."""
     needs_reference = False
     """True when `token_loss` uses ``batch.ref_logp``."""
+    needs_spans = False
+    """True when ``batch.spans`` is used."""
 
     def __init__(
         self,
@@ -79,6 +105,7 @@ class AgentModule(LightningModule):
         updates_per_rollout: int = 1,
         micro_batch_tokens: int = 16384,
         max_grad_norm: float = 1.0,
+        max_env_steps: int | None = None,
         max_skipped_steps: int = 3,
         log_episodes_every: int = 10,
         export: str | None = None,
@@ -90,6 +117,7 @@ class AgentModule(LightningModule):
             ("updates_per_rollout", updates_per_rollout, 1),
             ("micro_batch_tokens", micro_batch_tokens, 1),
             ("max_grad_norm", max_grad_norm, 1e-12),
+            ("max_env_steps", 1 if max_env_steps is None else max_env_steps, 1),
             ("max_skipped_steps", max_skipped_steps, 0),
             ("log_episodes_every", log_episodes_every, 0),
         ):
@@ -102,13 +130,16 @@ class AgentModule(LightningModule):
         self.updates_per_rollout = updates_per_rollout
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
+        self.max_env_steps = max_env_steps
         self.max_skipped_steps = max_skipped_steps
         self.log_episodes_every = log_episodes_every
         self.export, self.export_dtype = export, export_dtype
         self.view: PrivilegedView = SkillView()
         self.model: nn.Module | None = None
         self.initial: nn.Module | None = None
+        self.teacher_heads: list[Head] = []
         self.iteration = 0
+        self.env_steps = 0
         self.skipped = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.tally = Tally()
@@ -124,61 +155,149 @@ class AgentModule(LightningModule):
         batch = batch and self.credit(batch, episodes)
         if batch:  # there is something to learn from
             with self.tally.timed("time/score_s"):
-                self.score(batch)
+                self.score(batch, episodes)
+                batch = self.weigh(batch, episodes)
+        if batch:
             with self.tally.timed("time/update_s", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
-        self.learn_skills(episodes)
+        attempts = [e for e in episodes if not e.extra]
+        self.learn_skills(attempts)
+        if self.teacher is not None:
+            self.teacher.after_iteration(self.model, self.iteration)
         self.iteration += 1
-        self.report(episodes)
+        self.env_steps += sum(len(e.turns) for e in episodes)
+        self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
+        self.report(attempts)
 
-    @abstractmethod
-    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
-        """Per-token loss ``[batch, time]`` from the rows and the current student's statistics (which carry the gradient)."""
+    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+        """Per-token loss ``[batch, time]`` from the rows and the current student (which carries the gradient)."""
+        return torch.zeros_like(now.logp)
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """Fill in ``advantages`` [batch]; may drop rows. None: nothing is left to learn from in this iteration."""
         batch.advantages = torch.zeros(len(batch))
         return batch
 
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        """What is decided once about the scored rows; may drop rows or tokens. None: nothing is left to learn from."""
+        return batch
+
     def collect(self, step: Step) -> list[Episode]:
-        """Episodes of an iteration: the attempts of each task, one after the other."""
-        return self.rollout(self.model, self.requests(step, self.student_sees_skills))
+        """Episodes of an iteration: the attempts of each task, one after the other, then what was asked for on seeing them."""
+        episodes = self.rollout(self.model, self.requests(step, self.student_sees_skills))
+        extra = self.extra_requests(reporting.groups(episodes))
+        return episodes + (self.play_as_teacher(self.rollout, extra) if extra else [])
+
+    def extra_requests(self, groups: list[list[Episode]]) -> list[Request]:
+        """Further episodes, wanted now that the attempts at each task have been seen; the teacher's weights play them."""
+        return []
 
     # ------------------------------------------------------------------ its parts, in order
 
-    def requests(self, step: Step, privileged: bool) -> list[Request]:
+    def requests(self, step: Step, privileged: bool, training: bool = True) -> list[Request]:
         """Every attempt at every task of a step; attempts of one task share a retrieval."""
         wanted = []
         for task, visit in zip(step.tasks, step.visits, strict=True):
             retrieval = {} if self.retriever is None else {"retrieval": self.retriever.retrieve(task, visit)}
             for g in range(step.attempts):
-                wanted.append(Request(task, visit * step.attempts + g, privileged=privileged, **retrieval))
+                request = Request(task, visit * step.attempts + g, privileged=privileged, **retrieval)
+                if privileged:
+                    request.told = self.view.text(Episode(task, request.attempt, **retrieval), (), 0, self.env)
+                if training and self.controller is not None:
+                    request = self.controller(request, self.iteration, self.env)
+                wanted.append(request)
         return wanted
+
+    def informed_requests(self, attempts: list[Episode], extra: bool = False) -> list[Request]:
+        """The same attempts once more, by somebody who is told what the view tells of each (hindsight, if it has some)."""
+        return [
+            Request(e.task, e.attempt, e.retrieval, True, self.view.text(e, group, 0, self.env), extra=extra)
+            for group in reporting.groups(attempts)
+            for e in group
+        ]
+
+    def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
+        """Episodes played by each task's teacher (by the policy where there is none), in the order of the requests."""
+        teacher = self.teacher
+        whose = [self.model if teacher is None else teacher.model(self.model, self.initial, r.task) for r in requests]
+        played: dict[int, Episode] = {}
+        for network in {id(n): n for n in whose}.values():
+            mine = [i for i, n in enumerate(whose) if n is network]
+            played |= dict(zip(mine, rollout(network, [requests[i] for i in mine]), strict=True))
+        return [played[i] for i in range(len(requests))]
 
     def rows(self, episodes: list[Episode]) -> Batch | None:
         """Training rows of all episodes whose world did not fail."""
-        rows = [r for r in make_rows(episodes, self.rollout.layout) if episodes[r.episode].status not in FAULTS]
+        group_of = reporting.group_numbers(episodes)
+        rows = [r for r in make_rows(episodes, self.rollout.layout, self.spans) if episodes[r.episode].status not in FAULTS]
         rows = [r for r in rows if any(r.response_mask)]
         if not rows:
             return None
+        rows = [without_privilege(r, episodes[r.episode], self.chat) if episodes[r.episode].extra else r for r in rows]
         if self.teacher is not None:
-            add_teacher_view(rows, episodes, self.chat, self.view, self.context)
-        return collate(rows)
+            members: dict[int, list[Episode]] = {}
+            for e, g in zip(episodes, group_of, strict=True):
+                members.setdefault(g, []).append(e)
+            groups = [members[g] for g in group_of]
+            context = self.teacher.context or self.context
+            add_teacher_view(rows, episodes, groups, self.chat, self.view, self.env, context)
+        return collate(rows, episodes, group_of)
 
-    def score(self, batch: Batch) -> None:
-        """Fill in old, reference and teacher log-probabilities, all with the weights before the update."""
+    def spans(self, turn: Turn) -> list[int]:
+        """The tag that each response token stands in, where the strategy asks for spans."""
+        if not self.needs_spans:
+            return [0] * len(turn.response_ids)
+        return response_spans(turn.response_ids, self.chat.tokenizer, self.rollout.protocol, self.chat.stop_ids)
+
+    def score(self, batch: Batch, episodes: list[Episode]) -> None:
+        """Fill in old and reference log-probabilities and the teacher's payload, all with the weights before the update."""
         told = (batch.ids, batch.attention_mask, batch.response_mask)
         old = self.scorer.score(self.model, *told, self.micro_batch_tokens)
-        batch.old_logp = old.logp
+        batch.old_logp, batch.old_entropy = old.logp, old.entropy
         if self.needs_reference:
             batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens).logp
         if self.teacher is not None:
-            seen = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
-            teacher = self.scorer.score(self.teacher.model(self.model, self.initial), *seen, self.micro_batch_tokens)
-            batch.teacher_logp = torch.zeros_like(old.logp)
-            batch.teacher_logp[batch.response_mask] = teacher.logp[batch.teacher_response_mask]  # the same tokens, in order
+            networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode.tolist()]
+            self.teacher_heads = consult(batch, networks, self.scorer, self.micro_batch_tokens, self.payload, self.support)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
+
+    def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
+        """What gates, weights and objectives may know of each token, detached, with this student's side."""
+        teacher_logp = torch.zeros_like(logp) if batch.teacher_logp is None else batch.teacher_logp
+        advantages = batch.advantages
+        return TokenView(
+            student_logp=logp.detach(),
+            teacher_logp=teacher_logp,
+            gap=log_prob_gap(teacher_logp, logp.detach()),
+            entropy=entropy.detach(),
+            response_mask=batch.response_mask,
+            turn_ids=batch.turn_ids,
+            advantages=advantages if advantages.dim() > 1 else advantages[:, None].expand_as(logp),
+            vocab_size=self.scorer.vocab_size,
+            old_logp=batch.old_logp,
+            ids=batch.ids,
+            group_success=batch.group_success[:, None].expand_as(logp),
+            teacher_top_ids=batch.teacher_top_ids,
+            teacher_top_logp=batch.teacher_top_logp,
+        )
+
+    def compare(self, divergence: Divergence, batch: Batch, now: StudentPass) -> Tensor:
+        """A divergence between the current student and the teacher, per token ``[batch, time]``."""
+        teachers = [
+            (head.to(batch.ids.device), batch.teacher_hidden[..., : head.weight.shape[1]], batch.teacher_index == i)
+            for i, head in enumerate(self.teacher_heads if batch.teacher_hidden is not None else [])
+        ]
+        return now.compare(divergence, self.tokens(batch, now.logp, now.entropy), teachers)
+
+    def continuations(
+        self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int
+    ) -> list[Completion]:
+        """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are."""
+        sampler = copy.copy(self.sampler)
+        sampler.reset()
+        sampler.max_new_tokens = length
+        return sampler.sample(model, prefixes, draws)
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""
@@ -195,7 +314,7 @@ class AgentModule(LightningModule):
         packing and order do not change the gradient."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        tokens = update.response_mask.sum()
+        tokens = self.normalizer(update)
         self.tally.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
         finite = True
         for rows in micro_batches(update.attention_mask.sum(1), self.micro_batch_tokens):
@@ -211,7 +330,12 @@ class AgentModule(LightningModule):
         norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm) if finite else torch.tensor(torch.nan)
         self._step_if_finite(optimizer, norm)
 
-    def forward(self, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> TokenStats:
+    def normalizer(self, update: Batch) -> Tensor:
+        """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
+        attempts = update.response_mask[~update.extra].sum()
+        return attempts if attempts else update.response_mask.sum()
+
+    def forward(self, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> StudentPass:
         """The student's statistics of response tokens."""
         return self.scorer(self.model, ids, attention_mask, response_mask)
 
@@ -226,6 +350,7 @@ class AgentModule(LightningModule):
         """Log the iteration's metrics; write its episodes when it is their turn."""
         reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
         self.tally.add("train/iteration", self.iteration)
+        self.tally.add("train/env_steps", self.env_steps)
         self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
         metrics = self.tally.means()
         bar = {k: metrics.pop(k) for k in ("success/train",) if k in metrics}
@@ -237,6 +362,8 @@ class AgentModule(LightningModule):
     def _step_if_finite(self, optimizer: Any, norm: Tensor) -> None:
         if torch.isfinite(norm):
             optimizer.step()
+            if self.teacher is not None:
+                self.teacher.after_step(self.model)
             if (schedule := self.lr_schedulers()) is not None:
                 schedule.step()
             self.skipped = 0
@@ -264,6 +391,7 @@ class AgentModule(LightningModule):
             raise ConfigError(
                 f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1."
             )
+        self.env = data.env
         tokenizer = self.policy.load_tokenizer()
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
         self.context = self.policy.context()
@@ -283,6 +411,13 @@ class AgentModule(LightningModule):
         self.scorer.check(self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
             self.initial = copy.deepcopy(self.model).requires_grad_(False).eval()
+        if self.support > self.scorer.vocab_size:
+            raise ConfigError(
+                f"divergence.k is {self.support}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
+                "support cannot be larger. Use a smaller k, or a divergence over the whole vocabulary."
+            )
+        if self.teacher is not None:
+            self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
@@ -328,7 +463,7 @@ class AgentModule(LightningModule):
         self.validation.report()
 
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Episode]:
-        episodes = self.validation.rollout(self.model, self.requests(step, self.student_sees_skills))
+        episodes = self.validation.rollout(self.model, self.requests(step, self.student_sees_skills, training=False))
         reporting.write_episodes(self.trainer, f"predict-{step.panel.name}-{batch_idx:04d}", episodes)
         return episodes
 
@@ -338,10 +473,12 @@ class AgentModule(LightningModule):
         python = random.getstate()
         checkpoint["sdar"] = {
             "iteration": self.iteration,
+            "env_steps": self.env_steps,
             "seed": self.seed,
             "skipped": self.skipped,
             "panels": {p.name: p.hash for p in self.trainer.datamodule.panels()},
             "retriever": {} if self.retriever is None else self.retriever.state_dict(),
+            "teacher": {} if self.teacher is None else self.teacher.state_dict(),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
         }
@@ -355,8 +492,11 @@ class AgentModule(LightningModule):
                     f"panel {panel.name!r} has hash {panel.hash}, the checkpoint was made with {stored}: numbers before and after would "
                     "be about different tasks. Restore the data settings of the checkpoint's run, or start a new run from its policy."
                 )
+        self.env_steps = state["env_steps"]
         self.iteration, self.seed, self.skipped = state["iteration"], state["seed"], state["skipped"]
         self.rollout.seed = self.validation.rollout.seed = self.seed
         if self.retriever is not None:
             self.retriever.load_state_dict(state["retriever"])
+        if self.teacher is not None:
+            self.teacher.load_state_dict(state["teacher"])
         self._rng_state = state["rng"]

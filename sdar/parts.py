@@ -5,19 +5,26 @@ that YAML needs. ``sdar list`` prints the registered ones.
 """
 
 import random
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from sdar.errors import ConfigError
 from sdar.registry import part_kind
-from sdar.types import Retrieval, Task, TokenView
+from sdar.types import Episode, Payload, Retrieval, StudentTokens, Task, TokenView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sdar.chat import ChatFormat
+    from sdar.rollout.loop import Request
+    from sdar.tally import Tally
+    from sdar.turns import Turns
 
 
 @part_kind("gates")
@@ -58,9 +65,16 @@ class Divergence(ABC):
     gradient_estimand: str
     """What the expected gradient follows; often not the gradient of the value."""
 
+    def needs(self) -> tuple[Payload, int]:
+        """How much of the teacher's distribution it needs, and of how many tokens for Payload.TOP_K.
+
+        More than SAMPLED: it is called on chunks of ``[tokens]``, with ``student.logits`` and the teacher's side in `tokens`.
+        """
+        return Payload.SAMPLED, 0
+
     @abstractmethod
-    def __call__(self, student_logp: Tensor, tokens: TokenView) -> Tensor:
-        """Per-token loss ``[batch, time]``; `student_logp` carries the gradient, `tokens` is detached."""
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        """Per-token loss, shaped like ``student.logp``; `student` carries the gradient, `tokens` is detached."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +167,21 @@ class Environment(ABC):
         start; where the facts leave a choice, `rng` makes it."""
         raise ConfigError(f"{type(self).__name__} has no expert: behaviour cloning needs a world that can demonstrate.")
 
+    def demonstration(self, task: Task) -> list[str]:
+        """Actions that solve the task from its start."""
+        raise ConfigError(
+            f"{type(self).__name__} has no demonstrations: it cannot say how a task is solved. Give them as a file, or use a "
+            "method without them."
+        )
+
+    def solution(self, task: Task) -> str:
+        """The reference solution as a text that a teacher may read: by default the actions of the demonstration."""
+        return "\n".join(self.demonstration(task))
+
+    def hint(self, task: Task) -> str:
+        """Less than the solution: a text that helps."""
+        raise ConfigError(f"{type(self).__name__} has no hints. Use SolutionView or SkillView.")
+
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         """Texts of the world for a tokenizer, and the phrases that may become one token each."""
         raise ConfigError(
@@ -176,6 +205,9 @@ class Expert(ABC):
 class Protocol(ABC):
     """How a world is told to a model and how its words become an action."""
 
+    tags: tuple[str, ...] = ()
+    """Names of the spans that a response may hold, e.g. ``("think", "action")``."""
+
     @abstractmethod
     def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
         """Messages of the first prompt."""
@@ -197,6 +229,19 @@ class Protocol(ABC):
     def write(self, action: str) -> str:
         """The response that a demonstration gives for an action; `parse` reads the action back."""
         return action
+
+    def spans(self, text: str) -> list[tuple[str, int, int]]:
+        """The spans of a response in the order of the text: tag, first character of the content, one behind its last.
+
+        By default what stands between ``<tag>`` and the next ``</tag>``, in any case, for each of `tags`. Without a closing tag
+        there is no span, as there is no action to be read.
+        """
+        found = [
+            (tag, *match.span(1))
+            for tag in self.tags
+            for match in re.finditer(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL | re.IGNORECASE | re.ASCII)
+        ]
+        return sorted(found, key=lambda span: span[1:])
 
 
 @part_kind("policies")
@@ -227,19 +272,100 @@ class Teacher(ABC):
 
     needs_initial: bool = False
     """True: keep a frozen copy of the weights that training started from."""
+    context: int | None = None
+    """Largest number of tokens that it can attend to; None: as many as the student."""
+
+    def prepare(self, live: nn.Module, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
+
+        Raises:
+            PolicyError: the teacher reads other tokens than the student writes.
+        """
 
     @abstractmethod
-    def model(self, live: nn.Module, initial: nn.Module | None) -> nn.Module:
-        """The network that scores (and, in validation, acts) as the teacher."""
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+        """The network that scores (and, in validation, acts) as the teacher of a task."""
+
+    def after_step(self, live: nn.Module) -> None:
+        """The student took an optimizer step."""
+
+    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+        """The student finished an iteration (they count from 0)."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain Python only: it goes into the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo `state_dict`; after `prepare`."""
+
+
+Placement = Literal["system", "instruction", "template"]
 
 
 @part_kind("views")
 class PrivilegedView(ABC):
-    """What the teacher may see, and where it stands in the prompt."""
+    """What the teacher may see (`text`), and where it stands in the prompt.
+
+    Args:
+        placement: ``system``: a system message (appended to the one that is there; before the first user text where the chat
+            template has no system role). ``instruction``: before the first user text. ``template``: plain text before the
+            first token of the chat template, as the public code of SDAR has it.
+        heading: Line above the text; empty for none, null for the view's own.
+    """
+
+    own_heading = ""
+
+    def __init__(self, placement: Placement = "system", heading: str | None = None):
+        if placement not in get_args(Placement):
+            raise ConfigError(
+                f"view.placement is {placement!r}: privileged text can stand in {', '.join(get_args(Placement))}. Use one of them."
+            )
+        self.placement = placement
+        self.heading = self.own_heading if heading is None else heading
 
     @abstractmethod
-    def messages(self, messages: list[dict[str, str]], text: str, has_system_role: bool) -> list[dict[str, str]]:
-        """The conversation with `text` in it. Empty text returns the messages unchanged."""
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: "Environment") -> str:
+        """What the teacher of an episode is told in the row that begins with `turn`; empty: nothing.
+
+        `group` holds all attempts at the task, this one among them; it is empty before the episode.
+        """
+
+    def prompt(self, chat: "ChatFormat", messages: list[dict[str, str]], text: str) -> list[int]:
+        """Ids of the conversation with `text` in it. Empty text: those of the conversation as it is."""
+        told = f"{self.heading}\n{text}" if self.heading and text else text
+        if not told:
+            return chat.prompt(messages)
+        if self.placement == "template":
+            return [*chat.encode_text(f"{told}\n\n"), *chat.prompt(messages)]
+        first = messages[0]
+        if self.placement == "system" and chat.has_system_role:
+            if first["role"] == "system":
+                return chat.prompt([{"role": "system", "content": f"{first['content']}\n\n{told}"}, *messages[1:]])
+            return chat.prompt([{"role": "system", "content": told}, *messages])
+        at = next(i for i, m in enumerate(messages) if m["role"] == "user")
+        joined = {"role": "user", "content": f"{told}\n\n{messages[at]['content']}"}
+        return chat.prompt([*messages[:at], joined, *messages[at + 1 :]])
+
+
+@dataclass
+class Credit:
+    """What an advantage estimator knows. Rows and turns belong to episodes, episodes to groups (attempts at one task)."""
+
+    rewards: Tensor
+    """[rows] episode reward minus the penalties of the row's invalid actions."""
+    groups: Tensor
+    """[rows]"""
+    episodes: Tensor
+    """[rows]"""
+    turns: "Turns"
+    """Which turn each token of the rows belongs to."""
+    turn_rewards: Tensor
+    """[turns] reward of each turn minus the penalty if its action was invalid, in the order of `turns`."""
+    turn_groups: Tensor
+    """[turns]"""
+    observations: list[str]
+    """[turns] what the world had said before each turn: the anchors of GiGPO."""
 
 
 @part_kind("advantages")
@@ -247,8 +373,87 @@ class AdvantageEstimator(ABC):
     """Credit: what each row's reward is worth against its group."""
 
     @abstractmethod
-    def __call__(self, rewards: Tensor, group_ids: Tensor, episode_ids: Tensor) -> Tensor:
-        """Advantages ``[rows]`` from row rewards, the group (task) and the episode of each row."""
+    def __call__(self, credit: Credit) -> Tensor:
+        """Advantages ``[rows]``, or ``[rows, time]`` where they differ between the turns of a row."""
+
+
+@part_kind("advantage_transforms")
+class AdvantageTransform(ABC):
+    """Reshapes advantages by what the teacher thinks of the tokens, once before the updates; detached."""
+
+    gradient_estimand: str
+    """What the expected gradient of the policy loss follows with these advantages, on-policy."""
+
+    @abstractmethod
+    def __call__(
+        self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally"
+    ) -> Tensor:
+        """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
+
+        What explains the transform goes into `tally`.
+        """
+
+
+@part_kind("turn_weights")
+class TurnWeight(ABC):
+    """How much each turn counts in the distillation term."""
+
+    @abstractmethod
+    def __call__(self, tokens: TokenView, turns: "Turns", tally: "Tally") -> Tensor:
+        """Weights ``[turns]``, not negative; ``tokens.student_logp`` is that of the weights before the update.
+
+        What explains the weights goes into `tally`.
+        """
+
+
+@part_kind("filters")
+class SequenceFilter(ABC):
+    """Which episodes the distillation term learns from."""
+
+    @abstractmethod
+    def __call__(self, success: Tensor, groups: Tensor) -> Tensor:
+        """Bool ``[episodes]`` from their success (0 or 1) and their group."""
+
+
+@part_kind("policy_losses")
+class PolicyLoss(ABC):
+    """The policy gradient's surrogate."""
+
+    @abstractmethod
+    def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+        """Per-token loss ``[batch, time]``; only `logp` carries a gradient."""
+
+    def clipped(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+        """1 where the trust region took the gradient away, ``[batch, time]``."""
+        return torch.zeros_like(logp)
+
+
+@part_kind("controllers")
+class EpisodeController(ABC):
+    """Changes how an attempt is played as training goes on: fewer turns, or a beginning that somebody else plays."""
+
+    @abstractmethod
+    def __call__(self, request: "Request", iteration: int, env: "Environment") -> "Request":
+        """The attempt as it shall be played."""
+
+
+@part_kind("judges")
+class Judge(ABC):
+    """Labels the turns of finished episodes, knowing the gold answer and all that happened."""
+
+    def check(self) -> None:
+        """Called once before training: raise now what would fail after time on a GPU was spent.
+
+        Raises:
+            ConfigError, PolicyError: the judge cannot be asked with these settings.
+        """
+
+    @abstractmethod
+    def __call__(self, episodes: Sequence[Episode], solutions: Sequence[str]) -> list[list[float | None]]:
+        """One label a turn of each episode: +1 good, -1 bad or between; None where no verdict was got.
+
+        `solutions` holds the gold answer of each episode's task.
+        """
 
 
 @part_kind("schedules")

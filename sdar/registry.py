@@ -24,10 +24,16 @@ SHELVES = (
     "sdar.teachers",
     "sdar.policies",
     "sdar.credit",
+    "sdar.policy_losses",
+    "sdar.shaping",
+    "sdar.turn_weights",
+    "sdar.filters",
+    "sdar.curricula",
     "sdar.divergences",
     "sdar.schedules",
     "sdar.gates",
     "sdar.retrievers",
+    "sdar.judges",
     "sdar.strategies",
 )
 """Packages whose import registers the parts that come with sdar: the first plugins."""

@@ -18,6 +18,17 @@ def groups(all_episodes: Iterable[Episode]) -> list[list[Episode]]:
     return [list(group) for _, group in groupby(all_episodes, key=lambda e: (e.task.id, e.retrieval.skill_ids))]
 
 
+def group_numbers(all_episodes: Sequence[Episode]) -> list[int]:
+    """The group of each episode; an extra one belongs to the group of its task."""
+    numbers: list[int] = []
+    of_task: dict[str, int] = {}
+    attempts = [e for e in all_episodes if not e.extra]
+    for number, group in enumerate(groups(attempts)):
+        numbers += [number] * len(group)
+        of_task[group[0].task.id] = number
+    return numbers + [of_task[e.task.id] for e in all_episodes if e.extra]
+
+
 def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:
     """Success, reward, lengths, validity, statuses and retrievals."""
     for e in all_episodes:

@@ -43,3 +43,25 @@ class LinearSchedule(Schedule):
     def __call__(self, iteration: int) -> float:
         progress = min(max((iteration - self.delay) / self.iterations, 0.0), 1.0)
         return self.start * (1 - progress) + self.end * progress
+
+
+@register("window")
+class WindowSchedule(Schedule):
+    """`value` from iteration `start` on (until before `stop`), 0 otherwise."""
+
+    def __init__(self, value: float, start: int, stop: int | None = None) -> None:
+        if start < 0 or (stop is not None and stop <= start):
+            raise ConfigError(
+                f"schedule.start is {start}, stop {stop}: the window would be empty. Use 0 <= start < stop, or no stop."
+            )
+        self.value = value
+        self.start = start
+        self.stop = stop
+
+    def __call__(self, iteration: int) -> float:
+        return self.value if self.start <= iteration and (self.stop is None or iteration < self.stop) else 0.0
+
+
+def scheduled(coef: float | Schedule) -> Schedule:
+    """A number as a schedule that never changes."""
+    return coef if isinstance(coef, Schedule) else ConstantSchedule(coef)

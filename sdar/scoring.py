@@ -1,12 +1,17 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sdar.errors import PolicyError
-from sdar.functional import TokenStats, chunked_token_stats
+from sdar.functional import chunked_token_stats, vocabulary_log_probs
+from sdar.parts import Divergence
+from sdar.types import Batch, Payload, StudentTokens, TokenView
 
 
 class Scorer:
@@ -27,39 +32,72 @@ class Scorer:
         self.vocab_size = vocab_size
         self.chunk = chunk
 
-    def __call__(self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> TokenStats:
+    def __call__(self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> "StudentPass":
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
         predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-        hidden = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-        head = model.get_output_embeddings()
+        states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        hidden = states.last_hidden_state[:, :-1][predicts]
+        head = self.head(model)
         stats = chunked_token_stats(
-            hidden.last_hidden_state[:, :-1][predicts],
-            head.weight[: self.vocab_size],
+            hidden,
+            head.weight,
             ids[:, 1:][predicts],
-            bias=None if head.bias is None else head.bias[: self.vocab_size],
+            bias=head.bias,
             temperature=self.temperature,
             forbidden_ids=self.forbidden_ids,
-            softcap=getattr(model.config.get_text_config(), "final_logit_softcapping", None),
+            softcap=head.softcap,
             chunk=self.chunk,
         )
-        return TokenStats(*(_spread(values, predicts) for values in stats))
+        return StudentPass(*(_spread(values, predicts) for values in stats), hidden, predicts, head, self)
+
+    def head(self, model: nn.Module) -> "Head":
+        """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
+        head = model.get_output_embeddings()
+        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        return Head(
+            head.weight[: self.vocab_size], None if head.bias is None else head.bias[: self.vocab_size], softcap
+        )
+
+    def log_probs(self, hidden: Tensor, head: "Head") -> Tensor:
+        """``[tokens, hidden]`` to log-probabilities ``[tokens, vocab]`` of the density that is trained; differentiable."""
+        return vocabulary_log_probs(
+            hidden, head.weight, bias=head.bias, temperature=self.temperature, forbidden_ids=self.forbidden_ids, softcap=head.softcap
+        )
 
     @torch.no_grad()
     def score(
-        self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor, max_tokens: int
-    ) -> TokenStats:
-        """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs."""
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        max_tokens: int,
+        payload: Payload = Payload.SAMPLED,
+        k: int = 0,
+    ) -> "Scored":
+        """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs.
+
+        `payload` TOP_K adds the `k` likeliest ids of each place, FULL its hidden state.
+        """
         device = next(model.parameters()).device
-        out: list[Tensor] | None = None
+        out: Scored | None = None
         for rows in micro_batches(attention_mask.sum(1), max_tokens):
             length = int(attention_mask[rows].sum(1).max())
             part = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
-            stats = self(model, *part)
-            out = out or [values.new_zeros(ids.shape, device=ids.device) for values in stats]
-            for whole, values in zip(out, stats, strict=True):
-                whole[rows, :length] = values.to(ids.device)
-        return TokenStats(*out)
+            now = self(model, *part)
+            found = {"logp": now.logp, "entropy": now.entropy, "allowed_logmass": now.allowed_logmass}
+            if payload == Payload.TOP_K:
+                pieces = [self.log_probs(h, now.head).topk(k) for h in now.hidden.split(self.chunk)]
+                found["top_ids"] = _spread(torch.cat([p.indices for p in pieces]), now.predicts)
+                found["top_logp"] = _spread(torch.cat([p.values for p in pieces]), now.predicts)
+            elif payload == Payload.FULL:
+                found["hidden"] = _spread(now.hidden, now.predicts)
+            if out is None:
+                out = Scored(**{n: v.new_zeros(*ids.shape, *v.shape[2:], device=ids.device) for n, v in found.items()})
+            for name, values in found.items():
+                getattr(out, name)[rows, :length] = values.to(ids.device)
+        return out
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
@@ -84,9 +122,121 @@ class Scorer:
             )
 
 
+class Head(NamedTuple):
+    """The last layer of a language model."""
+
+    weight: Tensor
+    """[vocab, hidden]"""
+    bias: Tensor | None
+    softcap: float | None
+
+    def to(self, device: torch.device) -> "Head":
+        return Head(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.softcap)
+
+    def kept(self) -> "Head":
+        """A copy that later optimizer steps do not change."""
+        weight, bias = self.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone()
+        return Head(weight, bias, self.softcap)
+
+
+@dataclass
+class Scored:
+    """What a model thinks of response tokens, ``[batch, time]`` (and more axes), without a gradient."""
+
+    logp: Tensor
+    entropy: Tensor
+    allowed_logmass: Tensor
+    top_ids: Tensor | None = None
+    top_logp: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass
+class StudentPass:
+    """One forward pass over rows: statistics of the response tokens, and what objectives over the vocabulary are made from."""
+
+    logp: Tensor
+    entropy: Tensor
+    allowed_logmass: Tensor
+    hidden: Tensor
+    """[tokens, hidden] states that predict the response tokens."""
+    predicts: Tensor
+    """[batch, time - 1] which states those are."""
+    head: Head
+    scorer: Scorer
+
+    def compare(self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = ()) -> Tensor:
+        """The divergence of each response token, ``[batch, time]``.
+
+        Over the vocabulary it is taken in chunks, whose logits are computed again in the backward pass: nothing of size
+        ``[batch, time, vocab]`` is ever there.
+
+        Args:
+            teachers: For Payload.FULL, each teacher's head, its hidden states ``[batch, time, hidden]`` and the rows ``[batch]``
+                (bool) that it read.
+        """
+        payload, _ = divergence.needs()
+        if payload == Payload.SAMPLED:
+            return divergence(StudentTokens(self.logp, self.entropy), tokens)
+        response = nn.functional.pad(self.predicts, (1, 0))
+        flat, logp, entropy = tokens.at(response), self.logp[response], self.entropy[response]
+        out = logp.new_zeros(logp.shape)
+        everything = torch.ones_like(response[:, 0])
+        for head, states, rows in teachers if payload == Payload.FULL else [(None, None, everything)]:
+            chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
+            for piece in chosen.split(self.scorer.chunk):
+                view = flat.at(piece)
+                seen = None if states is None else states[response][piece]
+                values = checkpoint(
+                    self._compare, divergence, self.hidden[piece], logp[piece], entropy[piece], view, head, seen,
+                    use_reentrant=False, preserve_rng_state=False,
+                )  # fmt: skip
+                out = out.index_put((piece,), values)
+        return _spread(out, self.predicts)
+
+    def _compare(
+        self, divergence: Divergence, hidden: Tensor, logp: Tensor, entropy: Tensor, tokens: TokenView, head: Head | None,
+        states: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        if states is not None:
+            with torch.no_grad():
+                tokens = replace(tokens, teacher_logits=self.scorer.log_probs(states, head))
+        return divergence(StudentTokens(logp, entropy, self.scorer.log_probs(hidden, self.head)), tokens)
+
+
+def consult(
+    batch: Batch, networks: Sequence[nn.Module], scorer: Scorer, max_tokens: int, payload: Payload, k: int
+) -> list[Head]:
+    """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
+
+    Args:
+        networks: The teacher of each row; equal ones read their rows together.
+    """
+    distinct = list({id(n): n for n in networks}.values())
+    batch.teacher_index = torch.tensor([next(i for i, d in enumerate(distinct) if d is n) for n in networks])
+    wide = max(network.config.get_text_config().hidden_size for network in distinct)
+    names = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
+    for i, network in enumerate(distinct):
+        rows = (batch.teacher_index == i).nonzero()[:, 0]
+        ids, attention, mask = (t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask))
+        seen = scorer.score(network, ids, attention, mask, max_tokens, payload, k)
+        for name, field in names.items():
+            values = getattr(seen, name)
+            if values is None:
+                continue
+            if name == "hidden":
+                values = nn.functional.pad(values, (0, wide - values.shape[-1]))
+            if getattr(batch, field) is None:
+                setattr(batch, field, values.new_zeros(*batch.ids.shape, *values.shape[2:]))
+            own = batch.response_mask.clone()
+            own[(batch.teacher_index != i)] = False
+            getattr(batch, field)[own] = values[mask]  # the same tokens, in order
+    return [scorer.head(network).kept() for network in distinct] if payload == Payload.FULL else []
+
+
 def _spread(values: Tensor, predicts: Tensor) -> Tensor:
-    """Put per-token values back to ``[batch, time]``."""
-    out = values.new_zeros(predicts.shape[0], predicts.shape[1] + 1)
+    """Put per-token values back to ``[batch, time, ...]``."""
+    out = values.new_zeros(predicts.shape[0], predicts.shape[1] + 1, *values.shape[1:])
     index = predicts.nonzero(as_tuple=True)
     return out.index_put((index[0], index[1] + 1), values)
 

@@ -12,6 +12,7 @@ In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and ea
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,7 +87,11 @@ class Episode:
     reward: float = 0.0
     retrieval: Retrieval = field(default_factory=Retrieval)
     privileged: bool = False
-    """True when the acting model saw the retrieval in its own prompt."""
+    """True when the acting model was told what a teacher may know."""
+    told: str = ""
+    """The privileged text in the acting model's prompts."""
+    extra: bool = False
+    """True for an episode that was played after its group had been seen; it is no attempt of the group."""
     opening: list[dict[str, str]] = field(default_factory=list)
     """Messages of the first prompt, before anything privileged was added."""
     windows: list[list[dict[str, str]]] = field(default_factory=list)
@@ -112,8 +117,12 @@ class Row:
     """Index of the episode in the list that the rows were made from."""
     turn: int
     """First turn of the row (its only one in the turn layout)."""
+    spans: list[int] = field(default_factory=list)
+    """Per token: 0, or 1 + the number of the tag (of the protocol) that it stands in."""
     teacher_ids: list[int] | None = None
     """The privileged view: another beginning, the same tail. None until a teacher asks."""
+    told: bool = False
+    """True when the teacher's beginning holds something that the student's does not."""
 
 
 @dataclass
@@ -126,15 +135,39 @@ class Batch:
     turn_ids: Tensor
     behaviour_logp: Tensor
     kept_logmass: Tensor
+    spans: Tensor
+    """0, or 1 + the number of the protocol's tag that a token stands in."""
     episode: Tensor
     """[batch] index of the episode of each row."""
+    group: Tensor
+    """[batch] index of the group (attempts at one task)."""
+    success: Tensor
+    """[batch] 1.0 where the row's episode reached its goal."""
+    group_success: Tensor
+    """[batch] share of the group's attempts that reached it."""
+    told: Tensor
+    """[batch] True where the teacher sees more than the student."""
+    extra: Tensor
+    """[batch] True where the row's episode was no attempt: it has no policy gradient."""
     teacher_ids: Tensor | None = None
     teacher_attention_mask: Tensor | None = None
     teacher_response_mask: Tensor | None = None
     advantages: Tensor | None = None
+    """[batch] or [batch, time]."""
+    weights: Tensor | None = None
+    """Turn weights, spans and filters of the distillation term, as one number a token."""
     old_logp: Tensor | None = None
+    old_entropy: Tensor | None = None
     ref_logp: Tensor | None = None
     teacher_logp: Tensor | None = None
+    teacher_top_ids: Tensor | None = None
+    """[batch, time, k]"""
+    teacher_top_logp: Tensor | None = None
+    """[batch, time, k] over the whole vocabulary, so that what is missing to 1 is the tail."""
+    teacher_hidden: Tensor | None = None
+    """[batch, time, hidden] states that the teacher predicts each token from."""
+    teacher_index: Tensor | None = None
+    """[batch] which of several teachers read the row."""
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -146,7 +179,7 @@ class Batch:
         teacher = {"teacher_ids", "teacher_attention_mask", "teacher_response_mask"}
         time = int(out["attention_mask"].sum(1).max())
         for k, v in out.items():
-            if v is not None and v.dim() == 2:
+            if v is not None and v.dim() > 1:
                 length = int(out["teacher_attention_mask"].sum(1).max()) if k in teacher else time
                 out[k] = v[:, :length]
         return Batch(**out)
@@ -156,9 +189,24 @@ class Batch:
         return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
 
 
+class Payload(StrEnum):
+    """How much of the teacher's distribution an objective needs."""
+
+    SAMPLED = "sampled"
+    """The log-probability of the sampled token."""
+    TOP_K = "top_k"
+    """The teacher's k likeliest tokens with their log-probabilities; what is missing to 1 is the tail."""
+    FULL = "full"
+    """The whole distribution, made from hidden states chunk by chunk."""
+
+
 @dataclass
 class TokenView:
-    """What is known about each token when it is weighed: ``[batch, time]``, all detached. Nats, unless said otherwise."""
+    """What is known about each token when it is weighed: ``[batch, time]``, all detached. Nats, unless said otherwise.
+
+    An objective over the vocabulary gets a chunk of the response tokens instead: ``[tokens]``, and ``[tokens, ...]`` for what
+    is about several ids.
+    """
 
     student_logp: Tensor
     teacher_logp: Tensor
@@ -171,3 +219,28 @@ class TokenView:
     advantages: Tensor
     vocab_size: int
     """Size of the student's vocabulary: ln(vocab_size) is the largest entropy."""
+    old_logp: Tensor | None = None
+    """Log-probability of the sampled token with the weights that started the iteration's updates."""
+    ids: Tensor | None = None
+    """The sampled tokens."""
+    group_success: Tensor | None = None
+    """Share of the attempts at the token's task that succeeded."""
+    teacher_top_ids: Tensor | None = None
+    teacher_top_logp: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    """``[tokens, vocab]``: log-probabilities of the whole vocabulary (Payload.FULL)."""
+
+    def at(self, tokens: Tensor) -> "TokenView":
+        """What is known about some tokens: an index (or mask) of the leading axes."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TokenView(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class StudentTokens(NamedTuple):
+    """The current student on the same tokens; carries the gradient."""
+
+    logp: Tensor
+    """Of the sampled token, in nats."""
+    entropy: Tensor
+    logits: Tensor | None = None
+    """``[tokens, vocab]``: log-probabilities of the whole vocabulary, for objectives that need them."""

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sdar.data import Step
 from sdar.errors import ConfigError
-from sdar.functional import TokenStats
 from sdar.module import AgentModule
 from sdar.parts import PrivilegedView, Retriever
 from sdar.registry import register
 from sdar.rollout import Request
+from sdar.scoring import StudentPass
 from sdar.teachers import SkillView
 from sdar.types import Batch, Episode, Status, Turn
 
@@ -58,10 +58,10 @@ class BehaviorCloning(AgentModule):
     def collect(self, step: Step) -> list[Episode]:
         return [self.demonstrate(r) for r in self.requests(step, privileged=False)]
 
-    def score(self, batch: Batch) -> None:
+    def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Nothing to score: the loss needs no log-probabilities from before the update."""
 
-    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         return -now.logp
 
     def demonstrate(self, request: Request) -> Episode:
@@ -71,6 +71,7 @@ class BehaviorCloning(AgentModule):
         informed = rng.random() < self.informed_share
         astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
         episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
+        episode.told = self.view.text(episode, (), 0, data.env) if informed else ""
         observation = data.env.reset(request.task)
         expert = data.env.expert(request.task.facts if informed else {}, rng)
         context: list[int] = []

@@ -5,6 +5,8 @@ taken over the whole optimizer step, and group statistics count each episode onc
 turn rows).
 """
 
+from collections.abc import Sequence
+
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
@@ -12,10 +14,13 @@ from torch import Tensor
 from sdar import reporting
 from sdar.credit import GroupAdvantage
 from sdar.errors import ConfigError
-from sdar.functional import TokenStats, clip_indicator, k3, ppo_clip
+from sdar.functional import k3
 from sdar.module import AgentModule
-from sdar.parts import AdvantageEstimator
+from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLoss
+from sdar.policy_losses import PPO
 from sdar.registry import register
+from sdar.scoring import StudentPass
+from sdar.turns import Turns
 from sdar.types import Batch, Episode
 
 
@@ -27,8 +32,8 @@ class GRPO(AgentModule):
 
     Args:
         advantage: Credit within a group of attempts at one task.
-        clip_low, clip_high: The probability ratio is clipped to [1 - clip_low, 1 + clip_high].
-        dual_clip: Bound of the loss for negative advantages; None switches it off.
+        transforms: Reshape the advantages by what a teacher thinks of the tokens, one after the other.
+        policy_loss: The surrogate.
         kl_coef: Weight of k3 against the initial policy.
         entropy_coef: Weight of the entropy bonus.
         invalid_penalty: Subtracted from a row's reward for each invalid action in it.
@@ -36,13 +41,13 @@ class GRPO(AgentModule):
     """
 
     policy_coef = 1.0
+    learns_everywhere = True
 
     def __init__(
         self,
         advantage: AdvantageEstimator = lazy_instance(GroupAdvantage),
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        dual_clip: float | None = 3.0,
+        transforms: list[AdvantageTransform] | None = None,
+        policy_loss: PolicyLoss = lazy_instance(PPO),
         kl_coef: float = 0.01,
         entropy_coef: float = 0.001,
         invalid_penalty: float = 0.1,
@@ -50,57 +55,72 @@ class GRPO(AgentModule):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if clip_low <= 0 or clip_high <= 0:
-            raise ConfigError(
-                f"model.clip_low is {clip_low}, clip_high {clip_high}: the trust region would be empty. Use e.g. 0.2."
-            )
-        if dual_clip is not None and dual_clip <= 1:
-            raise ConfigError(
-                f"model.dual_clip is {dual_clip}: it bounds the ratio and must exceed 1 (published: 3), or be null."
-            )
         if min(kl_coef, entropy_coef, invalid_penalty) < 0:
             raise ConfigError(
                 "model.kl_coef, entropy_coef and invalid_penalty are weights of penalties: they cannot be negative."
             )
-        self.advantage = advantage
-        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.advantage, self.transforms, self.policy_loss = advantage, transforms or [], policy_loss
         self.kl_coef, self.entropy_coef = kl_coef, entropy_coef
         self.invalid_penalty = invalid_penalty
         self.drop_flat_groups = drop_flat_groups
         self.needs_reference = kl_coef > 0
 
+    def setup(self, stage: str) -> None:
+        if self.transforms and self.teacher is None:
+            raise ConfigError(
+                f"model.transforms reshape advantages by what a teacher thinks, and {type(self).__name__} has no teacher. Use a "
+                "strategy with one, such as SOD or RLSD."
+            )
+        super().setup(stage)
+
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        group_of = {id(e): g for g, group in enumerate(reporting.groups(episodes)) for e in group}
-        groups = torch.tensor([group_of[id(episodes[e])] for e in batch.episode.tolist()])
-        rewards = torch.tensor(
-            [self.reward(episodes[e], set(t)) for e, t in zip(batch.episode.tolist(), turns_of(batch), strict=True)]
+        turns = Turns(batch)
+        taken = [episodes[e].turns[t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
+        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken])
+        groups = torch.where(batch.extra, -1 - batch.episode, batch.group)  # extra episodes are compared with nothing
+        of_row = torch.zeros(len(batch)).index_add_(0, turns.row, penalties)
+        credit = Credit(
+            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()]) - of_row,
+            groups=groups,
+            episodes=batch.episode,
+            turns=turns,
+            turn_rewards=torch.tensor([t.reward for t in taken]) - penalties,
+            turn_groups=groups[turns.row],
+            observations=[t.observation for t in taken],
         )
-        batch.advantages = self.advantage(rewards, groups, batch.episode)
-        flat = [len({episodes[e].reward for e in batch.episode[groups == g].tolist()}) == 1 for g in groups.tolist()]
-        self.tally.add("reward/flat_group_share", sum(flat), len(flat))
+        batch.advantages = self.advantage(credit)
+        batch.advantages[batch.extra] = 0.0
+        flat = self.flat_groups(batch, episodes)
+        self.tally.add("reward/flat_group_share", float(flat.sum()), len(flat))
         if not self.drop_flat_groups:
             return batch
-        kept = torch.tensor([not f for f in flat]).nonzero()[:, 0]
+        kept = (~flat).nonzero()[:, 0]
         return batch.select(kept) if len(kept) else None
 
-    def reward(self, episode: Episode, turns: set[int]) -> float:
-        """Reward of a row that holds these turns of an episode."""
-        return episode.reward - self.invalid_penalty * sum(not episode.turns[t].valid for t in turns)
+    def flat_groups(self, batch: Batch, episodes: Sequence[Episode]) -> Tensor:
+        """Bool [batch]: every attempt of the row's group got the same reward."""
+        rewards: dict[int, set[float]] = {}
+        for e, g in zip(batch.episode.tolist(), batch.group.tolist(), strict=True):
+            rewards.setdefault(g, set()).add(episodes[e].reward)
+        return torch.tensor([len(rewards[g]) == 1 for g in batch.group.tolist()])
 
-    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
-        clipped = clip_indicator(now.logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high)
-        self.tally.tokens("train/clip_share", clipped, batch.response_mask)
-        loss = self.policy_coef * ppo_clip(
-            now.logp, batch.old_logp, batch.advantages, self.clip_low, self.clip_high, self.dual_clip
-        )
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        if self.transforms:
+            turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
+            before = batch.advantages = tokens.advantages
+            for transform in self.transforms:
+                batch.advantages = transform(batch.advantages, tokens, turns, self.iteration, self.tally)
+            self.tally.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
+        return super().weigh(batch, episodes)
+
+    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+        policy = (now.logp, batch.old_logp, batch.advantages, batch.response_mask)
+        self.tally.tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
+        loss = self.policy_coef * self.policy_loss(*policy)
         if self.kl_coef:
             kl = k3(batch.ref_logp, now.logp)
             self.tally.tokens("kl/reference", kl, batch.response_mask)
             loss = loss + self.kl_coef * kl
         self.tally.tokens("kl/old", batch.old_logp - now.logp, batch.response_mask)
-        return loss - self.entropy_coef * now.entropy
-
-
-def turns_of(batch: Batch) -> list[list[int]]:
-    """Turns whose responses each row holds."""
-    return [t[m.bool()].unique().tolist() for t, m in zip(batch.turn_ids, batch.response_mask, strict=True)]
+        loss = loss - self.entropy_coef * now.entropy
+        return super().token_loss(batch, now) + loss.where(~batch.extra[:, None], 0.0)

@@ -1,15 +1,12 @@
 """Skill-Prompt: no training; the policy acts with skills in its prompt (a baseline of arXiv 2605.15155)."""
 
 from jsonargparse import lazy_instance
-from torch import Tensor
 
 from sdar.errors import ConfigError
-from sdar.functional import TokenStats
 from sdar.module import AgentModule
 from sdar.parts import PrivilegedView, Retriever
 from sdar.registry import register
 from sdar.teachers import SkillView
-from sdar.types import Batch
 
 
 @register("skill_prompt")
@@ -33,6 +30,3 @@ class SkillPrompt(AgentModule):
                 "SkillPrompt does not train: it is the policy as it is, with skills in its prompt. Use `sdar validate`, or SkillGRPO."
             )
         super().setup(stage)
-
-    def token_loss(self, batch: Batch, now: TokenStats) -> Tensor:
-        raise ConfigError("SkillPrompt has no loss: use `sdar validate`.")

@@ -5,7 +5,7 @@ from torch import Tensor
 from sdar import functional
 from sdar.parts import Divergence
 from sdar.registry import register
-from sdar.types import TokenView
+from sdar.types import StudentTokens, TokenView
 
 
 @register("k1")
@@ -19,5 +19,5 @@ class K1PolicyGradient(Divergence):
     value_estimand = "KL(student || teacher)"
     gradient_estimand = "grad KL(student || teacher)"
 
-    def __call__(self, student_logp: Tensor, tokens: TokenView) -> Tensor:
-        return functional.k1_policy_gradient(tokens.teacher_logp, student_logp)
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        return functional.k1_policy_gradient(tokens.teacher_logp, student.logp)

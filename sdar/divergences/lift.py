@@ -5,7 +5,7 @@ from torch import Tensor
 from sdar import functional
 from sdar.parts import Divergence
 from sdar.registry import register
-from sdar.types import TokenView
+from sdar.types import StudentTokens, TokenView
 
 
 @register("lift")
@@ -19,5 +19,5 @@ class Lift(Divergence):
     value_estimand = "-KL(student || teacher)"
     gradient_estimand = "0 (with a gate: -E[gate * grad student_logp]; 0 again unless the gate depends on the token)"
 
-    def __call__(self, student_logp: Tensor, tokens: TokenView) -> Tensor:
-        return functional.lift(tokens.teacher_logp, student_logp)
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        return functional.lift(tokens.teacher_logp, student.logp)

@@ -14,6 +14,7 @@ from sdar.envs.household_planner import plan
 from sdar.errors import ConfigError, PanelError
 from sdar.parts import Environment, Expert, StepResult
 from sdar.registry import did_you_mean, register
+from sdar.skills import FACT_TEMPLATE
 from sdar.types import Task
 
 SPLITS = ("train", "seen", "unseen")
@@ -158,6 +159,16 @@ class HouseholdEnv(Environment):
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "HouseholdExpert":
         return HouseholdExpert(self._world(), facts, rng)
 
+    def demonstration(self, task: Task) -> list[str]:
+        """The shortest way of somebody who knows where everything is."""
+        return list(_demonstration(self._recipe(), task.id))
+
+    def hint(self, task: Task) -> str:
+        """Where the things that the task names usually are; in a world without such facts, the first step."""
+        named = {thing: place for thing, place in task.facts.items() if thing in task.instruction.split()}
+        told = " ".join(FACT_TEMPLATE.format(thing=thing, place=place) for thing, place in named.items())
+        return told or f"Begin with: {self.demonstration(task)[0]}"
+
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts: list[str] = []
         for i in range(400):
@@ -217,6 +228,13 @@ class HouseholdExpert(Expert):
 @lru_cache(maxsize=64)
 def _habits(world: int | str, object_types: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     return tuple(world_facts(world, object_types or None).items())
+
+
+@lru_cache(maxsize=8192)
+def _demonstration(recipe: str, task_id: str) -> tuple[str, ...]:
+    world = World(_game(recipe, task_id))
+    world.reset()
+    return tuple(plan(world))
 
 
 @lru_cache(maxsize=8192)

@@ -16,6 +16,8 @@ class CompactProtocol(Protocol):
     A response is valid when the world understands the command; nothing lists the admissible ones.
     """
 
+    tags = ("action",)
+
     def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
         return self.window(task, (), observation, admissible)
 
@@ -32,6 +34,11 @@ class CompactProtocol(Protocol):
     def parse(self, text: str, admissible: Sequence[str]) -> tuple[str, bool]:
         return text.strip(), True
 
+    def spans(self, text: str) -> list[tuple[str, int, int]]:
+        """The whole response without the white space at its ends, as `parse` reads it."""
+        first, end = len(text) - len(text.lstrip()), len(text.rstrip())
+        return [("action", first, end)] if first < end else []
+
 
 @register("think_act")
 class ThinkActProtocol(Protocol):
@@ -45,6 +52,7 @@ class ThinkActProtocol(Protocol):
         list_admissible: Name the admissible commands in each prompt.
     """
 
+    tags = ("think", "action")
     TAGS = (
         "Think step by step about the situation inside <think> </think> tags. Then choose one admissible action for this step "
         "and give it inside <action> </action> tags."

@@ -29,15 +29,13 @@ class Validation:
         self._history: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
 
     def play(self, step: Step) -> None:
-        """One piece of a panel, by the policy and, if there are skills, by whoever sees them."""
-        module = self.module
+        """One piece of a panel, by the policy and, if there is one that can act, by the teacher with what it may see."""
+        module, played = self.module, self._played[step.panel.name]
         self._panels[step.panel.name] = step.panel
-        actors = {"policy": (module.model, False)}
-        if module.retriever is not None:
-            teacher = module.model if module.teacher is None else module.teacher.model(module.model, module.initial)
-            actors["privileged"] = (teacher, True)
-        for actor, (model, privileged) in actors.items():
-            self._played[step.panel.name][actor] += self.rollout(model, module.requests(step, privileged))
+        attempts = self.rollout(module.model, module.requests(step, privileged=False, training=False))
+        played["policy"] += attempts
+        if module.teacher is not None or module.retriever is not None:
+            played["privileged"] += module.play_as_teacher(self.rollout, module.informed_requests(attempts))
 
     def report(self) -> None:
         """Log, print and write what was played since the last report."""
@@ -93,6 +91,7 @@ class Validation:
         with path.open("a", encoding="utf-8") as out:
             record = {
                 "iteration": module.iteration,
+                "env_steps": module.env_steps,
                 "panel": panel.name,
                 "hash": panel.hash,
                 "tasks": len(panel),

@@ -1,4 +1,6 @@
-"""The clipped policy-gradient loss of PPO (arXiv 1707.06347) with unequal bounds and the dual clip (arXiv 1912.09729)."""
+"""Policy-gradient losses: PPO's clip (arXiv 1707.06347) with unequal bounds and the dual clip (arXiv 1912.09729), GSPO's
+sequence ratio, and plain or truncated importance sampling. `old_logp` and `advantages` are detached.
+"""
 
 import torch
 from torch import Tensor
@@ -49,6 +51,68 @@ def clip_indicator(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low:
         return (clipped_loss > loss).to(loss.dtype)
 
 
+def gspo_clip(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """`ppo_clip` with one ratio for all tokens of a row, s = exp(mean over its response tokens of logp - old_logp).
+
+    This is GSPO-token (arXiv 2507.18071): each token has a gradient of its own, so that advantages may differ within a row.
+    The paper divides the sum over a row by its length and averages over rows; like GRPO's, that division is left to the
+    reduction, and under `masked_mean` every token counts the same. Tokens outside of the mask, and so rows without a
+    response token, are 0, whatever they hold. A row of one token has the loss of `ppo_clip`.
+
+    Value:    minus the clipped surrogate return max(-A s, -A clip(s, 1 - clip_low, 1 + clip_high)).
+    Gradient: -E[A s grad logp]; zero where the clip is active.
+
+    Args:
+        advantages: ``[batch]``, or ``[batch, time]``.
+        clip_low: the ratio of a whole row hardly moves; the paper has 3e-4 here and 4e-4 above.
+    """
+    mask = response_mask.bool()
+    log_ratio = (widen(logp) - widen(old_logp).detach()).where(mask, 0.0)
+    mean = log_ratio.detach().sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp_min(1)
+    log_ratio = mean + (log_ratio - log_ratio.detach())
+    loss, clipped_loss, _ = _surrogates(log_ratio, torch.zeros_like(log_ratio), advantages, clip_low, clip_high)
+    return torch.maximum(loss, clipped_loss).where(mask, 0.0)
+
+
+def importance_policy_gradient(logp: Tensor, old_logp: Tensor, advantages: Tensor, cap: float | None = None) -> Tensor:
+    """-w A per token with w = `truncated_ratio`, which passes the gradient on even where it is capped.
+
+    Without a cap this is the plain importance-sampling loss -r A of Thinking Machines' on-policy distillation; with one it is
+    truncated importance sampling, the gradient of CISPO (arXiv 2506.13585; its upper bound 1 + epsilon is the cap).
+
+    Value:    -w A.
+    Gradient: -E[w A grad logp]; without a cap that of minus the return, off-policy too.
+
+    Args:
+        advantages: ``[batch, time]``, or ``[batch]`` for one advantage per sequence.
+    """
+    loss = -truncated_ratio(logp, old_logp, cap) * per_token(advantages, logp)
+    return loss + loss * (widen(logp) - widen(logp).detach())
+
+
+def truncated_ratio(logp: Tensor, old_logp: Tensor, cap: float | None = None) -> Tensor:
+    """min(exp(logp - old_logp), cap), detached: an importance weight of bounded variance. SDPO (arXiv 2601.20802) has cap 2.
+
+    Raises:
+        ConfigError: a cap that is not positive.
+    """
+    if cap is not None and not cap > 0:
+        raise ConfigError(
+            f"cap is {cap}: it bounds importance ratios, which are positive, so no token would have a gradient. "
+            "Use a number above 1, e.g. 2.0, or null for no bound."
+        )
+    log_ratio = (widen(logp) - widen(old_logp)).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return log_ratio.exp().clamp(max=cap) if cap is not None else log_ratio.exp()
+
+
+def per_token(advantages: Tensor, like: Tensor) -> Tensor:
+    """The advantages, detached and wide; one per row of `like` gets an axis of time."""
+    advantages = widen(advantages).detach()
+    return advantages.unsqueeze(-1) if advantages.dim() == like.dim() - 1 else advantages
+
+
 def _surrogates(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,9 +122,6 @@ def _surrogates(
             f"clip_low is {clip_low} and clip_high is {clip_high}: the ratio is kept in [1 - clip_low, 1 + clip_high], which "
             "needs 0 <= clip_low < 1 and clip_high >= 0. Use 0.2 for both."
         )
-    advantages = widen(advantages).detach()
-    if advantages.dim() == logp.dim() - 1:
-        advantages = advantages.unsqueeze(-1)
     ratio = (widen(logp) - widen(old_logp).detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    advantages = advantages.expand_as(ratio)
+    advantages = per_token(advantages, logp).expand_as(ratio)
     return -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high), advantages

@@ -75,6 +75,58 @@ def chunked_token_stats(
     return TokenStats(logp, entropy, logmass)
 
 
+def vocabulary_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    forbidden_ids: Sequence[int] = (),
+    softcap: float | None = None,
+) -> Tensor:
+    """Log-probabilities ``[N, V]`` of the distribution of `chunked_token_stats`; for a chunk of tokens at a time.
+
+    Forbidden ids get the lowest finite number. Matrix products as there: inputs in their own precision, float32 out.
+
+    Value and gradient: exact.
+    """
+    _check_settings(temperature, softcap, 1)
+    forbidden = _forbidden(forbidden_ids, weight.shape[0], weight.device)
+    kind = weight.device.type
+    precision = torch.promote_types(hidden.dtype, weight.dtype)
+    if torch.is_autocast_enabled(kind) and precision != torch.float64:
+        precision = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        logits = _WideMatmul.apply(hidden.to(precision), weight.to(precision))  # type: ignore[no-untyped-call]
+        if bias is not None:
+            logits = logits + bias
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        logits = logits / temperature
+        if forbidden.numel():
+            logits = logits.index_fill(1, forbidden, -torch.inf)
+        return logits.log_softmax(1).clamp_min(torch.finfo(logits.dtype).min)
+
+
+class _WideMatmul(torch.autograd.Function):
+    """hidden @ weight.T in at least float32, whatever the inputs are; the gradients have the inputs' types."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return _wide_matmul(hidden, weight.t())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        hidden, weight = ctx.saved_tensors
+        narrow = grad.to(hidden.dtype)
+        return (
+            _wide_matmul(narrow, weight).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            _wide_matmul(narrow.t(), hidden).to(weight.dtype) if ctx.needs_input_grad[1] else None,
+        )
+
+
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(

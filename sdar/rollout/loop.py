@@ -7,7 +7,7 @@ from torch import nn
 
 from sdar.chat import ChatFormat
 from sdar.errors import ConfigError
-from sdar.parts import Draw, PrivilegedView, Protocol, Sampler
+from sdar.parts import Completion, Draw, PrivilegedView, Protocol, Sampler
 from sdar.rollout.pool import EnvPool, Seen
 from sdar.types import Episode, Retrieval, Status, Task, Turn
 
@@ -22,7 +22,15 @@ class Request:
     attempt: int
     retrieval: Retrieval = field(default_factory=Retrieval)
     privileged: bool = False
-    """True: the acting model itself sees the retrieval."""
+    """True: the acting model itself is told `told`."""
+    told: str = ""
+    """Privileged text."""
+    replay: tuple[str, ...] = ()
+    """Actions of somebody else that the episode begins with; they carry no loss."""
+    max_turns: int | None = None
+    """The acting model gets at most this many turns (after the replay)."""
+    extra: bool = False
+    """True: played after its group had been seen; no attempt of the group."""
 
 
 class Rollout:
@@ -33,7 +41,7 @@ class Rollout:
         protocol: How the world is told and an action is read.
         chat: The policy's conversation format.
         sampler: Token ids in, token ids out.
-        view: Where privileged text stands in the prompt of an episode that asks for it.
+        view: Where privileged text stands in the prompt of an episode that is told one.
         layout: ``trajectory``: one growing conversation. ``turn``: each turn has a prompt of its own with a window of history.
         history: Number of past exchanges in a ``turn`` prompt.
         seed: The run's seed; with task, attempt, turn and position it names every random number.
@@ -64,7 +72,11 @@ class Rollout:
     def __call__(self, model: nn.Module, requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
-        episodes = [Episode(task=r.task, attempt=r.attempt, retrieval=r.retrieval, privileged=r.privileged) for r in requests]
+        episodes = [
+            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, told=r.told, extra=r.extra)
+            for r in requests
+        ]
+        limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # what the model has been told so far
         seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})
         live = [slot for slot in range(len(requests)) if not self._faulted(episodes[slot], seen[slot])]
@@ -80,10 +92,15 @@ class Rollout:
             live = list(prompts)
             if not live:
                 break
-            draws = [Draw(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in live]
-            completions = self.sampler.sample(model, [prompts[s] for s in live], draws)
+            acting = [s for s in live if turn >= len(requests[s].replay)]
+            draws = [Draw(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
+            completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}
+            if acting:
+                sampled = self.sampler.sample(model, [prompts[s] for s in acting], draws)
+                completions |= dict(zip(acting, sampled, strict=True))
             actions: dict[int, str] = {}
-            for slot, completion in zip(live, completions, strict=True):
+            for slot in live:
+                completion = completions[slot]
                 text = self.chat.decode(completion.ids)
                 action, valid = self.protocol.parse(text, seen[slot].admissible)
                 actions[slot] = action
@@ -97,11 +114,12 @@ class Rollout:
                         observation=seen[slot].result.observation,
                         action=action,
                         valid=valid,
+                        imitated=slot in acting,
                     )
                 )
                 contexts[slot] = prompts[slot] + completion.ids
             seen = self.pool.step(actions)
-            live = [slot for slot in live if not self._ended(episodes[slot], seen[slot])]
+            live = [slot for slot in live if not self._ended(episodes[slot], seen[slot], limits[slot])]
         return episodes
 
     def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
@@ -109,10 +127,10 @@ class Rollout:
         if self.layout == "turn":
             past = [(t.observation, t.action) for t in episode.turns][-self.history :] if self.history else []
             episode.windows.append(self.protocol.window(episode.task, past, observation, admissible))
-            return self.chat.prompt(self._told(episode, episode.windows[-1]))
+            return self.view.prompt(self.chat, episode.windows[-1], episode.told)
         if not episode.turns:
             episode.opening = self.protocol.opening(episode.task, observation, admissible)
-            return self.chat.prompt(self._told(episode, episode.opening))
+            return self.view.prompt(self.chat, episode.opening, episode.told)
         ended = episode.turns[-1].response_ids[-1:] == [self.chat.end_of_turn]
         return context + self.chat.reply(self.protocol.answer(observation, admissible), ended)
 
@@ -120,17 +138,17 @@ class Rollout:
         """What of a prompt belongs to its turn: all of it in the turn layout, what is new in the trajectory layout."""
         return prompt if self.layout == "turn" else prompt[len(context) :]
 
-    def _told(self, episode: Episode, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        if not episode.privileged:
-            return messages
-        return self.view.messages(messages, episode.retrieval.text, self.chat.has_system_role)
+    def replayed(self, action: str) -> Completion:
+        """An action of somebody else, as the response that gives it; nobody sampled its tokens."""
+        ids = self.chat.response(self.protocol.write(action))
+        return Completion(ids, [0.0] * len(ids), [0.0] * len(ids), stopped=True)
 
     def _faulted(self, episode: Episode, seen: Seen) -> bool:
         if seen.fault is not None:
             episode.status, episode.error = seen.fault, seen.error
         return seen.fault is not None
 
-    def _ended(self, episode: Episode, seen: Seen) -> bool:
+    def _ended(self, episode: Episode, seen: Seen, limit: int) -> bool:
         if self._faulted(episode, seen):
             return True
         turn, result = episode.turns[-1], seen.result
@@ -141,6 +159,6 @@ class Rollout:
         episode.success = result.success
         if result.done:
             episode.status = Status.DONE if result.success or len(episode.turns) < self.horizon else Status.HORIZON
-        elif len(episode.turns) >= self.horizon:
+        elif len(episode.turns) >= limit:
             episode.status = Status.HORIZON
-        return result.done or len(episode.turns) >= self.horizon
+        return result.done or len(episode.turns) >= limit

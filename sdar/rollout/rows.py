@@ -1,21 +1,24 @@
 """Episodes to training rows: response ids verbatim, everything else masked; the teacher's view is another beginning.
 
 Trajectory layout: one row an episode. Turn layout: one row a turn. In both, only what stands before the first response of the
-row can be privileged, so the teacher's row is ``chat.prompt(view(messages)) + the same tail``.
+row can be privileged, so the teacher's row is ``view.prompt(messages, text) + the same tail``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sdar.chat import ChatFormat
 from sdar.errors import ContextOverflowError
-from sdar.parts import PrivilegedView
-from sdar.types import Batch, Episode, Row
+from sdar.parts import Environment, PrivilegedView
+from sdar.types import Batch, Episode, Row, Turn
 
 
-def make_rows(episodes: Sequence[Episode], layout: str) -> list[Row]:
+def make_rows(
+    episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], list[int]] = lambda turn: [0] * len(turn.response_ids)
+) -> list[Row]:
     """Rows in episode order, then turn order. Episodes without a turn (a fault at reset) give none."""
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
@@ -28,28 +31,65 @@ def make_rows(episodes: Sequence[Episode], layout: str) -> list[Row]:
             row.turn_ids += [t] * (len(told) + len(said))
             row.behaviour_logp += [0.0] * len(told) + turn.behaviour_logp
             row.kept_logmass += [0.0] * len(told) + turn.kept_logmass
+            row.spans += [0] * len(told) + spans(turn)
     return rows
 
 
+def messages_of(episode: Episode, turn: int) -> list[dict[str, str]]:
+    """The conversation that the prompt of `turn` (which begins a row) was made from, before anything privileged."""
+    return episode.windows[turn] if episode.windows else episode.opening
+
+
+def without_privilege(row: Row, episode: Episode, chat: ChatFormat) -> Row:
+    """The row of an episode that was played with privileged text as the student reads it: without."""
+    head, plain = len(episode.turns[row.turn].prompt_ids), chat.prompt(messages_of(episode, row.turn))
+
+    def moved(values: list, filler: float) -> list:
+        return [filler] * len(plain) + values[head:]
+
+    return replace(
+        row,
+        ids=plain + row.ids[head:],
+        response_mask=moved(row.response_mask, 0),
+        turn_ids=moved(row.turn_ids, row.turn),
+        behaviour_logp=moved(row.behaviour_logp, 0.0),
+        kept_logmass=moved(row.kept_logmass, 0.0),
+        spans=moved(row.spans, 0),
+        teacher_ids=row.ids,
+        told=plain != row.ids[:head],
+    )
+
+
 def add_teacher_view(
-    rows: Sequence[Row], episodes: Sequence[Episode], chat: ChatFormat, view: PrivilegedView, context: int
+    rows: Sequence[Row],
+    episodes: Sequence[Episode],
+    groups: Sequence[Sequence[Episode]],
+    chat: ChatFormat,
+    view: PrivilegedView,
+    env: Environment,
+    context: int,
 ) -> None:
-    """Give each row its privileged twin, on ids. Without a retrieval the twin is the row itself, token for token.
+    """Give each row its privileged twin, on ids, where it has none. Without a text the twin is the row itself, token for token.
+
+    Args:
+        groups: Of each episode, all attempts at its task.
 
     Raises:
         ContextOverflowError: the longer context does not fit; names the task. Nothing is cut.
     """
     for row in rows:
         episode = episodes[row.episode]
-        messages = episode.windows[row.turn] if episode.windows else episode.opening
-        head = len(episode.turns[row.turn].prompt_ids)
-        told = view.messages(messages, episode.retrieval.text, chat.has_system_role)
-        row.teacher_ids = row.ids if told == messages else chat.prompt(told) + row.ids[head:]
+        if row.teacher_ids is None:
+            text = view.text(episode, groups[row.episode], row.turn, env)
+            head = len(episode.turns[row.turn].prompt_ids)
+            told = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
+            row.told = told != row.ids[:head]
+            row.teacher_ids = told + row.ids[head:]
         if len(row.teacher_ids) > context:
             raise ContextOverflowError(
                 f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({len(row.ids)} without the "
-                f"retrieved {', '.join(episode.retrieval.skill_ids) or 'text'}), but the model's context is {context}: skills "
-                "are never cut. Use a model with a longer context, shorter skills, fewer of them, or `layout: turn`."
+                f"{', '.join(episode.retrieval.skill_ids) or 'text'} that it adds), but the model's context is {context}: "
+                "privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."
             )
 
 
@@ -60,8 +100,13 @@ def _pad(lists: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
     return out
 
 
-def collate(rows: Sequence[Row]) -> Batch:
-    """Rows as right-padded tensors."""
+def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[int]) -> Batch:
+    """Rows as right-padded tensors; `groups` numbers the group of each episode."""
+    outcomes: dict[int, list[bool]] = {}
+    for episode, group in zip(episodes, groups, strict=True):
+        if not episode.extra:
+            outcomes.setdefault(group, []).append(episode.success)
+    rates = {group: sum(won) / len(won) for group, won in outcomes.items()}
     batch = Batch(
         ids=_pad([r.ids for r in rows], torch.long),
         attention_mask=_pad([[1] * len(r.ids) for r in rows], torch.long),
@@ -69,7 +114,13 @@ def collate(rows: Sequence[Row]) -> Batch:
         turn_ids=_pad([r.turn_ids for r in rows], torch.long),
         behaviour_logp=_pad([r.behaviour_logp for r in rows], torch.float32),
         kept_logmass=_pad([r.kept_logmass for r in rows], torch.float32),
+        spans=_pad([r.spans for r in rows], torch.long),
         episode=torch.tensor([r.episode for r in rows]),
+        group=torch.tensor([groups[r.episode] for r in rows]),
+        success=torch.tensor([float(episodes[r.episode].success) for r in rows]),
+        group_success=torch.tensor([rates[groups[r.episode]] for r in rows]),
+        told=torch.tensor([r.told for r in rows]),
+        extra=torch.tensor([episodes[r.episode].extra for r in rows]),
     )
     told = [r.teacher_ids for r in rows if r.teacher_ids is not None]
     if told:

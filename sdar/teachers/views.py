@@ -1,34 +1,122 @@
-"""Where privileged text stands in a prompt."""
+"""What a teacher may see of a task, of an attempt and of its group."""
 
-from typing import Literal
+from collections.abc import Sequence
 
-from sdar.parts import PrivilegedView
+from sdar.errors import ConfigError
+from sdar.parts import Environment, Placement, PrivilegedView
 from sdar.registry import register
+from sdar.types import Episode
+
+
+@register("plain")
+class PlainView(PrivilegedView):
+    """Nothing: the teacher reads what the student reads, and knows better by its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        return ""
 
 
 @register("skills")
 class SkillView(PrivilegedView):
-    """Skills in a system message, before everything else; nothing of the conversation changes and nothing is cut.
+    """The skills that were retrieved for the task; nothing is cut."""
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        return episode.retrieval.text
+
+
+@register("solution")
+class SolutionView(PrivilegedView):
+    """A reference solution (OPSD, arXiv 2601.18734)."""
+
+    own_heading = "A reference solution of the task:"
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        return env.solution(episode.task)
+
+
+@register("hint")
+class HintView(PrivilegedView):
+    """A hint of the environment: less than the solution (the OPSD_hint baseline of SOD, arXiv 2605.07725)."""
+
+    own_heading = "A hint:"
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        return env.hint(episode.task)
+
+
+@register("sibling")
+class SiblingView(PrivilegedView):
+    """What the first successful *other* attempt of the group did: its actions, without its thoughts (SDPO, arXiv 2601.20802)."""
+
+    own_heading = "A successful attempt at the task:"
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        success = next((e for e in group if e is not episode and e.success), None)
+        return "" if success is None else "\n".join(t.action for t in success.turns)
+
+
+@register("feedback")
+class FeedbackView(PrivilegedView):
+    """What the world answered to the attempt's own actions, if it failed (SDPO): hindsight, also about later turns."""
+
+    own_heading = "A failed attempt at the task, and what came of it:"
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        if episode.success or not episode.turns:
+            return ""
+        answers = [t.observation for t in episode.turns[1:]] + [episode.final_observation]
+        return "\n".join(f"> {t.action}\n{answer}" for t, answer in zip(episode.turns, answers, strict=True))
+
+
+@register("hindsight")
+class HindsightView(PrivilegedView):
+    """What every attempt of the group asked, and whether it succeeded; no thoughts, no answers of the world (SD-Search).
+
+    Of the attempt itself only what it asked before the row's first turn is told: never the present or the future, which a
+    teacher could only copy.
 
     Args:
-        placement: ``system``: a system message (appended to the one that is there; before the first user text where the chat
-            template has no system role). ``instruction``: before the first user text.
-        heading: Line above the skills; empty for none.
+        own: Tell of the attempt itself at all.
     """
 
-    def __init__(self, placement: Literal["system", "instruction"] = "system", heading: str = ""):
-        self.placement = placement
-        self.heading = heading
+    own_heading = "Attempts at this task and their outcomes:"
 
-    def messages(self, messages: list[dict[str, str]], text: str, has_system_role: bool) -> list[dict[str, str]]:
-        if not text:
-            return messages
-        told = f"{self.heading}\n{text}" if self.heading else text
-        first = messages[0]
-        if self.placement == "system" and has_system_role:
-            if first["role"] == "system":
-                return [{"role": "system", "content": f"{first['content']}\n\n{told}"}, *messages[1:]]
-            return [{"role": "system", "content": told}, *messages]
-        at = next(i for i, m in enumerate(messages) if m["role"] == "user")
-        joined = {"role": "user", "content": f"{told}\n\n{messages[at]['content']}"}
-        return [*messages[:at], joined, *messages[at + 1 :]]
+    def __init__(self, placement: Placement = "system", heading: str | None = None, own: bool = True):
+        super().__init__(placement, heading)
+        self.own = own
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        lines = []
+        for e in group:
+            asked = [t.action for t in (e.turns[:turn] if e is episode else e.turns)]
+            if asked and (self.own or e is not episode):
+                outcome = "This attempt so far" if e is episode else "Correct" if e.success else "Incorrect"
+                lines.append(f"{outcome}: {'; '.join(asked)}")
+        return "\n".join(lines)
+
+
+@register("first_of")
+class FirstOf(PrivilegedView):
+    """The first of several views that has something to tell.
+
+    Args:
+        views: In the order of preference, each with its own heading. None: SiblingView, then FeedbackView, as SDPO has it.
+        placement: Where the text stands; the placements of the single views are not used and must not be set.
+    """
+
+    def __init__(self, views: list[PrivilegedView] | None = None, placement: Placement = "system"):
+        super().__init__(placement)
+        self.views = [SiblingView(), FeedbackView()] if views is None else views
+        if not self.views:
+            raise ConfigError("view.views is empty: FirstOf chooses among at least one view.")
+        if any(v.placement != "system" for v in self.views):
+            raise ConfigError("view.views sets a placement inside FirstOf: the text has one place. Set FirstOf's placement.")
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
+        for view in self.views:
+            if text := view.text(episode, group, turn, env):
+                return f"{view.heading}\n{text}" if view.heading else text
+        return ""

@@ -1,16 +1,24 @@
 """Whose weights the teacher has."""
 
-from torch import nn
+import copy
+from collections.abc import Mapping
+from typing import Any
 
-from sdar.parts import Teacher
-from sdar.registry import register
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from sdar.errors import CheckpointError, ConfigError, PolicyError
+from sdar.parts import Policy, Teacher
+from sdar.registry import did_you_mean, register
+from sdar.types import Task
 
 
 @register("live")
 class LiveTeacher(Teacher):
     """The student's own weights as they are when a rollout is scored (the published setting of SDAR, arXiv 2605.15155)."""
 
-    def model(self, live: nn.Module, initial: nn.Module | None) -> nn.Module:
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
         return live
 
 
@@ -20,6 +28,170 @@ class InitialTeacher(Teacher):
 
     needs_initial = True
 
-    def model(self, live: nn.Module, initial: nn.Module | None) -> nn.Module:
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
         assert initial is not None, "AgentModule keeps a frozen copy whenever needs_initial is set"
         return initial
+
+
+class FollowingTeacher(Teacher):
+    """A frozen copy of the student that follows it now and then."""
+
+    copy: nn.Module
+
+    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.copy = copy.deepcopy(live).requires_grad_(False).eval()
+
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+        return self.copy.to(next(live.parameters()).device)
+
+    @torch.no_grad()
+    def follow(self, live: nn.Module, rate: float) -> None:
+        """copy <- (1 - rate) copy + rate live, in float32."""
+        for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
+            own.copy_(own.float().lerp_(its.to(own.device).float(), rate))
+        for own, its in zip(self.copy.buffers(), live.buffers(), strict=True):
+            own.copy_(its)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": self.copy.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if "weights" not in state:
+            raise CheckpointError(
+                f"the checkpoint holds no weights for {type(self).__name__}: it was made with another teacher, and going on would "
+                "silently start from a copy of the student. Use the teacher of the checkpoint's run."
+            )
+        self.copy.load_state_dict(state["weights"])
+
+
+@register("ema")
+class EMATeacher(FollowingTeacher):
+    """An exponential moving average of the student, moved after every optimizer step (SDPO, arXiv 2601.20802: rate 0.05).
+
+    Args:
+        rate: Share of the student in each move; 1 is the student itself, 0.001 is a decay of 0.999. With a teacher in bfloat16,
+            moves smaller than its rounding are lost: keep the policy in float32.
+    """
+
+    def __init__(self, rate: float = 0.05):
+        if not 0 < rate <= 1:
+            raise ConfigError(f"teacher.rate is {rate}: the share of the student in each move lies in (0, 1]. Published: 0.05.")
+        self.rate = rate
+
+    def after_step(self, live: nn.Module) -> None:
+        self.follow(live, self.rate)
+
+
+@register("stale")
+class StaleTeacher(FollowingTeacher):
+    """The student as it was up to `every` iterations ago (StepOPSD, arXiv 2605.27140: 10).
+
+    Args:
+        every: Iterations between two copies.
+    """
+
+    def __init__(self, every: int = 10):
+        if every < 1:
+            raise ConfigError(f"teacher.every is {every}: copies are made every 1 or more iterations. Published: 10.")
+        self.every = every
+
+    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+        if (iteration + 1) % self.every == 0:
+            self.follow(live, 1.0)
+
+
+@register("external")
+class ExternalTeacher(Teacher):
+    """Another model, frozen. It must read the student's token ids; a vocabulary padded to another size is fine.
+
+    Args:
+        policy: Where the model comes from.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+        self.network: nn.Module | None = None
+
+    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
+        self.network = self.policy.load_model().requires_grad_(False).eval()
+        self.context = self.policy.context()
+        rows = self.network.get_output_embeddings().weight.shape[0]
+        if rows < len(tokenizer):
+            raise PolicyError(
+                f"the teacher {self.policy.name} has {rows} output rows for the {len(tokenizer)} tokens of {name}: it cannot score "
+                "the last ones. Resize its embeddings, or use a teacher that knows every token."
+            )
+
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+        assert self.network is not None, "prepare is called before training"
+        return self.network.to(next(live.parameters()).device)
+
+
+@register("routed")
+class RoutedTeacher(Teacher):
+    """Several teachers, one for each task family.
+
+    Args:
+        routes: Family -> teacher.
+        default: Teacher of all other families; without one, such a task is an error.
+    """
+
+    def __init__(self, routes: Mapping[str, Teacher], default: Teacher | None = None):
+        if not routes:
+            raise ConfigError("teacher.routes is empty: name at least one task family and its teacher.")
+        self.routes = dict(routes)
+        self.default = default
+        self.needs_initial = any(t.needs_initial for t in self._all())
+
+    def _all(self) -> list[Teacher]:
+        return [*self.routes.values(), *([self.default] if self.default else [])]
+
+    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        for teacher in self._all():
+            teacher.prepare(live, tokenizer, name)
+        self.context = min((t.context for t in self._all() if t.context is not None), default=None)
+
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+        teacher = self.routes.get(task.family, self.default)
+        if teacher is None:
+            raise ConfigError(
+                f"task {task.id} is of family {task.family!r}, for which teacher.routes names no teacher."
+                f"{did_you_mean(task.family, self.routes)} Routed families: {', '.join(self.routes)}. Add it, or give a default."
+            )
+        return teacher.model(live, initial, task)
+
+    def after_step(self, live: nn.Module) -> None:
+        for teacher in self._all():
+            teacher.after_step(live)
+
+    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+        for teacher in self._all():
+            teacher.after_iteration(live, iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(i): teacher.state_dict() for i, teacher in enumerate(self._all())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for i, teacher in enumerate(self._all()):
+            teacher.load_state_dict(state.get(str(i), {}))
+
+
+def check_same_tokens(
+    tokenizer: PreTrainedTokenizerBase, name: str, teacher: PreTrainedTokenizerBase, teacher_name: str
+) -> None:
+    """Every token of the student is the same token for the teacher.
+
+    Raises:
+        PolicyError: names both, and the first token that differs.
+    """
+    own, its = tokenizer.get_vocab(), teacher.get_vocab()
+    differ = sorted((i, token) for token, i in own.items() if its.get(token) != i)
+    if differ:
+        number, token = differ[0]
+        other = next((t for t, i in its.items() if i == number), None)
+        raise PolicyError(
+            f"the teacher {teacher_name} and the student {name} have different tokenizers: {len(differ)} of {len(own)} tokens differ, "
+            f"the first is id {number}, {token!r} for the student and {other!r} for the teacher. Log-probabilities of the same "
+            "ids would be about different texts. Use a teacher of the student's family."
+        )

@@ -1,11 +1,20 @@
-"""The clipped loss by hand."""
+"""Policy-gradient losses by hand."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from sdar.errors import ConfigError
-from sdar.functional import clip_indicator, masked_mean, ppo_clip
+from sdar.functional import (
+    clip_indicator,
+    gspo_clip,
+    importance_policy_gradient,
+    masked_mean,
+    ppo_clip,
+    truncated_ratio,
+)
 
 
 def at(ratio: float) -> tuple[Tensor, Tensor]:
@@ -72,3 +81,88 @@ def test_settings_that_stop_learning_are_refused() -> None:
         ppo_clip(zero, zero, zero, 1.2, 0.2)
     with pytest.raises(ConfigError, match=r"clip_high is -0\.1"):
         clip_indicator(zero, zero, zero, 0.2, -0.1)
+    with pytest.raises(ConfigError, match=r"clip_low is 1\.2"):
+        gspo_clip(zero, zero, zero, zero + 1, 1.2, 0.2)
+    with pytest.raises(ConfigError, match=r"cap is 0\.0: .*no token would have a gradient.*Use a number above 1"):
+        importance_policy_gradient(zero, zero, zero, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "advantage", "loss", "slope"),
+    [
+        # r of two tokens, s = sqrt(r r'):      clip 0.2                        d loss / d logp = -A s, or 0
+        ((4.0, 1.0), -1.0, 2.0, 2.0),  # s = 2: max(2, 1.2)
+        ((4.0, 1.0), 1.0, -1.2, 0.0),  # s = 2: max(-2, -1.2)
+        ((4.0, 0.25), 3.0, -3.0, -3.0),  # s = 1, where each token alone would be clipped or out of bounds
+        ((0.5, 0.5), -1.0, 0.8, 0.0),  # s = 1/2: max(0.5, 0.8)
+    ],
+)
+def test_sequence_clip_golden(ratios: tuple[float, float], advantage: float, loss: float, slope: float) -> None:
+    # the third token is context; it would make s infinite
+    logp = torch.tensor([[*ratios, torch.inf]], dtype=torch.double).log().requires_grad_()
+    mask = torch.tensor([[1, 1, 0]])
+    value = gspo_clip(logp, torch.zeros(1, 3), torch.tensor([advantage]), mask, 0.2, 0.2)
+    torch.testing.assert_close(value, torch.tensor([[loss, loss, 0.0]], dtype=torch.double))
+    (gradient,) = torch.autograd.grad(value.sum(), logp)
+    torch.testing.assert_close(gradient, torch.tensor([[slope, slope, 0.0]], dtype=torch.double))
+
+
+def test_sequence_clip_lets_advantages_differ_within_a_row() -> None:
+    # s = 2 for both: the token with A = 1 is clipped to -1.2, the one with A = -1 costs 2 and has a gradient; NaN is padding.
+    logp = torch.tensor([[4.0, 1.0, 1.0]]).log().requires_grad_()
+    value = gspo_clip(logp, torch.zeros(1, 3), torch.tensor([[1.0, -1.0, torch.nan]]), torch.tensor([[1, 1, 0]]), 0.2, 0.2)
+    torch.testing.assert_close(value, torch.tensor([[-1.2, 2.0, 0.0]]))
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), logp)[0], torch.tensor([[0.0, 2.0, 0.0]]))
+
+
+def test_the_mean_over_a_row_is_differentiable_as_the_paper_has_it() -> None:
+    logp = (torch.randn(4, 5, dtype=torch.double) / 10).requires_grad_()
+    old, advantages = torch.randn(4, 5, dtype=torch.double) / 10, torch.tensor([1.0, -1.0, 2.0, -0.5]).double()
+    mask = torch.tensor([[1, 1, 0, 1, 1], [1, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]])
+
+    def sequence_losses(logp: Tensor) -> Tensor:
+        return gspo_clip(logp, old, advantages, mask, 0.5, 0.5).sum(1) / mask.sum(1).clamp_min(1)
+
+    assert torch.autograd.gradcheck(sequence_losses, (logp,))
+    assert sequence_losses(logp)[3] == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.floats(-4, 0), st.floats(-4, 0), st.floats(-3, 3)), min_size=1, max_size=8))
+def test_a_row_of_one_token_has_the_loss_of_ppo(table: list[tuple[float, float, float]]) -> None:
+    logp, old, advantages = (torch.tensor(c, dtype=torch.double)[:, None] for c in zip(*table, strict=True))
+    logp.requires_grad_()
+    losses = ppo_clip(logp, old, advantages, 0.2, 0.28), gspo_clip(logp, old, advantages, torch.ones_like(old), 0.2, 0.28)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logp)[0] for loss in losses))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cap", "value"),
+    [(4.0, None, -8.0), (4.0, 2.0, -4.0), (0.5, 2.0, -1.0), (0.5, None, -1.0)],  # -min(r, cap) * 2
+)
+def test_importance_sampling_golden(ratio: float, cap: float | None, value: float) -> None:
+    logp, old = at(ratio)
+    loss = importance_policy_gradient(logp, old, torch.tensor([2.0], dtype=torch.double), cap)
+    assert loss.item() == pytest.approx(value)
+    assert torch.autograd.grad(loss.sum(), logp)[0].item() == pytest.approx(value)  # -w A again, capped or not
+
+
+def test_importance_sampling_without_a_cap_is_differentiable() -> None:
+    logp, old = torch.randn(2, 3, dtype=torch.double, requires_grad=True), torch.randn(2, 3, dtype=torch.double)
+    advantages = torch.randn(2, 3, dtype=torch.double)
+    assert torch.autograd.gradcheck(lambda logp: importance_policy_gradient(logp, old, advantages), (logp,))
+
+
+def test_a_truncated_ratio_is_a_bounded_constant() -> None:
+    logp = torch.tensor([[0.0, 0.0, -1.0]], requires_grad=True)
+    ratio = truncated_ratio(logp, torch.tensor([[0.0, -500.0, 0.0]]), 2.0)
+    torch.testing.assert_close(ratio, torch.tensor([[1.0, 2.0, 0.3678794]]))
+    assert not ratio.requires_grad
+    assert truncated_ratio(logp, torch.full((1, 3), -500.0)).isfinite().all()
+
+
+def test_policy_gradients_of_half_precision_are_wide() -> None:
+    half = torch.zeros(1, 2, dtype=torch.bfloat16)
+    assert gspo_clip(half, half, half, half + 1, 0.2, 0.2).dtype == torch.float32
+    assert importance_policy_gradient(half, half, half).dtype == torch.float32

@@ -1,6 +1,6 @@
 """A run small enough for a test: a random policy of a few thousand weights in a household of six receptacles."""
 
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -14,6 +14,12 @@ from sdar.samplers import TorchSampler
 WORLD = {"world": 5, "receptacles": 6, "distractors": 1, "horizon": 3}
 
 
+@cache
+def tokenizer():
+    """The world's tokenizer, made once: it does not depend on the policy's size."""
+    return FreshPolicy(HouseholdEnv(), context=512).load_tokenizer()
+
+
 class SmallRun:
     """Makes policies, data and trainers; `fit` runs a strategy for some optimizer steps."""
 
@@ -22,7 +28,9 @@ class SmallRun:
 
     def policy(self, **kwargs):
         size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 512}
-        return FreshPolicy(HouseholdEnv(), **size | kwargs)
+        policy = FreshPolicy(HouseholdEnv(), **size | kwargs)
+        policy._tokenizer = tokenizer()
+        return policy
 
     def data(self, **kwargs):
         settings = {"tasks_per_step": 2, "group_size": 2, "train_tasks": 10, "val_tasks": 4, "val_splits": ["unseen"]}

@@ -1,0 +1,181 @@
+"""The two channels through which a teacher speaks; strategies are made of them and of `sdar.strategies.GRPO`.
+
+    advantages   Taught:        the gap reshapes advantages (transforms of GRPO's)
+    a loss term  Distillation:  L = ... + coef(iteration) * mean_t weight_t gate_t divergence_t
+
+Both add to what ``super()`` does, so ``class SDAR(Distillation, GRPO)`` has a policy gradient and a distillation term, and a class
+with Distillation alone has no policy gradient.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sdar.errors import ConfigError
+from sdar.functional import truncated_ratio
+from sdar.module import AgentModule
+from sdar.parts import Divergence, Draw, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
+from sdar.schedules import scheduled
+from sdar.scoring import StudentPass
+from sdar.turns import Turns
+from sdar.types import Batch, Episode
+
+
+class Taught(AgentModule):
+    """A strategy with a teacher: it reads every row, with what it may see.
+
+    Args:
+        teacher: Whose weights.
+        view: What the teacher may see, and where it stands in its prompt.
+        retriever: Skills, for views that tell them.
+    """
+
+    def __init__(self, teacher: Teacher, view: PrivilegedView, retriever: Retriever | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.teacher, self.view, self.retriever = teacher, view, retriever
+
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        tokens = self.tokens(batch, batch.old_logp, batch.old_entropy)
+        mask = batch.response_mask
+        self.tally.tokens("gap/mean", tokens.gap, mask)
+        self.tally.tokens("gap/abs", tokens.gap.abs(), mask)
+        self.tally.tokens("gap/negative_share", tokens.gap < 0, mask)
+        extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
+        self.tally.add("teacher/extra_tokens", float(extra.sum()), len(extra))
+        self.tally.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
+        self.tally.add("teacher/empty_share", float((~batch.told).sum()), len(extra))
+        return super().weigh(batch, episodes)
+
+    def teacher_windows(
+        self, batch: Batch, episodes: list[Episode], rows: Tensor, places: Tensor, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """What the teacher would say instead, from places in the middle of responses: ids and mask ``[places, length]``.
+
+        It goes on from its own view of the row, up to before the place, and stops where it would end the turn.
+        """
+        shift = batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)
+        ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
+        asked: dict[int, list[int]] = {}
+        networks = [
+            self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()
+        ]
+        for i, network in enumerate(networks):
+            asked.setdefault(id(network), []).append(i)
+        for wanted in asked.values():
+            prefixes, draws = [], []
+            for i in wanted:
+                row, place = int(rows[i]), int(places[i])
+                episode = episodes[int(batch.episode[row])]
+                prefixes.append(batch.teacher_ids[row, : place + int(shift[row])].tolist())
+                turn = int(batch.turn_ids[row, place])
+                draws.append(Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn))
+            said = self.continuations(networks[wanted[0]], prefixes, draws, length)
+            for i, completion in zip(wanted, said, strict=True):
+                ids[i, : len(completion.ids)] = torch.tensor(completion.ids)
+                mask[i, : len(completion.ids)] = True
+        return ids, mask
+
+
+class Distillation(Taught):
+    """A distillation term: coef * mean over the chosen tokens of weight * gate * divergence.
+
+    Value and gradient: those that the divergence declares, weighted by the gate.
+
+    Args:
+        divergence: Per-token objective.
+        gate: How much each token trusts the teacher; None: fully.
+        distill_coef: Weight of the term; a number or a schedule.
+        turn_weight: How much each turn counts; None: all alike.
+        sequence_filter: Which episodes the term learns from; None: all.
+        span: Only tokens inside this tag of the protocol; None: all response tokens. The term's mean is over the chosen tokens.
+        ratio_cap: Multiply by min(student / old, ratio_cap), detached; None: do not.
+    """
+
+    def __init__(
+        self,
+        divergence: Divergence,
+        gate: Gate | None = None,
+        distill_coef: float | Schedule = 1.0,
+        turn_weight: TurnWeight | None = None,
+        sequence_filter: SequenceFilter | None = None,
+        span: str | None = None,
+        ratio_cap: float | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(distill_coef, Schedule) and distill_coef <= 0:
+            raise ConfigError(
+                f"model.distill_coef is {distill_coef}: the teacher would have no influence. Use GRPO to ask for that."
+            )
+        if ratio_cap is not None and ratio_cap <= 0:
+            raise ConfigError(f"model.ratio_cap is {ratio_cap}: it bounds a ratio of probabilities. Published: 2.")
+        self.divergence, self.gate = divergence, gate
+        self.distill_coef = scheduled(distill_coef)
+        self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
+        self.span, self.ratio_cap = span, ratio_cap
+        self.payload, self.support = divergence.needs()
+        self.needs_spans = span is not None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        tags = self.rollout.protocol.tags
+        if self.span is not None and self.span not in tags:
+            raise ConfigError(
+                f"model.span is {self.span!r}, but responses of {type(self.rollout.protocol).__name__} hold "
+                f"{' and '.join(tags) or 'no tags'}: no token would be chosen. Use one of them."
+            )
+
+    def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
+        """Bool ``[batch, time]``: the tokens that the term learns from."""
+        chosen = batch.response_mask
+        if self.span is not None:
+            chosen = chosen & (batch.spans == 1 + self.rollout.protocol.tags.index(self.span))
+        if self.sequence_filter is not None:
+            index, row = torch.unique(batch.episode, return_inverse=True)
+            success, group = batch.success.new_zeros(len(index)), batch.group.new_zeros(len(index))
+            success[row], group[row] = batch.success, batch.group
+            chosen = chosen & self.sequence_filter(success, group)[row, None]
+        return chosen
+
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        batch = super().weigh(batch, episodes)
+        if batch is None:
+            return None
+        chosen = self.chosen(batch, episodes)
+        self.tally.add("distill/coef", self.distill_coef(self.iteration))
+        self.tally.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
+        if batch.teacher_top_ids is not None:
+            covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)
+            self.tally.tokens("support/covers_sampled", covered, batch.response_mask)
+            self.tally.tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
+        batch.weights = chosen.float()
+        if self.turn_weight is not None:
+            turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
+            batch.weights *= turns.spread(self.turn_weight(tokens, turns, self.tally))
+        if self.learns_everywhere:
+            return batch
+        rows = chosen.any(1).nonzero()[:, 0]  # the others carry no loss
+        return batch.select(rows) if len(rows) else None
+
+    def updates(self, batch: Batch) -> Iterator[Batch]:
+        """The term's mean is over the chosen tokens, that of everything else over all: the weights make up for it."""
+        for update in super().updates(batch):
+            update.weights *= self.normalizer(update) / (update.weights > 0).sum().clamp_min(1)
+            yield update
+
+    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+        loss, coef = super().token_loss(batch, now), self.distill_coef(self.iteration)
+        if coef == 0:
+            return loss
+        weights = batch.weights
+        if self.gate is not None:
+            gate = self.gate(self.tokens(batch, now.logp, now.entropy))
+            self.tally.tokens("gate/mean", gate, batch.response_mask)
+            self.tally.tokens("gate/active_share", gate > 0.5, batch.response_mask)
+            weights = weights * gate
+        if self.ratio_cap is not None:
+            weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
+        divergence = self.compare(self.divergence, batch, now)
+        self.tally.tokens("distill/divergence", divergence, batch.weights > 0)
+        return loss + coef * weights * divergence

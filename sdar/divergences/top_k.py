@@ -1,0 +1,118 @@
+"""Local support matching: divergences over a few likely tokens of a place (arXiv 2603.25562, SDPO 2601.20802)."""
+
+from typing import Literal
+
+from torch import Tensor
+
+from sdar import functional
+from sdar.errors import ConfigError
+from sdar.functional.vocabulary import kl
+from sdar.parts import Divergence
+from sdar.registry import register
+from sdar.types import Payload, StudentTokens, TokenView
+
+
+class LocalSupport(Divergence):
+    """Student and teacher on the support, written student_K and teacher_K in the estimands."""
+
+    def __init__(
+        self, k: int, support: Literal["teacher", "student"], tail: Literal["drop", "bucket", "sampled"]
+    ) -> None:
+        if k < 1:
+            raise ConfigError(f"divergence.k is {k}: the support holds at least 1 token. Published: 16 or 32.")
+        for name, value, known in (
+            ("support", support, ("teacher", "student")),
+            ("tail", tail, ("drop", "bucket", "sampled")),
+        ):
+            if value not in known:
+                raise ConfigError(f"divergence.{name} is {value!r}: use one of {', '.join(known)}.")
+        self.k, self.support, self.tail = k, support, tail
+
+    def needs(self) -> tuple[Payload, int]:
+        return (Payload.TOP_K, self.k) if self.support == "teacher" else (Payload.FULL, 0)
+
+    def on_support(self, student: StudentTokens, tokens: TokenView) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of both sides on the support, ``[tokens, k]`` or one more."""
+        if self.support == "student":
+            return functional.top_k_support(student.logits, tokens.teacher_logits, self.k, self.support, self.tail, tokens.ids)
+        top = (tokens.teacher_top_ids, tokens.teacher_top_logp)
+        return functional.local_support(student.logits, *top, self.tail, tokens.ids, tokens.teacher_logp)
+
+
+@register("top_k_reverse")
+class TopKReverseKL(LocalSupport):
+    """KL(student || teacher) on the support.
+
+    Args:
+        k: Tokens in the support.
+        support: Whose likeliest tokens: the teacher's (fixed when a rollout is scored) or the current student's.
+        tail: What becomes of the rest: ``drop`` (both renormalised on the support), ``bucket`` (one more category with the
+            remaining mass), ``sampled`` (the sampled token is one more category).
+        max_log_ratio: Bound of the log ratio, in nats (the public code: 5); None: no bound.
+    """
+
+    value_estimand = "KL(student_K || teacher_K)"
+    gradient_estimand = "grad KL(student_K || teacher_K)"
+
+    def __init__(
+        self,
+        k: int = 16,
+        support: Literal["teacher", "student"] = "teacher",
+        tail: Literal["drop", "bucket", "sampled"] = "drop",
+        max_log_ratio: float | None = None,
+    ) -> None:
+        super().__init__(k, support, tail)
+        self.max_log_ratio = max_log_ratio
+
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        return kl(*self.on_support(student, tokens), self.max_log_ratio)
+
+
+@register("top_k_forward")
+class TopKForwardKL(LocalSupport):
+    """KL(teacher || student) on the support.
+
+    Args:
+        k, support, tail: As in TopKReverseKL.
+    """
+
+    value_estimand = "KL(teacher_K || student_K)"
+    gradient_estimand = "grad KL(teacher_K || student_K)"
+
+    def __init__(
+        self,
+        k: int = 16,
+        support: Literal["teacher", "student"] = "teacher",
+        tail: Literal["drop", "bucket", "sampled"] = "drop",
+    ) -> None:
+        super().__init__(k, support, tail)
+
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        own, its = self.on_support(student, tokens)
+        return kl(its, own)
+
+
+@register("top_k_jensen_shannon")
+class TopKJensenShannon(LocalSupport):
+    """The Jensen-Shannon divergence on the support.
+
+    Args:
+        k, support, tail: As in TopKReverseKL.
+        beta: The teacher's share of the mixture; 0 is KL(teacher || student), 1 is KL(student || teacher).
+    """
+
+    value_estimand = "JSD_beta(student_K, teacher_K)"
+    gradient_estimand = "grad JSD_beta(student_K, teacher_K)"
+
+    def __init__(
+        self,
+        k: int = 50,
+        support: Literal["teacher", "student"] = "teacher",
+        tail: Literal["drop", "bucket", "sampled"] = "drop",
+        beta: float = 0.5,
+    ) -> None:
+        super().__init__(k, support, tail)
+        self.beta = beta
+
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        return functional.jsd(*self.on_support(student, tokens), self.beta)

@@ -1,0 +1,71 @@
+"""A judge for models too small to follow a critic's prompt: the evidence that the answer gives for an action."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from sdar.chat import ChatFormat
+from sdar.parts import Environment, Judge, Placement, Policy, PrivilegedView
+from sdar.registry import register
+from sdar.rollout.rows import add_teacher_view, collate, make_rows
+from sdar.scoring import Scorer
+from sdar.turns import Turns
+from sdar.types import Episode
+
+
+@register("evidence")
+class EvidenceJudge(Judge):
+    """Good where a frozen model, told the gold answer, finds the action likelier than without it; ours, no paper's.
+
+    The label is the sign of the mean log-ratio over the tokens of the turn. The model reads the policy's own ids, so it must have
+    its tokenizer.
+
+    Args:
+        policy: Where the model comes from.
+        placement: Where the gold answer stands in its prompt.
+        heading: Line above it; empty for none.
+        micro_batch_tokens: Most tokens in one forward pass.
+    """
+
+    def __init__(
+        self, policy: Policy, placement: Placement = "system", heading: str = "", micro_batch_tokens: int = 16384
+    ) -> None:
+        self.policy, self.micro_batch_tokens = policy, micro_batch_tokens
+        self.view = _Answers(placement, heading)
+        self.model: nn.Module | None = None
+
+    def check(self) -> None:
+        if self.model is None:
+            tokenizer = self.policy.load_tokenizer()
+            self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
+            self.scorer = Scorer(1.0, (), len(tokenizer))
+            self.model = self.policy.load_model().requires_grad_(False).eval()
+
+    def __call__(self, episodes: Sequence[Episode], solutions: Sequence[str]) -> list[list[float | None]]:
+        self.check()
+        assert self.model is not None
+        labels: list[list[float | None]] = [[None] * len(e.turns) for e in episodes]
+        layout = "turn" if any(e.windows for e in episodes) else "trajectory"
+        rows = [r for r in make_rows(episodes, layout) if any(r.response_mask)]
+        if not rows:
+            return labels
+        self.view.answers = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}
+        add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, None, self.policy.context())
+        batch = collate(rows, episodes, range(len(episodes)))
+        plain = (batch.ids, batch.attention_mask, batch.response_mask)
+        told = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
+        evidence = -self.scorer.score(self.model, *plain, self.micro_batch_tokens).logp
+        evidence[batch.response_mask] += self.scorer.score(self.model, *told, self.micro_batch_tokens).logp[told[2]]
+        turns = Turns(batch)
+        for e, t, gap in zip(turns.episode.tolist(), turns.turn.tolist(), turns.mean(evidence).sign().tolist(), strict=True):
+            labels[e][t] = gap
+        return labels
+
+
+class _Answers(PrivilegedView):
+    """The gold answer of each episode."""
+
+    answers: dict[int, str]
+
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment | None) -> str:
+        return self.answers[id(episode)]

@@ -1,0 +1,94 @@
+"""Advantage transforms: the teacher speaks through the policy gradient."""
+
+from torch import Tensor
+
+from sdar import functional
+from sdar.errors import ConfigError
+from sdar.parts import AdvantageTransform, Schedule, TurnWeight
+from sdar.registry import register
+from sdar.schedules import scheduled
+from sdar.tally import Tally
+from sdar.turns import Turns
+from sdar.types import TokenView
+
+
+@register("gap")
+class GapAdvantage(AdvantageTransform):
+    """A + coef * w * (teacher_logp - student_logp): on-policy distillation as a reward for every token.
+
+    Args:
+        coef: Weight of the gap; a number or a schedule.
+        turn_weight: Weight of each turn (SOD: StepwiseWeight); None: all alike.
+        clip: Largest absolute gap, in nats; None: no bound.
+    """
+
+    gradient_estimand = "-E[A grad student_logp] + coef * w * grad KL(student || teacher)"
+
+    def __init__(self, coef: float | Schedule = 1.0, turn_weight: TurnWeight | None = None, clip: float | None = None):
+        self.coef, self.turn_weight = scheduled(coef), turn_weight
+        if clip is not None and clip <= 0:
+            raise ConfigError(f"transform.clip is {clip}: it bounds the gap, in nats. Use e.g. 5, or null for no bound.")
+        self.clip = clip
+
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
+        gap = tokens.gap if self.clip is None else tokens.gap.clamp(-self.clip, self.clip)
+        weights = 1.0 if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, tally))
+        coef = self.coef(iteration)
+        tally.add("distill/coef", coef)
+        return advantages + coef * weights * gap
+
+
+@register("evidence")
+class EvidenceRatio(AdvantageTransform):
+    """RLSD (arXiv 2604.03128): the advantage is scaled by the teacher's clipped evidence for the sampled token.
+
+    A [(1 - lam) + lam clip(exp(sign(A) gap), 1 - clip, 1 + clip)]: never more than the sign that the reward gave.
+
+    Args:
+        lam: How much of the advantage is scaled; a number or a schedule.
+        clip: Bound of the ratio.
+    """
+
+    gradient_estimand = "-E[A ((1 - lam) + lam clip(exp(sign(A) gap))) grad student_logp]"
+
+    def __init__(self, lam: float | Schedule = 0.5, clip: float = 0.2):
+        if not 0 <= clip < 1:
+            raise ConfigError(f"transform.clip is {clip}: the ratio is kept in [1 - clip, 1 + clip]. Published: 0.2.")
+        self.lam, self.clip = scheduled(lam), clip
+
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
+        lam = self.lam(iteration)
+        ratio = (advantages.sign() * tokens.gap).exp()
+        tally.add("distill/coef", lam)
+        tally.tokens("advantage/evidence_clipped_share", (ratio - 1).abs() > self.clip, tokens.response_mask)
+        return functional.rlsd_advantages(advantages, tokens.teacher_logp, tokens.student_logp, lam, self.clip)
+
+
+@register("belief")
+class BeliefRevision(AdvantageTransform):
+    """AgentOPSD (arXiv 2608.05987): turns that revise the belief in success most get the most credit.
+
+    Evidence of a turn is its summed gap; the belief after it is sigmoid(logit(prior) + discounted evidence so far). The change of
+    belief, z-scored within the episode, scales the advantage: A [(1 - lam) + lam clip(1 + band sign(A) z, 1 - band, 1 + band)].
+
+    Args:
+        lam: How much of the advantage is scaled; a number or a schedule.
+        band: Bound of the scale.
+        decay: Of the evidence, per turn; the public code uses 1.
+    """
+
+    gradient_estimand = "-E[A ((1 - lam) + lam clip(1 + band sign(A) z)) grad student_logp]"
+
+    def __init__(self, lam: float | Schedule = 0.5, band: float = 0.2, decay: float = 0.95):
+        if not 0 <= band < 1 or not 0 <= decay <= 1:
+            raise ConfigError(f"transform.band is {band}, decay {decay}: both lie in [0, 1], the band below 1.")
+        self.lam, self.band, self.decay = scheduled(lam), band, decay
+
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
+        prior = turns.mean(tokens.group_success)
+        revision = functional.belief_revision(turns.sum(tokens.gap), turns.episode, prior, self.decay)
+        z = turns.spread(functional.trajectory_zscore(revision, turns.episode))
+        lam = self.lam(iteration)
+        tally.add("distill/coef", lam)
+        tally.add("turn/belief_revision", float(revision.abs().sum()), len(revision))
+        return functional.mix_advantages(advantages, functional.agent_opsd_weights(advantages, z, self.band), lam)

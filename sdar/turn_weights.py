@@ -1,0 +1,36 @@
+"""Turn weights: how much each turn of an episode counts in the distillation."""
+
+from torch import Tensor
+
+from sdar import functional
+from sdar.errors import ConfigError
+from sdar.parts import TurnWeight
+from sdar.registry import register
+from sdar.tally import Tally
+from sdar.turns import Turns
+from sdar.types import TokenView
+
+
+@register("stepwise")
+class StepwiseWeight(TurnWeight):
+    """SOD (arXiv 2605.07725): a turn counts as the first one did, relative to how far it is from the teacher.
+
+    d_k is the mean |gap| of turn k; w_1 = 1, w_k = min((d_1 + epsilon) / (d_k + epsilon), 1 + delta). There is no lower bound.
+
+    Args:
+        epsilon: Keeps the ratio finite, in nats.
+        delta: How much more than the first a turn may count (the public code's default is 0.5, its script uses 0.2).
+    """
+
+    def __init__(self, epsilon: float = 1e-6, delta: float = 0.2):
+        if epsilon <= 0 or delta < 0:
+            raise ConfigError(f"turn_weight.epsilon is {epsilon}, delta {delta}: use an epsilon above 0 and a delta of 0 or more.")
+        self.epsilon, self.delta = epsilon, delta
+
+    def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
+        distance = turns.mean(tokens.gap.abs())
+        weights = functional.stepwise_turn_weights(distance, turns.episode, self.epsilon, self.delta)
+        tally.add("turn/divergence", float(distance.sum()), len(turns))
+        tally.add("turn/weight", float(weights.sum()), len(turns))
+        tally.add("turn/weight_capped_share", float((weights >= 1 + self.delta).sum()), len(turns))
+        return weights

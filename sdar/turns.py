@@ -1,0 +1,50 @@
+"""The turns of a batch in the order in which they were taken, whatever the layout of its rows.
+
+Some weights recurse over the turns of an episode. In the turn layout these are rows of their own, in any order; here they
+stand behind each other.
+"""
+
+import torch
+from torch import Tensor
+
+from sdar.types import Batch
+
+
+class Turns:
+    """Turns of all episodes of a batch, by episode, then by time: ``[turns]``.
+
+    Only turns with response tokens that carry a loss are there.
+    """
+
+    def __init__(self, batch: Batch):
+        self.mask = batch.response_mask
+        width = int(batch.turn_ids.max()) + 1
+        keys = (batch.episode[:, None] * width + batch.turn_ids)[self.mask]
+        unique, self.index = torch.unique(keys, return_inverse=True)
+        self.episode = unique // width
+        """[turns] index of the episode."""
+        self.turn = unique % width
+        """[turns] number of the turn in its episode."""
+        self.length = torch.bincount(self.index, minlength=len(unique))
+        """[turns] response tokens."""
+        rows = torch.arange(len(self.mask), device=self.mask.device)[:, None].expand_as(self.mask)[self.mask]
+        self.row = torch.zeros_like(self.turn).index_copy_(0, self.index, rows)
+        """[turns] the row that each turn stands in."""
+
+    def __len__(self) -> int:
+        return len(self.turn)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """``[batch, time]`` to its sum over the response tokens of each turn."""
+        chosen = values[self.mask]
+        return chosen.new_zeros(len(self)).index_add_(0, self.index, chosen)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """``[batch, time]`` to its mean over the response tokens of each turn."""
+        return self.sum(values) / self.length
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``[turns]`` to ``[batch, time]``: each response token gets the value of its turn, other tokens 0."""
+        out = values.new_zeros(self.mask.shape)
+        out[self.mask] = values[self.index]
+        return out

@@ -1,0 +1,78 @@
+"""CriticSearch: turn credit from a frozen critic that knows the answer (arXiv 2511.12159).
+
+    label_k = +1 (Good) or -1 (Bad) for every turn, from a critic that reads the gold answer and the whole trajectory
+    A_t = A_outcome + alpha * (label_k(t) - mean over the group's turns) / deviation
+
+The sum is ours: the paper's text does not settle between it and (1 - alpha) A_outcome + alpha A_turn (``mix: convex``). One note
+gives alpha 0.25.
+"""
+
+from typing import Literal
+
+import torch
+from jsonargparse import lazy_instance
+
+from sdar.errors import ConfigError
+from sdar.functional import group_advantages
+from sdar.parts import Judge, PrivilegedView, Retriever
+from sdar.registry import register
+from sdar.strategies.grpo import GRPO
+from sdar.teachers import SolutionView
+from sdar.turns import Turns
+from sdar.types import Batch, Episode
+
+
+@register("critic_search")
+class CriticSearch(GRPO):
+    """GRPO with turn advantages from a judge.
+
+    Value:    that of GRPO.
+    Gradient: -E[(A_outcome + turn_coef A_turn) grad student_logp], plus those of KL and entropy.
+
+    Args:
+        judge: Labels every turn, knowing the gold answer: a causal LM, an OpenAI-compatible endpoint, or a likelihood ratio.
+        view: What the judge is told as the gold answer.
+        retriever: Skills, for views that tell them.
+        turn_coef: Weight of the turn advantages (alpha).
+        mix: ``sum``: A_outcome + alpha A_turn; ``convex``: (1 - alpha) A_outcome + alpha A_turn.
+    """
+
+    def __init__(
+        self,
+        judge: Judge,
+        view: PrivilegedView = lazy_instance(SolutionView),
+        retriever: Retriever | None = None,
+        turn_coef: float = 0.25,
+        mix: Literal["sum", "convex"] = "sum",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not 0 <= turn_coef or (mix == "convex" and turn_coef > 1):
+            raise ConfigError(f"model.turn_coef is {turn_coef} with mix {mix!r}: it is 0 or more, and at most 1 in a convex mix.")
+        self.judge, self.view, self.retriever = judge, view, retriever
+        self.turn_coef, self.mix = turn_coef, mix
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.judge.check()
+
+    def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        batch = super().credit(batch, episodes)
+        if batch is None:
+            return None
+        turns = Turns(batch)
+        seen = turns.episode.unique().tolist()
+        answers = [self.view.text(episodes[e], (), 0, self.env) for e in seen]
+        labels = self.judge([episodes[e] for e in seen], answers)
+        of_episode = dict(zip(seen, labels, strict=True))
+        said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
+        known = torch.tensor([label is not None for label in said])
+        reward = torch.tensor([0.0 if label is None else label for label in said])
+        advantage = torch.zeros(len(turns))
+        advantage[known] = group_advantages(reward[known], batch.group[turns.row][known])
+        self.tally.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
+        self.tally.add("judge/unlabelled_share", float((~known).sum()), len(known))
+        outcome = batch.advantages if batch.advantages.dim() > 1 else batch.advantages[:, None]
+        kept = 1.0 if self.mix == "sum" else 1.0 - self.turn_coef
+        batch.advantages = kept * outcome + self.turn_coef * turns.spread(advantage)
+        return batch

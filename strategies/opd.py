@@ -1,0 +1,60 @@
+"""OPD: on-policy distillation from a stronger model, as Thinking Machines' tinker-cookbook does it.
+
+    A_t = coef * (teacher_logp_t - old_logp_t),   L = -mean_t ratio_t A_t
+
+The reward is not used unless an advantage estimator is given, whose credit is then added. Per token and undiscounted: the
+gradient is that of the reverse KL in each place, not of the KL between whole responses.
+"""
+
+from jsonargparse import lazy_instance
+
+from sdar.credit import NoAdvantage
+from sdar.distillation import Taught
+from sdar.parts import AdvantageEstimator, PolicyLoss, PrivilegedView, Schedule, Teacher
+from sdar.policy_losses import ImportanceSampling
+from sdar.registry import register
+from sdar.shaping import GapAdvantage
+from sdar.strategies.grpo import GRPO
+from sdar.teachers import PlainView
+
+
+@register("opd")
+class OPD(Taught, GRPO):
+    """The gap to an external teacher as a reward for every token.
+
+    Value:    minus the importance-weighted gap.
+    Gradient: coef * grad KL(student || teacher), on-policy.
+
+    Args:
+        teacher: Usually ExternalTeacher.
+        view: What the teacher may see; by default what the student sees.
+        coef: Weight of the gap; a number or a schedule.
+        gap_clip: Largest absolute gap, in nats (the sampled-token baseline of arXiv 2603.25562: 5); None: no bound.
+        advantage: Credit from rewards, added to the gap; none by default.
+        policy_loss: The surrogate.
+        kl_coef: Weight of k3 against the initial policy.
+        entropy_coef: Weight of the entropy bonus.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        view: PrivilegedView = lazy_instance(PlainView),
+        coef: float | Schedule = 1.0,
+        gap_clip: float | None = None,
+        advantage: AdvantageEstimator = lazy_instance(NoAdvantage),
+        policy_loss: PolicyLoss = lazy_instance(ImportanceSampling),
+        kl_coef: float = 0.0,
+        entropy_coef: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(
+            teacher=teacher,
+            view=view,
+            transforms=[GapAdvantage(coef, clip=gap_clip)],
+            advantage=advantage,
+            policy_loss=policy_loss,
+            kl_coef=kl_coef,
+            entropy_coef=entropy_coef,
+            **kwargs,
+        )

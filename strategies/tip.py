@@ -1,0 +1,78 @@
+"""TIP: token importance (arXiv 2604.14084). Distil where the student is in doubt and the teacher disagrees; skip the rest.
+
+    importance_t = (H_t / ln V)^alpha (JSD_t / ln 2)^gamma;   keep a share of the tokens, drawn in proportion to it
+    L = mean over the kept tokens of KL( student(. | s_t) || teacher(. | s_t) )
+
+The others never reach the vocabulary head in training, so a kept share of one half saves half of the head's forward and backward
+work and memory. With gamma = 0 the choice needs the student's entropy only, which scoring has anyway.
+"""
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+
+from sdar.distillation import Distillation
+from sdar.divergences import JensenShannon, ReverseKL
+from sdar.errors import ConfigError
+from sdar.functional import token_importance, weighted_subset
+from sdar.parts import Divergence, PrivilegedView, Teacher
+from sdar.registry import register
+from sdar.scoring import micro_batches
+from sdar.teachers import PlainView
+from sdar.types import Batch, Episode, Payload
+
+
+@register("tip")
+class TIP(Distillation):
+    """Full-vocabulary distillation on the tokens that matter.
+
+    Value and gradient: KL(student || teacher), exact, over the drawn tokens.
+
+    Args:
+        teacher: ExternalTeacher, or the same model with a view.
+        divergence: Per-token objective.
+        view: What the teacher may see; by default what the student sees.
+        keep: Share of the tokens that are learned from.
+        alpha: Exponent of the student's entropy.
+        gamma: Exponent of the divergence.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        divergence: Divergence = lazy_instance(ReverseKL),
+        view: PrivilegedView = lazy_instance(PlainView),
+        keep: float = 0.5,
+        alpha: float = 1.0,
+        gamma: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
+        if not 0 < keep <= 1 or min(alpha, gamma) < 0:
+            raise ConfigError(f"model.keep is {keep}, alpha {alpha}, gamma {gamma}: keep lies in (0, 1], exponents are 0 or more.")
+        self.keep, self.alpha, self.gamma = keep, alpha, gamma
+        if gamma > 0:
+            self.payload = Payload.FULL  # the divergence of all tokens is measured in the whole vocabulary
+
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        batch = super().weigh(batch, episodes)
+        if batch is None:
+            return None
+        jsd = self.distance(batch) if self.gamma else torch.zeros_like(batch.old_logp)
+        importance = token_importance(batch.old_entropy, jsd, self.scorer.vocab_size, self.alpha, self.gamma)
+        draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)
+        kept = weighted_subset(importance, batch.weights > 0, self.keep, draw)
+        self.tally.tokens("tip/importance", importance, batch.response_mask)
+        self.tally.tokens("tip/importance_kept", importance, kept)
+        batch.response_mask = kept
+        return batch.select(kept.any(1).nonzero()[:, 0])
+
+    @torch.no_grad()
+    def distance(self, batch: Batch) -> Tensor:
+        """JSD of teacher and student at every response token, ``[batch, time]``."""
+        out = torch.zeros_like(batch.old_logp)
+        for rows in micro_batches(batch.attention_mask.sum(1), self.micro_batch_tokens):
+            part = batch.select(rows).to(self.device)
+            values = self.compare(JensenShannon(), part, self(part.ids, part.attention_mask, part.response_mask))
+            out[rows, : values.shape[1]] = values.to(out.device)
+        return out

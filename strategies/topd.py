@@ -1,0 +1,120 @@
+"""TOPD: near-future guidance for on-policy distillation (arXiv 2606.00305). Real forks teach; other words for the same do not.
+
+    candidates = tokens with the largest |gap|;   the teacher goes on from each prefix for a window of tokens
+    distance = optimal transport between the teacher's window and what the student really wrote, in the student's embeddings
+    small distance: a surface mismatch, its loss is suppressed;   large distance: a fork, where the transport plan spreads the
+    teacher's window as soft targets over the student's next tokens
+    L = mean_t k1 + trajectory_coef * mean over the covered tokens of -sum_v target_v log student_v
+
+The paper states neither ground cost, nor thresholds, nor weight, and gives no code: 1 - cosine, the shares below, the coefficient
+and the rule that the latest fork owns a token are ours. The student's short future is its rollout, which is a sample of it.
+"""
+
+import torch
+from jsonargparse import lazy_instance
+from torch import Tensor
+from torch.nn import functional as F
+
+from sdar.distillation import Distillation
+from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
+from sdar.errors import ConfigError
+from sdar.functional import window_distance
+from sdar.parts import Divergence, PrivilegedView, Teacher
+from sdar.registry import register
+from sdar.scoring import StudentPass
+from sdar.teachers import PlainView
+from sdar.types import Batch, Episode
+
+
+@register("topd")
+class TOPD(Distillation):
+    """On-policy distillation that tells forks from surface mismatches by the teacher's near future.
+
+    Value:    KL(student || teacher) over the tokens that are not suppressed, plus the cross-entropy of the soft targets.
+    Gradient: grad KL(student || teacher) there, on-policy, plus that of the cross-entropy, exact.
+
+    Args:
+        teacher: Usually ExternalTeacher.
+        divergence: Per-token objective.
+        view: What the teacher may see; by default what the student sees.
+        window: Tokens of a near future.
+        candidates: Most candidate positions in a row; each costs one continuation of the teacher.
+        loss_share: Candidates are among this share of tokens with the largest absolute gap.
+        surface_share: Share of the candidates, those with the smallest distance, that count as surface mismatches.
+        trajectory_coef: Weight of the trajectory term; 0 is the suppression variant.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        divergence: Divergence = lazy_instance(K1PolicyGradient),
+        view: PrivilegedView = lazy_instance(PlainView),
+        window: int = 50,
+        candidates: int = 4,
+        loss_share: float = 0.2,
+        surface_share: float = 0.3,
+        trajectory_coef: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
+        for name, value in (("loss_share", loss_share), ("surface_share", surface_share)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"model.{name} is {value}: it is a share of tokens, in [0, 1].")
+        if window < 1 or candidates < 1 or trajectory_coef < 0:
+            raise ConfigError(
+                f"model.window is {window}, candidates {candidates}, trajectory_coef {trajectory_coef}: a window and a row need at "
+                "least 1 token and 1 candidate, and the coefficient is 0 or more."
+            )
+        self.window, self.candidates = window, candidates
+        self.loss_share, self.surface_share, self.trajectory_coef = loss_share, surface_share, trajectory_coef
+
+    def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
+        batch = super().weigh(batch, episodes)
+        if batch is None:
+            return None
+        loss = (batch.teacher_logp - batch.old_logp).abs().where(batch.weights > 0, -1.0)
+        least = loss[batch.weights > 0].quantile(1 - self.loss_share)
+        top = loss.topk(min(self.candidates, loss.shape[1]), 1)
+        rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)
+        places = top.indices[rows, ranks]
+        mine, mine_mask = self.student_windows(batch, rows, places)
+        its, its_mask = self.teacher_windows(batch, episodes, rows, places, self.window)
+        embedding = F.normalize(self.model.get_input_embeddings().weight.detach().float(), dim=-1).to(mine.device)
+        distance, plan = window_distance(embedding[mine], embedding[its], mine_mask, its_mask)
+        surface = distance <= distance.quantile(self.surface_share) if len(distance) else distance.bool()
+        self.tally.add("transport/distance", float(distance.sum()), len(distance))
+        self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
+        batch.weights[rows[surface], places[surface]] = 0.0
+        self.soft_targets(batch, rows[~surface], places[~surface], mine_mask[~surface], its[~surface], plan[~surface])
+        return batch
+
+    def student_windows(self, batch: Batch, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What the student wrote from each place on to the end of its turn: ids and mask ``[candidates, window]``."""
+        ahead = places[:, None] + torch.arange(self.window)
+        inside = ahead < batch.ids.shape[1]
+        ahead = ahead.clamp_max(batch.ids.shape[1] - 1)
+        turn = batch.turn_ids[rows[:, None], ahead] == batch.turn_ids[rows, places][:, None]
+        return batch.ids[rows[:, None], ahead], inside & turn & batch.response_mask[rows[:, None], ahead]
+
+    def soft_targets(
+        self, batch: Batch, rows: Tensor, places: Tensor, mine_mask: Tensor, its: Tensor, plan: Tensor
+    ) -> None:
+        """Spread each fork's teacher window over the student's next tokens: each gets what the plan sends it, as one distribution."""
+        time = batch.ids.shape[1]
+        batch.teacher_top_ids = batch.ids.new_zeros(len(batch), time, self.window)
+        batch.teacher_top_logp = batch.old_logp.new_full((len(batch), time, self.window), -torch.inf)
+        share = plan / plan.sum(2, keepdim=True).clamp_min(1e-12)
+        for row, place, mask, ids, of_place in zip(rows, places, mine_mask, its, share, strict=True):
+            end = int(place) + int(mask.sum())  # later forks own what they share with earlier ones
+            batch.teacher_top_ids[row, place:end] = ids
+            batch.teacher_top_logp[row, place:end] = of_place[mask].log()
+
+    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+        loss = super().token_loss(batch, now)
+        covered = batch.teacher_top_logp.isfinite().any(-1)
+        self.tally.tokens("transport/covered_share", covered, batch.response_mask)
+        if self.trajectory_coef == 0 or not covered.any():
+            return loss
+        entropy = self.compare(TopKCrossEntropy(self.window), batch, now)
+        self.tally.tokens("transport/cross_entropy", entropy, covered)
+        return loss + self.trajectory_coef * covered * entropy
