@@ -87,18 +87,61 @@ def table(methods: list[str], seeds: list[int], out: Path) -> str:
     return "\n".join(lines)
 
 
+def curve(folder: Path) -> tuple[list[float], list[float]]:
+    """Environment steps and training success of every iteration."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(folder.rglob("events.*")).parent))
+    events.Reload()
+    steps, success = (events.Scalars(name) for name in ("train/env_steps", "success/train"))
+    return [e.value for e in steps], [e.value for e in success]
+
+
+def smooth(values: list[float], width: int = 5) -> list[float]:
+    """Mean of the last `width` values."""
+    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
+
+
+def draw(methods: list[str], seeds: list[int], out: Path, pictures: Path) -> None:
+    """One picture a method: training success of each seed over environment steps, GRPO's in grey."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "sdar"
+    from matplotlib import pyplot
+
+    pictures.mkdir(parents=True, exist_ok=True)
+    runs = {m: [out / m / str(s) for s in seeds if (out / m / str(s) / "done").exists()] for m in {"grpo", *methods}}
+    for method in methods:
+        if not runs[method]:
+            continue
+        figure, axes = pyplot.subplots(figsize=(5, 2.4), layout="constrained")
+        for name, colour in (("grpo", "0.75"), (method, "C0")):
+            for i, folder in enumerate(runs[name]):
+                steps, success = curve(folder)
+                axes.plot(steps, [100 * x for x in smooth(success)], color=colour, lw=1.2, label=None if i else name)
+        axes.set(xlabel="environment steps", ylabel="training success, %", ylim=(0, 100), xlim=(0, None))
+        axes.legend(frameon=False, loc="upper left")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(pictures / f"{method}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--env-steps", type=int, default=30000)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--pictures", type=Path, help="folder for one picture of the curves a method (needs matplotlib)")
     args = parser.parse_args()
     for seed in args.seeds:
         for method in args.only:
             print(method, seed, flush=True)
             run(method, seed, args.env_steps, args.out / method / str(seed))
     print(table(args.only, args.seeds, args.out))
+    if args.pictures is not None:
+        draw(args.only, args.seeds, args.out, args.pictures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ class GroupAdvantage(AdvantageEstimator):
     """Reward minus the group's mean, over the group's standard deviation (GRPO, arXiv 2402.03300).
 
     Where an episode has one row per turn, an episode with more turns can count more or not: that is `statistics`. With one row
-    per episode both are the same. Without `normalize_std` it is Dr. GRPO (arXiv 2503.20783).
+    per episode both are the same. Without `normalize_std` it is Dr. GRPO (arXiv 2503.20783), except that a group
+    of one keeps its reward, as in verl-agent.
     """
 
     def __init__(self, statistics: Literal["episode", "row"] = "episode", normalize_std: bool = True) -> None:
@@ -69,6 +70,8 @@ class ReinforceAdvantage(AdvantageEstimator):
 class GiGPOAdvantage(AdvantageEstimator):
     """Episode advantage plus the advantage of a turn among turns that began at the same observation (arXiv 2505.10978).
 
+    The episode advantage is taken over rows, as in the public code: in the turn layout long episodes weigh more in its mean.
+
     Args:
         step_weight: Weight of the step advantage (omega).
         gamma: Discount of a turn's return.
@@ -79,9 +82,13 @@ class GiGPOAdvantage(AdvantageEstimator):
     def __init__(
         self, step_weight: float = 1.0, gamma: float = 0.95, normalize_std: bool = False, similarity: float = 1.0
     ) -> None:
-        for name, value in (("gamma", gamma), ("similarity", similarity)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"advantage.{name} is {value}: it lies in [0, 1].")
+        if not 0 <= gamma <= 1:
+            raise ConfigError(f"advantage.gamma is {gamma}: a discount lies in [0, 1]. Published: 0.95.")
+        if not 0 < similarity <= 1:
+            raise ConfigError(
+                f"advantage.similarity is {similarity}: it bounds a ratio in [0, 1] from below, and at 0 all observations would be "
+                "one anchor. Use 0.95, or 1 for equal observations."
+            )
         self.step_weight, self.gamma = step_weight, gamma
         self.normalize_std, self.similarity = normalize_std, similarity
 

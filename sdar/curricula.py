@@ -52,8 +52,8 @@ class BackToFront(EpisodeController):
             path = Path(resolve(demonstrations))
             if not path.is_file():
                 raise ConfigError(f"controller.demonstrations {demonstrations!r} does not exist: give a file of JSON lines.")
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            self.stored = {line["task"]: list(line["actions"]) for line in lines}
+            lines = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)  # JSON may hold other line separators
+            self.stored = dict(_demonstration(line, f"{path}:{number}") for number, line in lines if line.strip())
 
     def __call__(self, request: Request, iteration: int, env: Environment) -> Request:
         actions = env.demonstration(request.task) if self.stored is None else self.stored.get(request.task.id)
@@ -63,6 +63,21 @@ class BackToFront(EpisodeController):
                 "controller.demonstrations, or use FrontToBack."
             )
         return replace(request, replay=tuple(actions[: max(0, len(actions) - self.start - iteration // self.every)]))
+
+
+def _demonstration(line: str, where: str) -> tuple[str, list[str]]:
+    """Task and actions of a line of a demonstration file; `where` names it in the error."""
+    try:
+        stored = json.loads(line)
+    except json.JSONDecodeError:
+        stored = None
+    match stored:
+        case {"task": str(task), "actions": [*actions]} if all(isinstance(a, str) for a in actions):
+            return task, actions
+    raise ConfigError(
+        f"{where} is no demonstration: each line of controller.demonstrations is one JSON object "
+        '{"task": id, "actions": [texts]}. Correct the line or remove it.'
+    )
 
 
 def _check(every: int) -> None:

@@ -10,6 +10,7 @@ with Distillation alone has no policy gradient.
 from collections.abc import Iterator
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -34,6 +35,7 @@ class Taught(AgentModule):
     def __init__(self, teacher: Teacher, view: PrivilegedView, retriever: Retriever | None = None, **kwargs):
         super().__init__(**kwargs)
         self.teacher, self.view, self.retriever = teacher, view, retriever
+        self._warned = False
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         tokens = self.tokens(batch, batch.old_logp, batch.old_entropy)
@@ -45,6 +47,12 @@ class Taught(AgentModule):
         self.tally.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.tally.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
         self.tally.add("teacher/empty_share", float((~batch.told).sum()), len(extra))
+        if self.view.uses_retrieval() and not batch.told.all() and not self._warned:
+            self._warned = True
+            rank_zero_warn(
+                f"{int((~batch.told).sum())} of {len(batch)} rows of iteration {self.iteration} have a teacher that was told nothing: the "
+                "retriever had no skill for their tasks. Further ones are counted in teacher/empty_share."
+            )
         return super().weigh(batch, episodes)
 
     def teacher_windows(
@@ -57,9 +65,7 @@ class Taught(AgentModule):
         shift = batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)
         ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
         asked: dict[int, list[int]] = {}
-        networks = [
-            self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()
-        ]
+        networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()]
         for i, network in enumerate(networks):
             asked.setdefault(id(network), []).append(i)
         for wanted in asked.values():
@@ -131,11 +137,13 @@ class Distillation(Taught):
         chosen = batch.response_mask
         if self.span is not None:
             chosen = chosen & (batch.spans == 1 + self.rollout.protocol.tags.index(self.span))
-        if self.sequence_filter is not None:
-            index, row = torch.unique(batch.episode, return_inverse=True)
+        if self.sequence_filter is not None:  # it is about attempts
+            index, row = torch.unique(batch.episode[~batch.extra], return_inverse=True)
             success, group = batch.success.new_zeros(len(index)), batch.group.new_zeros(len(index))
-            success[row], group[row] = batch.success, batch.group
-            chosen = chosen & self.sequence_filter(success, group)[row, None]
+            success[row], group[row] = batch.success[~batch.extra], batch.group[~batch.extra]
+            kept = batch.extra.clone()
+            kept[~batch.extra] = self.sequence_filter(success, group)[row]
+            chosen = chosen & kept[:, None]
         return chosen
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:

@@ -16,7 +16,8 @@ teacher, a loss term); both call ``super()``, so that they add up. Everything el
 import copy
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -209,12 +210,15 @@ class AgentModule(LightningModule):
                 wanted.append(request)
         return wanted
 
-    def informed_requests(self, attempts: list[Episode], extra: bool = False) -> list[Request]:
-        """The same attempts once more, by somebody who is told what the view tells of each (hindsight, if it has some)."""
+    def informed_requests(
+        self, groups: Sequence[list[Episode]], most: int | None = None, extra: bool = False
+    ) -> list[Request]:
+        """The same attempts (at most `most` of each group) once more, with the same random numbers, by somebody who is told what the
+        view tells of each: hindsight, if it has some."""
         return [
             Request(e.task, e.attempt, e.retrieval, True, self.view.text(e, group, 0, self.env), extra=extra)
-            for group in reporting.groups(attempts)
-            for e in group
+            for group in groups
+            for e in group[:most]
         ]
 
     def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
@@ -235,13 +239,15 @@ class AgentModule(LightningModule):
         if not rows:
             return None
         rows = [without_privilege(r, episodes[r.episode], self.chat) if episodes[r.episode].extra else r for r in rows]
-        if self.teacher is not None:
+        if self.teacher is None:
+            rows = [replace(r, teacher_ids=None) for r in rows]
+        else:
             members: dict[int, list[Episode]] = {}
             for e, g in zip(episodes, group_of, strict=True):
-                members.setdefault(g, []).append(e)
-            groups = [members[g] for g in group_of]
-            context = self.teacher.context or self.context
-            add_teacher_view(rows, episodes, groups, self.chat, self.view, self.env, context)
+                if not e.extra:
+                    members.setdefault(g, []).append(e)
+            contexts = [self.teacher.context(e.task) or self.context for e in episodes]
+            add_teacher_view(rows, episodes, [members[g] for g in group_of], self.chat, self.view, self.env, contexts)
         return collate(rows, episodes, group_of)
 
     def spans(self, turn: Turn) -> list[int]:
@@ -290,9 +296,7 @@ class AgentModule(LightningModule):
         ]
         return now.compare(divergence, self.tokens(batch, now.logp, now.entropy), teachers)
 
-    def continuations(
-        self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int
-    ) -> list[Completion]:
+    def continuations(self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int) -> list[Completion]:
         """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are."""
         sampler = copy.copy(self.sampler)
         sampler.reset()
@@ -391,6 +395,16 @@ class AgentModule(LightningModule):
             raise ConfigError(
                 f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1."
             )
+        if self.retriever is not None and not self.view.uses_retrieval():
+            raise ConfigError(
+                f"model.retriever is set, but {type(self.view).__name__} tells nothing that was retrieved: the skills would reach nobody. "
+                "Use SkillView, or leave the retriever out."
+            )
+        if self.retriever is None and self.teacher is not None and self.view.uses_retrieval():
+            raise ConfigError(
+                f"{type(self.view).__name__} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
+                "see nothing more than the student. Give a retriever, or another view."
+            )
         self.env = data.env
         tokenizer = self.policy.load_tokenizer()
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
@@ -418,6 +432,8 @@ class AgentModule(LightningModule):
             )
         if self.teacher is not None:
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
+            for network in self.teacher.networks():
+                self.scorer.check(network)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)

@@ -272,8 +272,6 @@ class Teacher(ABC):
 
     needs_initial: bool = False
     """True: keep a frozen copy of the weights that training started from."""
-    context: int | None = None
-    """Largest number of tokens that it can attend to; None: as many as the student."""
 
     def prepare(self, live: nn.Module, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
@@ -281,6 +279,14 @@ class Teacher(ABC):
         Raises:
             PolicyError: the teacher reads other tokens than the student writes.
         """
+
+    def networks(self) -> list[nn.Module]:
+        """Networks of its own that are no copies of the student."""
+        return []
+
+    def context(self, task: Task) -> int | None:
+        """Largest number of tokens that the teacher of a task can attend to; None: as many as the student."""
+        return None
 
     @abstractmethod
     def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
@@ -330,6 +336,10 @@ class PrivilegedView(ABC):
 
         `group` holds all attempts at the task, this one among them; it is empty before the episode.
         """
+
+    def uses_retrieval(self) -> bool:
+        """True when the text comes from a retriever: a strategy with this view needs one."""
+        return False
 
     def prompt(self, chat: "ChatFormat", messages: list[dict[str, str]], text: str) -> list[int]:
         """Ids of the conversation with `text` in it. Empty text: those of the conversation as it is."""
@@ -385,9 +395,7 @@ class AdvantageTransform(ABC):
     """What the expected gradient of the policy loss follows with these advantages, on-policy."""
 
     @abstractmethod
-    def __call__(
-        self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally"
-    ) -> Tensor:
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally") -> Tensor:
         """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
 
         What explains the transform goes into `tally`.

@@ -1,5 +1,6 @@
 """Surrogates of the policy gradient as parts."""
 
+import torch
 from torch import Tensor
 
 from sdar import functional
@@ -42,7 +43,11 @@ class PPO(_Clipped):
         return functional.ppo_clip(logp, old_logp, advantages, self.clip_low, self.clip_high, self.dual_clip)
 
     def clipped(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
-        return functional.clip_indicator(logp, old_logp, advantages, self.clip_low, self.clip_high)
+        clipped = functional.clip_indicator(logp, old_logp, advantages, self.clip_low, self.clip_high)
+        if self.dual_clip is None:
+            return clipped
+        bounds = (logp.detach(), old_logp, advantages, self.clip_low, self.clip_high)
+        return clipped.where(functional.ppo_clip(*bounds) <= functional.ppo_clip(*bounds, self.dual_clip), 1.0)
 
 
 @register("gspo")
@@ -62,6 +67,13 @@ class GSPO(_Clipped):
     def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
         return functional.gspo_clip(logp, old_logp, advantages, response_mask, self.clip_low, self.clip_high)
 
+    def clipped(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+        log_ratio = functional.turn_mean(
+            logp.detach() - old_logp, response_mask, torch.zeros_like(response_mask, dtype=torch.long)
+        )
+        clipped = functional.clip_indicator(log_ratio, torch.zeros_like(log_ratio), advantages, self.clip_low, self.clip_high)
+        return clipped.where(response_mask.bool(), 0.0)
+
 
 @register("importance")
 class ImportanceSampling(PolicyLoss):
@@ -76,7 +88,9 @@ class ImportanceSampling(PolicyLoss):
 
     def __init__(self, cap: float | None = None) -> None:
         if cap is not None and cap <= 0:
-            raise ConfigError(f"policy_loss.cap is {cap}: it bounds a ratio of probabilities. Use e.g. 2, or null for no bound.")
+            raise ConfigError(
+                f"policy_loss.cap is {cap}: it bounds a ratio of probabilities. Use e.g. 2, or null for no bound."
+            )
         self.cap = cap
 
     def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:

@@ -19,14 +19,13 @@ def groups(all_episodes: Iterable[Episode]) -> list[list[Episode]]:
 
 
 def group_numbers(all_episodes: Sequence[Episode]) -> list[int]:
-    """The group of each episode; an extra one belongs to the group of its task."""
-    numbers: list[int] = []
-    of_task: dict[str, int] = {}
+    """The group of each episode; an extra one belongs to that of the attempt which it repeats, else to the last of its task."""
     attempts = [e for e in all_episodes if not e.extra]
-    for number, group in enumerate(groups(attempts)):
-        numbers += [number] * len(group)
-        of_task[group[0].task.id] = number
-    return numbers + [of_task[e.task.id] for e in all_episodes if e.extra]
+    numbers = [number for number, group in enumerate(groups(attempts)) for _ in group]
+    of_attempt = {(e.task.id, e.attempt): number for e, number in zip(attempts, numbers, strict=True)}
+    of_task = {e.task.id: number for e, number in zip(attempts, numbers, strict=True)}
+    in_order = iter(numbers)
+    return [of_attempt.get((e.task.id, e.attempt), of_task[e.task.id]) if e.extra else next(in_order) for e in all_episodes]
 
 
 def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdar.errors import PolicyError
+from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
 from sdar.parts import Divergence
 from sdar.types import Batch, Payload, StudentTokens, TokenView
@@ -55,14 +55,17 @@ class Scorer:
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
         head = model.get_output_embeddings()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return Head(
-            head.weight[: self.vocab_size], None if head.bias is None else head.bias[: self.vocab_size], softcap
-        )
+        return Head(head.weight[: self.vocab_size], None if head.bias is None else head.bias[: self.vocab_size], softcap)
 
     def log_probs(self, hidden: Tensor, head: "Head") -> Tensor:
         """``[tokens, hidden]`` to log-probabilities ``[tokens, vocab]`` of the density that is trained; differentiable."""
         return vocabulary_log_probs(
-            hidden, head.weight, bias=head.bias, temperature=self.temperature, forbidden_ids=self.forbidden_ids, softcap=head.softcap
+            hidden,
+            head.weight,
+            bias=head.bias,
+            temperature=self.temperature,
+            forbidden_ids=self.forbidden_ids,
+            softcap=head.softcap,
         )
 
     @torch.no_grad()
@@ -165,7 +168,9 @@ class StudentPass:
     head: Head
     scorer: Scorer
 
-    def compare(self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = ()) -> Tensor:
+    def compare(
+        self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = ()
+    ) -> Tensor:
         """The divergence of each response token, ``[batch, time]``.
 
         Over the vocabulary it is taken in chunks, whose logits are computed again in the backward pass: nothing of size
@@ -174,19 +179,28 @@ class StudentPass:
         Args:
             teachers: For Payload.FULL, each teacher's head, its hidden states ``[batch, time, hidden]`` and the rows ``[batch]``
                 (bool) that it read.
+
+        Raises:
+            ConfigError: the rows were scored with less of the teacher than the divergence needs.
         """
         payload, _ = divergence.needs()
-        if payload == Payload.SAMPLED:
-            return divergence(StudentTokens(self.logp, self.entropy), tokens)
         response = nn.functional.pad(self.predicts, (1, 0))
+        if payload == Payload.SAMPLED:
+            return divergence(StudentTokens(self.logp, self.entropy), tokens).where(response, 0.0)
+        if not teachers if payload == Payload.FULL else tokens.teacher_top_ids is None:
+            raise ConfigError(
+                f"{type(divergence).__name__} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
+                "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
+            )
         flat, logp, entropy = tokens.at(response), self.logp[response], self.entropy[response]
         out = logp.new_zeros(logp.shape)
         everything = torch.ones_like(response[:, 0])
         for head, states, rows in teachers if payload == Payload.FULL else [(None, None, everything)]:
             chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
+            its = None if states is None else states[response]
             for piece in chosen.split(self.scorer.chunk):
                 view = flat.at(piece)
-                seen = None if states is None else states[response][piece]
+                seen = None if its is None else its[piece]
                 values = checkpoint(
                     self._compare, divergence, self.hidden[piece], logp[piece], entropy[piece], view, head, seen,
                     use_reentrant=False, preserve_rng_state=False,
@@ -218,7 +232,9 @@ def consult(
     names = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
     for i, network in enumerate(distinct):
         rows = (batch.teacher_index == i).nonzero()[:, 0]
-        ids, attention, mask = (t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask))
+        ids, attention, mask = (
+            t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
+        )
         seen = scorer.score(network, ids, attention, mask, max_tokens, payload, k)
         for name, field in names.items():
             values = getattr(seen, name)
@@ -226,11 +242,13 @@ def consult(
                 continue
             if name == "hidden":
                 values = nn.functional.pad(values, (0, wide - values.shape[-1]))
-            if getattr(batch, field) is None:
-                setattr(batch, field, values.new_zeros(*batch.ids.shape, *values.shape[2:]))
-            own = batch.response_mask.clone()
-            own[(batch.teacher_index != i)] = False
-            getattr(batch, field)[own] = values[mask]  # the same tokens, in order
+            filled = getattr(batch, field)
+            if filled is None:
+                filled = values.new_zeros(*batch.ids.shape, *values.shape[2:])
+            filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
+            own = batch.response_mask & (batch.teacher_index == i)[:, None]
+            filled[own] = values[mask].to(filled.dtype)  # the same tokens, in order
+            setattr(batch, field, filled)
     return [scorer.head(network).kept() for network in distinct] if payload == Payload.FULL else []
 
 

@@ -22,7 +22,7 @@ class GapAdvantage(AdvantageTransform):
         clip: Largest absolute gap, in nats; None: no bound.
     """
 
-    gradient_estimand = "-E[A grad student_logp] + coef * w * grad KL(student || teacher)"
+    gradient_estimand = "-E[A grad student_logp] + coef * w * grad KL(student || teacher) (with w taken as a constant)"
 
     def __init__(self, coef: float | Schedule = 1.0, turn_weight: TurnWeight | None = None, clip: float | None = None):
         self.coef, self.turn_weight = scheduled(coef), turn_weight
@@ -52,6 +52,7 @@ class EvidenceRatio(AdvantageTransform):
     gradient_estimand = "-E[A ((1 - lam) + lam clip(exp(sign(A) gap))) grad student_logp]"
 
     def __init__(self, lam: float | Schedule = 0.5, clip: float = 0.2):
+        _check_share(lam)
         if not 0 <= clip < 1:
             raise ConfigError(f"transform.clip is {clip}: the ratio is kept in [1 - clip, 1 + clip]. Published: 0.2.")
         self.lam, self.clip = scheduled(lam), clip
@@ -80,6 +81,7 @@ class BeliefRevision(AdvantageTransform):
     gradient_estimand = "-E[A ((1 - lam) + lam clip(1 + band sign(A) z)) grad student_logp]"
 
     def __init__(self, lam: float | Schedule = 0.5, band: float = 0.2, decay: float = 0.95):
+        _check_share(lam)
         if not 0 <= band < 1 or not 0 <= decay <= 1:
             raise ConfigError(f"transform.band is {band}, decay {decay}: both lie in [0, 1], the band below 1.")
         self.lam, self.band, self.decay = scheduled(lam), band, decay
@@ -92,3 +94,10 @@ class BeliefRevision(AdvantageTransform):
         tally.add("distill/coef", lam)
         tally.add("turn/belief_revision", float(revision.abs().sum()), len(revision))
         return functional.mix_advantages(advantages, functional.agent_opsd_weights(advantages, z, self.band), lam)
+
+
+def _check_share(lam: float | Schedule) -> None:
+    if not isinstance(lam, Schedule) and not 0 <= lam <= 1:
+        raise ConfigError(
+            f"transform.lam is {lam}: it is the share of the advantage that is scaled, in [0, 1]. Published: 0.5."
+        )

@@ -24,7 +24,9 @@ class StepwiseWeight(TurnWeight):
 
     def __init__(self, epsilon: float = 1e-6, delta: float = 0.2):
         if epsilon <= 0 or delta < 0:
-            raise ConfigError(f"turn_weight.epsilon is {epsilon}, delta {delta}: use an epsilon above 0 and a delta of 0 or more.")
+            raise ConfigError(
+                f"turn_weight.epsilon is {epsilon}, delta {delta}: use an epsilon above 0 and a delta of 0 or more."
+            )
         self.epsilon, self.delta = epsilon, delta
 
     def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
@@ -33,4 +35,20 @@ class StepwiseWeight(TurnWeight):
         tally.add("turn/divergence", float(distance.sum()), len(turns))
         tally.add("turn/weight", float(weights.sum()), len(turns))
         tally.add("turn/weight_capped_share", float((weights >= 1 + self.delta).sum()), len(turns))
+        return weights
+
+
+@register("atod")
+class ATODWeight(TurnWeight):
+    """ATOD (arXiv 2606.27814): a turn counts if it is far from the teacher *or* surprising for the student.
+
+    w_k = 1 - (1 - d_k)(1 - h_k) with d_k the mean |gap| and h_k the mean -student_logp of turn k, both scaled to [0, 1] within the
+    episode (1/2 where all turns are alike).
+    """
+
+    def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
+        distance, surprise = turns.mean(tokens.gap.abs()), turns.mean(-tokens.student_logp)
+        weights = functional.atod_turn_weights(distance, surprise, turns.episode)
+        tally.add("turn/divergence", float(distance.sum()), len(turns))
+        tally.add("turn/weight", float(weights.sum()), len(turns))
         return weights

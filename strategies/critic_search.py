@@ -47,8 +47,10 @@ class CriticSearch(GRPO):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not 0 <= turn_coef or (mix == "convex" and turn_coef > 1):
-            raise ConfigError(f"model.turn_coef is {turn_coef} with mix {mix!r}: it is 0 or more, and at most 1 in a convex mix.")
+        if not turn_coef >= 0 or (mix == "convex" and turn_coef > 1):
+            raise ConfigError(
+                f"model.turn_coef is {turn_coef} with mix {mix!r}: it is 0 or more, and at most 1 in a convex mix."
+            )
         self.judge, self.view, self.retriever = judge, view, retriever
         self.turn_coef, self.mix = turn_coef, mix
 
@@ -63,6 +65,11 @@ class CriticSearch(GRPO):
         turns = Turns(batch)
         seen = turns.episode.unique().tolist()
         answers = [self.view.text(episodes[e], (), 0, self.env) for e in seen]
+        if blank := [episodes[e].task.id for e, answer in zip(seen, answers, strict=True) if not answer.strip()]:
+            raise ConfigError(
+                f"{type(self.view).__name__} has no gold answer for {len(blank)} of {len(seen)} tasks, such as {blank[0]}: the judge would "
+                "guess. Use SolutionView in a world with solutions, or SkillView with a retriever that knows every task."
+            )
         labels = self.judge([episodes[e] for e in seen], answers)
         of_episode = dict(zip(seen, labels, strict=True))
         said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
@@ -72,7 +79,6 @@ class CriticSearch(GRPO):
         advantage[known] = group_advantages(reward[known], batch.group[turns.row][known])
         self.tally.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
         self.tally.add("judge/unlabelled_share", float((~known).sum()), len(known))
-        outcome = batch.advantages if batch.advantages.dim() > 1 else batch.advantages[:, None]
         kept = 1.0 if self.mix == "sum" else 1.0 - self.turn_coef
-        batch.advantages = kept * outcome + self.turn_coef * turns.spread(advantage)
+        batch.advantages = kept * batch.advantages + self.turn_coef * turns.spread(advantage)
         return batch

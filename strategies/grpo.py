@@ -5,13 +5,10 @@ taken over the whole optimizer step, and group statistics count each episode onc
 turn rows).
 """
 
-from collections.abc import Sequence
-
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
 
-from sdar import reporting
 from sdar.credit import GroupAdvantage
 from sdar.errors import ConfigError
 from sdar.functional import k3
@@ -74,40 +71,43 @@ class GRPO(AgentModule):
         super().setup(stage)
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        turns = Turns(batch)
-        taken = [episodes[e].turns[t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
-        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken])
-        groups = torch.where(batch.extra, -1 - batch.episode, batch.group)  # extra episodes are compared with nothing
-        of_row = torch.zeros(len(batch)).index_add_(0, turns.row, penalties)
-        credit = Credit(
-            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()]) - of_row,
-            groups=groups,
-            episodes=batch.episode,
-            turns=turns,
-            turn_rewards=torch.tensor([t.reward for t in taken]) - penalties,
-            turn_groups=groups[turns.row],
-            observations=[t.observation for t in taken],
-        )
-        batch.advantages = self.advantage(credit)
-        batch.advantages[batch.extra] = 0.0
-        flat = self.flat_groups(batch, episodes)
-        self.tally.add("reward/flat_group_share", float(flat.sum()), len(flat))
+        batch.advantages = torch.zeros(batch.ids.shape)
+        attempts = (~batch.extra).nonzero()[:, 0]  # extra episodes are compared with nothing
+        if len(attempts):
+            compared = batch.select(attempts)
+            advantages = self.advantage(self.credit_of(compared, episodes))
+            advantages = advantages if advantages.dim() > 1 else advantages[:, None].expand_as(compared.ids)
+            batch.advantages[attempts, : advantages.shape[1]] = advantages
+        rewards: dict[int, set[float]] = {}
+        for e, g in zip(batch.episode[attempts].tolist(), batch.group[attempts].tolist(), strict=True):
+            rewards.setdefault(g, set()).add(episodes[e].reward)
+        flat = torch.tensor([len(rewards.get(g, ())) == 1 for g in batch.group.tolist()])
+        self.tally.add("reward/flat_group_share", float(flat[attempts].sum()), len(attempts))
         if not self.drop_flat_groups:
             return batch
         kept = (~flat).nonzero()[:, 0]
         return batch.select(kept) if len(kept) else None
 
-    def flat_groups(self, batch: Batch, episodes: Sequence[Episode]) -> Tensor:
-        """Bool [batch]: every attempt of the row's group got the same reward."""
-        rewards: dict[int, set[float]] = {}
-        for e, g in zip(batch.episode.tolist(), batch.group.tolist(), strict=True):
-            rewards.setdefault(g, set()).add(episodes[e].reward)
-        return torch.tensor([len(rewards[g]) == 1 for g in batch.group.tolist()])
+    def credit_of(self, batch: Batch, episodes: list[Episode]) -> Credit:
+        """What the advantage estimator knows of the attempts."""
+        turns = Turns(batch)
+        taken = [episodes[e].turns[t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
+        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken])
+        of_row = torch.zeros(len(batch)).index_add_(0, turns.row, penalties)
+        return Credit(
+            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()]) - of_row,
+            groups=batch.group,
+            episodes=batch.episode,
+            turns=turns,
+            turn_rewards=torch.tensor([t.reward for t in taken]) - penalties,
+            turn_groups=batch.group[turns.row],
+            observations=[t.observation for t in taken],
+        )
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if self.transforms:
             turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
-            before = batch.advantages = tokens.advantages
+            before = batch.advantages
             for transform in self.transforms:
                 batch.advantages = transform(batch.advantages, tokens, turns, self.iteration, self.tally)
             self.tally.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)

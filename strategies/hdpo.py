@@ -49,8 +49,7 @@ class HDPO(Distillation, GRPO):
     def extra_requests(self, groups: list[list[Episode]]) -> list[Request]:
         cliffs = [g for g in groups if not any(e.success for e in g)]
         self.tally.add("hdpo/cliff_share", len(cliffs), len(groups))
-        again = [e for g in cliffs for e in g[: self.privileged_attempts]]
-        return self.informed_requests(again, extra=True)
+        return self.informed_requests(cliffs, self.privileged_attempts, extra=True)
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         verified = batch.extra & (batch.success > 0)

@@ -40,6 +40,4 @@ class SDSearch(Distillation, GRPO):
         distill_coef: float | Schedule = lazy_instance(WindowSchedule, value=0.001, start=50),
         **kwargs,
     ):
-        super().__init__(
-            span=span, divergence=divergence, teacher=teacher, view=view, distill_coef=distill_coef, **kwargs
-        )
+        super().__init__(span=span, divergence=divergence, teacher=teacher, view=view, distill_coef=distill_coef, **kwargs)

@@ -49,9 +49,16 @@ class TIP(Distillation):
     ):
         super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
         if not 0 < keep <= 1 or min(alpha, gamma) < 0:
-            raise ConfigError(f"model.keep is {keep}, alpha {alpha}, gamma {gamma}: keep lies in (0, 1], exponents are 0 or more.")
+            raise ConfigError(
+                f"model.keep is {keep}, alpha {alpha}, gamma {gamma}: keep lies in (0, 1], exponents are 0 or more."
+            )
         self.keep, self.alpha, self.gamma = keep, alpha, gamma
         if gamma > 0:
+            if self.payload == Payload.TOP_K:
+                raise ConfigError(
+                    f"model.gamma is {gamma}, which measures divergence over the whole vocabulary, but {type(divergence).__name__} keeps "
+                    "the teacher's likeliest tokens only. Use gamma 0, or an objective over the whole vocabulary."
+                )
             self.payload = Payload.FULL  # the divergence of all tokens is measured in the whole vocabulary
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
@@ -64,7 +71,7 @@ class TIP(Distillation):
         kept = weighted_subset(importance, batch.weights > 0, self.keep, draw)
         self.tally.tokens("tip/importance", importance, batch.response_mask)
         self.tally.tokens("tip/importance_kept", importance, kept)
-        batch.response_mask = kept
+        batch.response_mask, batch.weights = kept, batch.weights * kept
         return batch.select(kept.any(1).nonzero()[:, 0])
 
     @torch.no_grad()

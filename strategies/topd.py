@@ -4,7 +4,7 @@
     distance = optimal transport between the teacher's window and what the student really wrote, in the student's embeddings
     small distance: a surface mismatch, its loss is suppressed;   large distance: a fork, where the transport plan spreads the
     teacher's window as soft targets over the student's next tokens
-    L = mean_t k1 + trajectory_coef * mean over the covered tokens of -sum_v target_v log student_v
+    L = mean over the tokens that are not suppressed of k1 + trajectory_coef * mean_t -sum_v target_v log student_v
 
 The paper states neither ground cost, nor thresholds, nor weight, and gives no code: 1 - cosine, the shares below, the coefficient
 and the rule that the latest fork owns a token are ours. The student's short future is its rollout, which is a sample of it.
@@ -13,7 +13,6 @@ and the rule that the latest fork owns a token are ours. The student's short fut
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
-from torch.nn import functional as F
 
 from sdar.distillation import Distillation
 from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
@@ -23,7 +22,7 @@ from sdar.parts import Divergence, PrivilegedView, Teacher
 from sdar.registry import register
 from sdar.scoring import StudentPass
 from sdar.teachers import PlainView
-from sdar.types import Batch, Episode
+from sdar.types import Batch, Episode, Payload
 
 
 @register("topd")
@@ -41,7 +40,7 @@ class TOPD(Distillation):
         candidates: Most candidate positions in a row; each costs one continuation of the teacher.
         loss_share: Candidates are among this share of tokens with the largest absolute gap.
         surface_share: Share of the candidates, those with the smallest distance, that count as surface mismatches.
-        trajectory_coef: Weight of the trajectory term; 0 is the suppression variant.
+        trajectory_coef: Weight of the trajectory term, whose mean is over all tokens; 0 is the suppression variant.
     """
 
     def __init__(
@@ -65,6 +64,11 @@ class TOPD(Distillation):
                 f"model.window is {window}, candidates {candidates}, trajectory_coef {trajectory_coef}: a window and a row need at "
                 "least 1 token and 1 candidate, and the coefficient is 0 or more."
             )
+        if divergence.needs()[0] == Payload.TOP_K:
+            raise ConfigError(
+                f"model.divergence is {type(divergence).__name__}, which keeps the teacher's likeliest tokens where TOPD keeps its soft "
+                "targets. Use an objective on sampled tokens or over the whole vocabulary."
+            )
         self.window, self.candidates = window, candidates
         self.loss_share, self.surface_share, self.trajectory_coef = loss_share, surface_share, trajectory_coef
 
@@ -77,10 +81,12 @@ class TOPD(Distillation):
         top = loss.topk(min(self.candidates, loss.shape[1]), 1)
         rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)
         places = top.indices[rows, ranks]
+        rows, places = torch.stack([rows, places])[:, (rows * loss.shape[1] + places).argsort()]
         mine, mine_mask = self.student_windows(batch, rows, places)
         its, its_mask = self.teacher_windows(batch, episodes, rows, places, self.window)
-        embedding = F.normalize(self.model.get_input_embeddings().weight.detach().float(), dim=-1).to(mine.device)
-        distance, plan = window_distance(embedding[mine], embedding[its], mine_mask, its_mask)
+        embedding = self.model.get_input_embeddings().weight.detach()
+        vectors = (embedding[ids.to(embedding.device)].cpu() for ids in (mine, its))
+        distance, plan = window_distance(*vectors, mine_mask, its_mask)
         surface = distance <= distance.quantile(self.surface_share) if len(distance) else distance.bool()
         self.tally.add("transport/distance", float(distance.sum()), len(distance))
         self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
@@ -96,9 +102,7 @@ class TOPD(Distillation):
         turn = batch.turn_ids[rows[:, None], ahead] == batch.turn_ids[rows, places][:, None]
         return batch.ids[rows[:, None], ahead], inside & turn & batch.response_mask[rows[:, None], ahead]
 
-    def soft_targets(
-        self, batch: Batch, rows: Tensor, places: Tensor, mine_mask: Tensor, its: Tensor, plan: Tensor
-    ) -> None:
+    def soft_targets(self, batch: Batch, rows: Tensor, places: Tensor, mine_mask: Tensor, its: Tensor, plan: Tensor) -> None:
         """Spread each fork's teacher window over the student's next tokens: each gets what the plan sends it, as one distribution."""
         time = batch.ids.shape[1]
         batch.teacher_top_ids = batch.ids.new_zeros(len(batch), time, self.window)

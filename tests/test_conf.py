@@ -1,5 +1,7 @@
 """Every file in conf/ parses and runs two steps on a tiny policy; files that are a piece of a setting run in a whole one."""
 
+import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -13,12 +15,17 @@ from sdar.skills import SkillBank, write_fact_bank
 
 CONF = installed_settings()
 FILES = sorted(str(p.relative_to(CONF)) for p in CONF.rglob("*.yaml") if "skills" not in p.parts)
-REST = {  # what a piece of a setting needs beside it
+REST = {  # what a piece of a setting needs before it
     "quickstart": [],
     "env": ["method/sdar.yaml"],
     "method": ["env/alfworld.yaml"],
     "policy": ["method/grpo.yaml", "env/alfworld.yaml"],
+    "scale/quickstart.yaml": ["env/quickstart.yaml", "method/grpo.yaml"],
+    "scale/quickstart_skills.yaml": ["env/quickstart.yaml", "method/sdar.yaml", "scale/quickstart.yaml"],
+    "scale/quickstart_teacher.yaml": ["env/quickstart.yaml", "method/sod.yaml", "scale/quickstart.yaml"],
+    "scale/quickstart_judge.yaml": ["env/quickstart.yaml", "method/critic_search.yaml", "scale/quickstart.yaml"],
 }
+METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
 SMALL = {
     "trainer.max_steps": 2,
     "trainer.val_check_interval": 1,
@@ -45,8 +52,13 @@ def policy(tmp_path_factory):
     return folder
 
 
+def whole(file):
+    """The file with what it needs before it."""
+    return [*REST.get(file, REST.get(Path(file).parts[0], [])), file]
+
+
 def command(file, policy, folder):
-    files = [*REST[Path(file).parts[0]], file]
+    files = whole(file)
     small = {**SMALL, "trainer.default_root_dir": str(folder / "run")}
     settings = yaml.safe_load((CONF / file).read_text())
     lines = ["validate" if "SkillPrompt" in str(settings) else "fit"]
@@ -54,8 +66,14 @@ def command(file, policy, folder):
         lines += ["-c", f"conf/{name}"]
     for key, value in small.items():
         lines += [f"--{key}", str(value)]
-    if file != "quickstart/warmup.yaml":
-        lines += ["--model.policy", str({"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}})]
+    tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}}
+    if file not in ("quickstart/warmup.yaml", "quickstart/teacher.yaml"):
+        lines += ["--model.policy", str(tiny)]
+    told = " ".join((CONF / name).read_text() for name in files)
+    if "ExternalTeacher" in told:
+        lines += ["--model.teacher", str({"class_path": "ExternalTeacher", "init_args": {"policy": tiny}})]
+    if "Judge" in told:
+        lines += ["--model.judge", str({"class_path": "EvidenceJudge", "init_args": {"policy": tiny}})]
     return lines
 
 
@@ -69,8 +87,8 @@ def test_a_setting_parses_and_runs_two_steps(file, policy, tmp_path, monkeypatch
 @pytest.mark.parametrize("file", FILES)
 def test_a_setting_parses_as_it_is(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    whole = [part for name in [*REST[Path(file).parts[0]], file] for part in ("-c", f"conf/{name}")]
-    assert main(["fit", *whole, "--print_config"]) == 0
+    files = [part for name in whole(file) for part in ("-c", f"conf/{name}")]
+    assert main(["fit", *files, "--print_config"]) == 0
     assert "class_path" in capsys.readouterr().out
 
 
@@ -85,3 +103,52 @@ def test_the_quickstarts_skills_are_those_of_its_world(tmp_path):
     env = HouseholdEnv(**setting["data"]["init_args"]["env"]["init_args"])
     shipped, written = SkillBank.load("conf/skills/quickstart"), write_fact_bank(env.facts(), tmp_path / "bank")
     assert [(s.id, s.text, s.keywords) for s in shipped] == [(s.id, s.text, s.keywords) for s in written]
+
+
+def benchmark():
+    """benchmarks/methods.py as a module."""
+    path = Path(__file__).parents[1] / "benchmarks" / "methods.py"
+    spec = importlib.util.spec_from_file_location("methods", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_benchmark_knows_every_method():
+    assert sorted(benchmark().METHODS) == [m for m in METHODS if m != "skill_prompt"]
+
+
+def on_the_quickstart_world(method, folder, steps):
+    """The command that trains a method with its YAML on the quickstart world."""
+    files = ["env/quickstart.yaml", f"method/{method}.yaml", "scale/quickstart.yaml"]
+    lines = ["fit", *(part for name in files for part in ("-c", f"conf/{name}")), *benchmark().METHODS[method]]
+    for key, value in {"default_root_dir": folder, "max_steps": steps, "enable_progress_bar": False}.items():
+        lines += [f"--trainer.{key}", str(value)]
+    return lines
+
+
+def checked(lines, capfd, recwarn):
+    """Run a command; it has no warning and says nothing that looks like one."""
+    assert main(lines) == 0
+    told = capfd.readouterr()
+    assert "warn" not in (told.out + told.err).lower()
+    assert [str(w.message) for w in recwarn if "sdar" in str(w.filename)] == []
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "skill_prompt"])
+def test_a_method_trains_and_resumes_on_the_quickstart_world_without_a_warning(method, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data.tasks_per_step", "2", "--data.group_size", "2", "--data.env.horizon", "3", "--data.val_tasks", "2"]
+    small += ["--trainer.val_check_interval", "1"]
+    checked([*on_the_quickstart_world(method, tmp_path, 2), *small], capfd, recwarn)
+    checked([*on_the_quickstart_world(method, tmp_path, 4), *small, "--ckpt_path", "last"], capfd, recwarn)
+    iterations = [json.loads(line)["iteration"] for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert iterations[0] == 0 and iterations[-1] >= 2 and iterations == sorted(iterations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "skill_prompt"])
+def test_a_method_trains_ten_steps_in_full_size(method, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    checked([*on_the_quickstart_world(method, tmp_path, 10), "--data.val_tasks", "16"], capfd, recwarn)
+    checked([*on_the_quickstart_world(method, tmp_path, 12), "--data.val_tasks", "16", "--ckpt_path", "last"], capfd, recwarn)

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import Parrot, ScriptedSampler, random_ids, word_chat
 
+from sdar.curricula import BackToFront, FrontToBack
 from sdar.data import Step, TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, PanelError
 from sdar.module import AgentModule
 from sdar.panels import Panel
 from sdar.rollout import Request
-from sdar.teachers import SkillView
+from sdar.teachers import HindsightView, SiblingView, SkillView, SolutionView
+from sdar.types import Episode, Retrieval, Turn
 
 
 def module(env: HouseholdEnv | None = None, **kwargs) -> TaskModule:
@@ -58,11 +60,63 @@ def test_a_pass_visits_every_task_once(tasks: int, per_step: int, seed: int) -> 
 def test_no_attempt_is_numbered_twice_in_a_run() -> None:
     """Task and attempt name every random number, so two attempts with one number would be one attempt twice."""
     data = module(tasks_per_step=4, group_size=3)
-    strategy = SimpleNamespace(retriever=None)
+    strategy = SimpleNamespace(retriever=None, controller=None)
     requests = [r for i in range(10) for r in AgentModule.requests(strategy, data.step(0, i), privileged=False)]
     assert len(requests) == 10 * 4 * 3
     assert max(Counter((r.task.id, r.attempt) for r in requests).values()) == 1
     assert {r.attempt for r in requests} == set(range(12))
+    assert not any(r.privileged or r.told or r.replay or r.max_turns or r.extra for r in requests)
+
+
+class Notes:
+    """A retriever that says which visit it was asked in."""
+
+    def retrieve(self, task, draw: int = 0) -> Retrieval:
+        return Retrieval(("note",), f"{task.id}, visit {draw}")
+
+
+def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() -> None:
+    data = module()
+    step = data.step(0, 3)  # the second visit of a task is among them
+    strategy = SimpleNamespace(retriever=Notes(), controller=None, view=SkillView(), env=data.env)
+    for privileged in (True, False):
+        requests = AgentModule.requests(strategy, step, privileged)
+        notes = [f"{t.id}, visit {v}" for t, v in zip(step.tasks, step.visits, strict=True) for _ in range(2)]
+        assert [r.retrieval.text for r in requests] == notes and len(set(step.visits)) == 2
+        assert [r.told for r in requests] == (notes if privileged else [""] * 6)
+        assert all(r.privileged == privileged for r in requests)
+    strategy.view = SolutionView()
+    assert [r.told for r in AgentModule.requests(strategy, step, True)][::2] == [data.env.solution(t) for t in step.tasks]
+    strategy.view = HindsightView()
+    assert {r.told for r in AgentModule.requests(strategy, step, True)} == {""}  # there is nothing to look back at
+
+
+def test_a_curriculum_changes_the_attempts_of_training_alone() -> None:
+    data = module()
+    step = data.step(0, 0)
+    strategy = SimpleNamespace(retriever=None, controller=FrontToBack(every=2), iteration=5, env=data.env)
+    assert {r.max_turns for r in AgentModule.requests(strategy, step, False)} == {3}
+    assert {r.max_turns for r in AgentModule.requests(strategy, step, False, training=False)} == {None}
+    strategy.controller = BackToFront(every=5, start=2)
+    shown = [data.env.demonstration(t) for t in step.tasks]
+    assert [r.replay for r in AgentModule.requests(strategy, step, False)][::2] == [tuple(s[:-3]) for s in shown]
+    assert {r.replay for r in AgentModule.requests(strategy, step, False, training=False)} == {()}
+
+
+def test_informed_requests_repeat_the_attempts_with_what_the_view_tells_of_each() -> None:
+    data = module()
+    played = []
+    for task in data.step(0, 0).tasks[:2]:
+        for g in range(2):
+            turn = Turn([1], [2], [0.0], [0.0], action=f"{task.id} {g}")
+            played.append(Episode(task, g, [turn], success=g == 1, retrieval=Retrieval(("s",), "skill")))
+    strategy = SimpleNamespace(view=SiblingView(), env=data.env)
+    requests = AgentModule.informed_requests(strategy, played, extra=True)
+    a, b = (e.task.id for e in played[::2])
+    assert [r.told for r in requests] == [f"{a} 1", "", f"{b} 1", ""]
+    assert [(r.task, r.attempt, r.retrieval) for r in requests] == [(e.task, e.attempt, e.retrieval) for e in played]
+    assert all(r.privileged and r.extra and not r.replay and r.max_turns is None for r in requests)
+    assert not any(r.extra for r in AgentModule.informed_requests(strategy, played))
 
 
 def test_a_loader_goes_on_from_the_iteration_of_the_strategy() -> None:

@@ -115,6 +115,35 @@ def test_attempts_at_one_task_with_one_retrieval_are_a_group() -> None:
     assert reporting.groups([]) == []
 
 
+def numbered(*names: str) -> list[Episode]:
+    """Episodes from notes: task, number of the attempt, skill, and "+" for an extra one."""
+    return [
+        Episode(Task(n[0], "put", "do it"), int(n[1]), retrieval=Retrieval(tuple(n[2:].strip("+"))), extra=n.endswith("+"))
+        for n in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "groups"),
+    [
+        ([], []),
+        (["a0", "a1", "b0", "b1"], [0, 0, 1, 1]),
+        (["a0", "a1", "b0", "b1", "c0", "b0+", "b1+", "a0+"], [0, 0, 1, 1, 2, 1, 1, 0]),  # an extra one: that of its task
+        (["a0", "a1", "a0+", "b0", "b1", "b5+"], [0, 0, 0, 1, 1, 1]),  # wherever it stands, whatever its number
+        (["a0s", "a1s", "a2r", "a3r", "a1s+", "a2r+", "a3r+"], [0, 0, 1, 1, 0, 1, 1]),  # two visits, two retrievals
+        (["a0", "b0", "a1", "b0+", "a0+", "a1+"], [0, 1, 2, 1, 0, 2]),  # two visits that do not follow each other
+        (["a0", "a1", "b0", "a2", "a9+"], [0, 0, 1, 2, 2]),  # no attempt's number: the last visit
+    ],
+)
+def test_every_episode_has_the_number_of_its_group(episodes: list[str], groups: list[int]) -> None:
+    assert reporting.group_numbers(numbered(*episodes)) == groups
+
+
+def test_without_extra_episodes_the_numbers_count_the_groups() -> None:
+    groups = reporting.groups(seen())
+    assert reporting.group_numbers(seen()) == [number for number, group in enumerate(groups) for _ in group]
+
+
 def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
     """Sampled from a truncated density: behaviour = full + allowed - kept."""
     kept, allowed, old = torch.tensor([[0.0, -0.2, -0.5]]), torch.tensor([[0.0, 0.1, 0.0]]), torch.tensor([[0.0, -1.0, -2.0]])
@@ -125,7 +154,13 @@ def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
         turn_ids=torch.zeros(1, 3),
         behaviour_logp=old + allowed - kept,
         kept_logmass=kept,
+        spans=torch.zeros(1, 3),
         episode=torch.zeros(1),
+        group=torch.zeros(1),
+        success=torch.zeros(1),
+        group_success=torch.zeros(1),
+        told=torch.zeros(1, dtype=torch.bool),
+        extra=torch.zeros(1, dtype=torch.bool),
         old_logp=old,
     )
     tally = Tally()

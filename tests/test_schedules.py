@@ -3,7 +3,19 @@
 import pytest
 
 from sdar.errors import ConfigError
-from sdar.schedules import ConstantSchedule, LinearSchedule
+from sdar.registry import load_parts, parts
+from sdar.schedules import ConstantSchedule, LinearSchedule, WindowSchedule, scheduled
+
+load_parts()
+SETTINGS = {"constant": (0.3,), "linear": (0.5, 0.0, 4), "window": (0.3, 2)}
+
+
+@pytest.mark.parametrize("name", [n for n, cls in parts("schedules").items() if cls.__module__.startswith("sdar.")])
+def test_every_schedule_is_a_function_of_the_iteration_alone(name: str) -> None:
+    schedule = parts("schedules")[name](*SETTINGS[name])
+    first = [schedule(i) for i in range(8)]
+    assert all(isinstance(value, float) for value in first)
+    assert [schedule(i) for i in reversed(range(8))] == first[::-1]
 
 
 def test_constant() -> None:
@@ -30,3 +42,30 @@ def test_impossible_lines_explain_themselves() -> None:
         LinearSchedule(1.0, 0.0, 0)
     with pytest.raises(ConfigError, match=r"schedule\.delay is -1: .*Use 0 or more"):
         LinearSchedule(1.0, 0.0, 5, delay=-1)
+
+
+def test_a_window_golden() -> None:
+    assert [WindowSchedule(0.3, 2, 4)(i) for i in range(6)] == [0.0, 0.0, 0.3, 0.3, 0.0, 0.0]
+
+
+def test_a_window_without_an_end_stays_open() -> None:
+    assert [WindowSchedule(0.3, 2)(i) for i in (0, 1, 2, 3, 10**6)] == [0.0, 0.0, 0.3, 0.3, 0.3]
+    assert WindowSchedule(0.3, 0)(0) == 0.3
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, None), (3, 3), (3, 2)])
+def test_empty_windows_explain_themselves(start: int, stop: int | None) -> None:
+    with pytest.raises(ConfigError, match=rf"schedule\.start is {start}, stop {stop}: .*Use 0 <= start < stop, or no stop"):
+        WindowSchedule(0.3, start, stop)
+
+
+def test_a_number_is_a_schedule_that_never_changes() -> None:
+    schedule = scheduled(0.25)
+    assert isinstance(schedule, ConstantSchedule)
+    assert [schedule(i) for i in (0, 7, 10**6)] == [0.25] * 3
+    assert [scheduled(0)(i) for i in (0, 7)] == [0, 0]
+
+
+def test_a_schedule_stays_what_it_is() -> None:
+    window = WindowSchedule(0.3, 2)
+    assert scheduled(window) is window

@@ -15,9 +15,7 @@ from sdar.types import Payload, StudentTokens, TokenView
 class LocalSupport(Divergence):
     """Student and teacher on the support, written student_K and teacher_K in the estimands."""
 
-    def __init__(
-        self, k: int, support: Literal["teacher", "student"], tail: Literal["drop", "bucket", "sampled"]
-    ) -> None:
+    def __init__(self, k: int, support: Literal["teacher", "student"], tail: Literal["drop", "bucket", "sampled"]) -> None:
         if k < 1:
             raise ConfigError(f"divergence.k is {k}: the support holds at least 1 token. Published: 16 or 32.")
         for name, value, known in (
@@ -62,6 +60,10 @@ class TopKReverseKL(LocalSupport):
         max_log_ratio: float | None = None,
     ) -> None:
         super().__init__(k, support, tail)
+        if max_log_ratio is not None and max_log_ratio <= 0:
+            raise ConfigError(
+                f"divergence.max_log_ratio is {max_log_ratio}: it bounds log ratios, in nats. Use e.g. 5, or null for no bound."
+            )
         self.max_log_ratio = max_log_ratio
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
@@ -112,6 +114,10 @@ class TopKJensenShannon(LocalSupport):
         beta: float = 0.5,
     ) -> None:
         super().__init__(k, support, tail)
+        if not 0 <= beta <= 1:
+            raise ConfigError(
+                f"divergence.beta is {beta}: it is the teacher's share of the mixture, in [0, 1]. Published: 0.5."
+            )
         self.beta = beta
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:

@@ -58,7 +58,9 @@ class JensenShannon(VocabularyDivergence):
     def __init__(self, beta: float = 0.5, temperature: float = 1.0) -> None:
         super().__init__(temperature)
         if not 0 <= beta <= 1:
-            raise ConfigError(f"divergence.beta is {beta}: it is the teacher's share of the mixture, in [0, 1]. Published: 0.5.")
+            raise ConfigError(
+                f"divergence.beta is {beta}: it is the teacher's share of the mixture, in [0, 1]. Published: 0.5."
+            )
         self.beta = beta
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:

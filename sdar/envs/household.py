@@ -160,7 +160,7 @@ class HouseholdEnv(Environment):
         return HouseholdExpert(self._world(), facts, rng)
 
     def demonstration(self, task: Task) -> list[str]:
-        """The shortest way of somebody who knows where everything is."""
+        """A short way, of somebody who knows where everything is."""
         return list(_demonstration(self._recipe(), task.id))
 
     def hint(self, task: Task) -> str:

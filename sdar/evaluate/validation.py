@@ -35,7 +35,7 @@ class Validation:
         attempts = self.rollout(module.model, module.requests(step, privileged=False, training=False))
         played["policy"] += attempts
         if module.teacher is not None or module.retriever is not None:
-            played["privileged"] += module.play_as_teacher(self.rollout, module.informed_requests(attempts))
+            played["privileged"] += module.play_as_teacher(self.rollout, module.informed_requests(reporting.groups(attempts)))
 
     def report(self) -> None:
         """Log, print and write what was played since the last report."""

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdar.errors import ConfigError
+from sdar.functional.vocabulary import log_probs
 
 
 class TokenStats(NamedTuple):
@@ -105,7 +106,7 @@ def vocabulary_log_probs(
         logits = logits / temperature
         if forbidden.numel():
             logits = logits.index_fill(1, forbidden, -torch.inf)
-        return logits.log_softmax(1).clamp_min(torch.finfo(logits.dtype).min)
+        return log_probs(logits).clamp_min(torch.finfo(logits.dtype).min)
 
 
 class _WideMatmul(torch.autograd.Function):

@@ -50,7 +50,8 @@ class EvidenceJudge(Judge):
         if not rows:
             return labels
         self.view.answers = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}
-        add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, None, self.policy.context())
+        contexts = [self.policy.context()] * len(episodes)
+        add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, None, contexts)
         batch = collate(rows, episodes, range(len(episodes)))
         plain = (batch.ids, batch.attention_mask, batch.response_mask)
         told = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)

@@ -72,9 +72,10 @@ class Rollout:
     def __call__(self, model: nn.Module, requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
+        told = [r.told if r.privileged else "" for r in requests]
         episodes = [
-            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, told=r.told, extra=r.extra)
-            for r in requests
+            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, told=text, extra=r.extra)
+            for r, text in zip(requests, told, strict=True)
         ]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # what the model has been told so far
@@ -150,6 +151,7 @@ class Rollout:
 
     def _ended(self, episode: Episode, seen: Seen, limit: int) -> bool:
         if self._faulted(episode, seen):
+            episode.final_observation = ""  # the last action got no answer
             return True
         turn, result = episode.turns[-1], seen.result
         turn.reward = result.reward

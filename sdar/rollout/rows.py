@@ -66,13 +66,14 @@ def add_teacher_view(
     groups: Sequence[Sequence[Episode]],
     chat: ChatFormat,
     view: PrivilegedView,
-    env: Environment,
-    context: int,
+    env: Environment | None,
+    contexts: Sequence[int],
 ) -> None:
     """Give each row its privileged twin, on ids, where it has none. Without a text the twin is the row itself, token for token.
 
     Args:
         groups: Of each episode, all attempts at its task.
+        contexts: Of each episode, how many tokens its teacher can attend to.
 
     Raises:
         ContextOverflowError: the longer context does not fit; names the task. Nothing is cut.
@@ -85,11 +86,12 @@ def add_teacher_view(
             told = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
             row.told = told != row.ids[:head]
             row.teacher_ids = told + row.ids[head:]
-        if len(row.teacher_ids) > context:
+        if len(row.teacher_ids) > (limit := contexts[row.episode]):
+            added = ", ".join(episode.retrieval.skill_ids) or "text"
+            told = f"{len(row.ids)} without the {added} that {type(view).__name__} adds" if row.told else "nothing is added"
             raise ContextOverflowError(
-                f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({len(row.ids)} without the "
-                f"{', '.join(episode.retrieval.skill_ids) or 'text'} that it adds), but the model's context is {context}: "
-                "privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."
+                f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({told}), but the teacher's context is "
+                f"{limit}: privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."
             )
 
 

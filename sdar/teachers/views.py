@@ -23,6 +23,9 @@ class PlainView(PrivilegedView):
 class SkillView(PrivilegedView):
     """The skills that were retrieved for the task; nothing is cut."""
 
+    def uses_retrieval(self) -> bool:
+        return True
+
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
         return episode.retrieval.text
 
@@ -114,6 +117,9 @@ class FirstOf(PrivilegedView):
             raise ConfigError("view.views is empty: FirstOf chooses among at least one view.")
         if any(v.placement != "system" for v in self.views):
             raise ConfigError("view.views sets a placement inside FirstOf: the text has one place. Set FirstOf's placement.")
+
+    def uses_retrieval(self) -> bool:
+        return any(view.uses_retrieval() for view in self.views)
 
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
         for view in self.views:

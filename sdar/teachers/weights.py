@@ -1,7 +1,6 @@
 """Whose weights the teacher has."""
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import CheckpointError, ConfigError, PolicyError
+from sdar.functional.precision import widen
 from sdar.parts import Policy, Teacher
 from sdar.registry import did_you_mean, register
 from sdar.types import Task
@@ -46,9 +46,9 @@ class FollowingTeacher(Teacher):
 
     @torch.no_grad()
     def follow(self, live: nn.Module, rate: float) -> None:
-        """copy <- (1 - rate) copy + rate live, in float32."""
+        """copy <- (1 - rate) copy + rate live, in at least float32."""
         for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
-            own.copy_(own.float().lerp_(its.to(own.device).float(), rate))
+            own.copy_(widen(own).lerp(widen(its.to(own.device)), rate))
         for own, its in zip(self.copy.buffers(), live.buffers(), strict=True):
             own.copy_(its)
 
@@ -75,7 +75,9 @@ class EMATeacher(FollowingTeacher):
 
     def __init__(self, rate: float = 0.05):
         if not 0 < rate <= 1:
-            raise ConfigError(f"teacher.rate is {rate}: the share of the student in each move lies in (0, 1]. Published: 0.05.")
+            raise ConfigError(
+                f"teacher.rate is {rate}: the share of the student in each move lies in (0, 1]. Published: 0.05."
+            )
         self.rate = rate
 
     def after_step(self, live: nn.Module) -> None:
@@ -115,13 +117,18 @@ class ExternalTeacher(Teacher):
     def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
         self.network = self.policy.load_model().requires_grad_(False).eval()
-        self.context = self.policy.context()
         rows = self.network.get_output_embeddings().weight.shape[0]
         if rows < len(tokenizer):
             raise PolicyError(
                 f"the teacher {self.policy.name} has {rows} output rows for the {len(tokenizer)} tokens of {name}: it cannot score "
                 "the last ones. Resize its embeddings, or use a teacher that knows every token."
             )
+
+    def networks(self) -> list[nn.Module]:
+        return [] if self.network is None else [self.network]
+
+    def context(self, task: Task) -> int | None:
+        return self.policy.context()
 
     def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
         assert self.network is not None, "prepare is called before training"
@@ -137,7 +144,7 @@ class RoutedTeacher(Teacher):
         default: Teacher of all other families; without one, such a task is an error.
     """
 
-    def __init__(self, routes: Mapping[str, Teacher], default: Teacher | None = None):
+    def __init__(self, routes: dict[str, Teacher], default: Teacher | None = None):
         if not routes:
             raise ConfigError("teacher.routes is empty: name at least one task family and its teacher.")
         self.routes = dict(routes)
@@ -145,21 +152,32 @@ class RoutedTeacher(Teacher):
         self.needs_initial = any(t.needs_initial for t in self._all())
 
     def _all(self) -> list[Teacher]:
-        return [*self.routes.values(), *([self.default] if self.default else [])]
+        """Each teacher once, though several families may share it."""
+        teachers = [*self.routes.values(), *([self.default] if self.default else [])]
+        return list({id(t): t for t in teachers}.values())
 
     def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         for teacher in self._all():
             teacher.prepare(live, tokenizer, name)
-        self.context = min((t.context for t in self._all() if t.context is not None), default=None)
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def of(self, task: Task) -> Teacher:
+        """The teacher of a task."""
         teacher = self.routes.get(task.family, self.default)
         if teacher is None:
             raise ConfigError(
                 f"task {task.id} is of family {task.family!r}, for which teacher.routes names no teacher."
                 f"{did_you_mean(task.family, self.routes)} Routed families: {', '.join(self.routes)}. Add it, or give a default."
             )
-        return teacher.model(live, initial, task)
+        return teacher
+
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+        return self.of(task).model(live, initial, task)
+
+    def context(self, task: Task) -> int | None:
+        return self.of(task).context(task)
+
+    def networks(self) -> list[nn.Module]:
+        return [network for teacher in self._all() for network in teacher.networks()]
 
     def after_step(self, live: nn.Module) -> None:
         for teacher in self._all():
@@ -170,11 +188,14 @@ class RoutedTeacher(Teacher):
             teacher.after_iteration(live, iteration)
 
     def state_dict(self) -> dict[str, Any]:
-        return {str(i): teacher.state_dict() for i, teacher in enumerate(self._all())}
+        default = {} if self.default is None else self.default.state_dict()
+        return {"routes": {family: t.state_dict() for family, t in self.routes.items()}, "default": default}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for i, teacher in enumerate(self._all()):
-            teacher.load_state_dict(state.get(str(i), {}))
+        for family, teacher in self.routes.items():
+            teacher.load_state_dict(state.get("routes", {}).get(family, {}))
+        if self.default is not None:
+            self.default.load_state_dict(state.get("default", {}))
 
 
 def check_same_tokens(

@@ -136,6 +136,65 @@ def test_a_world_that_was_pickled_in_the_middle_goes_on() -> None:
         assert env.admissible() == twin.admissible()
 
 
+@pytest.mark.parametrize("settings", [{}, {"world": 4}, {"world": "fresh", "receptacles": 20}])
+@pytest.mark.parametrize("split", ["train", "seen", "unseen"])
+def test_a_demonstration_wins_from_the_start(split: str, settings: dict) -> None:
+    env = HouseholdEnv(**{"receptacles": 6} | settings)
+    shown = searched = 0
+    for task in map(env.task, env.task_ids(split, 12, 0)):
+        actions = env.demonstration(task)
+        env.reset(task)
+        results = [env.step(a) for a in actions]
+        assert [r.success for r in results] == [False] * (len(actions) - 1) + [True]  # and it stops there
+        assert all(r.valid for r in results)
+        shown, searched = shown + len(actions), searched + len(win(env, task))
+    assert shown < searched  # the expert has to look for what this one knows
+
+
+def test_a_demonstration_knows_its_task_and_nothing_of_the_episode_that_runs() -> None:
+    env, other = HouseholdEnv(receptacles=6), HouseholdEnv(receptacles=6, horizon=2)
+    first, second = (env.task(t) for t in env.task_ids("train", 2, 0))
+    actions = env.demonstration(first)
+    env.reset(second)
+    there = next(a for a in env.admissible() if a.startswith("go to"))
+    env.step(there)
+    before = env.admissible(), env.running.steps
+    assert env.demonstration(first) == actions == other.demonstration(first) != env.demonstration(second)
+    assert (env.admissible(), env.running.steps) == before
+    actions.clear()  # a list of one's own
+    assert env.demonstration(first)
+    with pytest.raises(PanelError, match=r"belongs to a household with other settings"):
+        HouseholdEnv(receptacles=7).demonstration(first)
+
+
+def test_the_solution_is_the_demonstration_as_a_text() -> None:
+    env = HouseholdEnv(receptacles=6)
+    task = first_task(env)
+    assert env.solution(task) == "\n".join(env.demonstration(task)) and env.solution(task).startswith("go to ")
+
+
+@pytest.mark.parametrize("world", [4, "fresh"])
+def test_a_hint_says_where_the_things_of_the_task_usually_are(world: int | str) -> None:
+    env = HouseholdEnv(world=world)
+    for task in map(env.task, env.task_ids("train", 24, 0)):
+        goal = env.game(task.id).goal
+        things = [t for t in (goal.object_type, goal.toggle_type) if t]
+        hint = env.hint(task)
+        assert sorted(hint.replace(". ", ".|").split("|")) == sorted(
+            f"The {thing} is usually in the {task.facts[thing]}." for thing in things
+        )
+        assert all(thing in task.instruction for thing in things)
+    assert hint not in env.solution(task)
+
+
+def test_in_a_world_without_facts_the_hint_is_the_first_step() -> None:
+    env = HouseholdEnv(receptacles=6)
+    for task in map(env.task, env.task_ids("train", 12, 0)):
+        first, *others = env.demonstration(task)
+        assert env.hint(task) == f"Begin with: {first}"
+        assert not any(action in env.hint(task) for action in others if action != first)
+
+
 def test_an_action_before_reset_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"the household was asked to act before `reset`"):
         HouseholdEnv().step("look")

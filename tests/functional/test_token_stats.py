@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdar.errors import ConfigError
-from sdar.functional import TokenStats, chunked_token_stats
+from sdar.functional import TokenStats, chunked_token_stats, vocabulary_log_probs
 
 TOKENS, HIDDEN, VOCAB = 6, 4, 9
 TARGETS = torch.tensor([0, 5, 2, 8, 7, 5])
@@ -238,3 +238,116 @@ def test_the_backward_pass_is_the_same_inside_and_outside_of_an_autocast():
 
     for inner, outer in zip(gradients(True), gradients(False), strict=True):
         assert torch.equal(inner, outer)
+
+
+# ------------------------------------------------------------------ the whole vocabulary
+
+
+def naive_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    forbidden_ids: tuple[int, ...] = (),
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the allowed ids, and which these are."""
+    logits = hidden @ weight.t() + (0 if bias is None else bias)
+    logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
+    allowed = torch.tensor([i for i in range(weight.shape[0]) if i not in forbidden_ids])
+    return logits[:, allowed].log_softmax(-1), allowed
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_whole_vocabulary_is_the_naive_log_softmax(setting: dict[str, Any]) -> None:
+    hidden, weight, bias = inputs()
+    actual = vocabulary_log_probs(hidden, weight, bias=bias, **setting)
+    expected, allowed = naive_log_probs(hidden, weight, bias=bias, **setting)
+    assert actual.shape == (TOKENS, VOCAB)
+    upstream = torch.randn(TOKENS, VOCAB, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    both = ((actual * upstream)[:, allowed], expected * upstream[:, allowed])
+    torch.testing.assert_close(*both, atol=1e-12, rtol=1e-10)
+    grads = [torch.autograd.grad(values.sum(), (hidden, weight, bias)) for values in both]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_gradcheck_of_the_whole_vocabulary(setting: dict[str, Any]) -> None:
+    _, allowed = naive_log_probs(*inputs()[:2], **setting)
+    assert torch.autograd.gradcheck(lambda h, w, b: vocabulary_log_probs(h, w, bias=b, **setting)[:, allowed], inputs())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+def test_forbidden_ids_have_the_lowest_finite_number_and_no_gradient(dtype: torch.dtype) -> None:
+    hidden, weight, _ = inputs(dtype)
+    weight.data[3] = 1e4  # would take practically all the mass
+    logp = vocabulary_log_probs(hidden, weight, forbidden_ids=(1, 3))
+    assert (logp[:, [1, 3]] == torch.finfo(dtype).min).all() and logp.isfinite().all()
+    torch.testing.assert_close(logp.exp().sum(1), torch.ones(TOKENS, dtype=dtype))
+    assert (logp.exp() * logp)[:, [1, 3]].eq(0).all()
+    logp.sum().backward()
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+    assert weight.grad is not None and not weight.grad[[1, 3]].any() and weight.grad[0].any()
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_whole_vocabulary_and_the_chunks_agree_about_the_targets(setting: dict[str, Any]) -> None:
+    hidden, weight, bias = inputs(torch.float32)
+    stats = chunked_token_stats(hidden, weight, TARGETS, bias=bias, **setting)
+    logp = vocabulary_log_probs(hidden, weight, bias=bias, **setting)
+    torch.testing.assert_close(logp.gather(1, TARGETS[:, None])[:, 0], stats.logp, atol=1e-6, rtol=0)
+    torch.testing.assert_close(-(logp.exp() * logp).sum(1), stats.entropy, atol=2e-6, rtol=0)
+
+
+def test_the_whole_vocabulary_from_half_precision_is_not_rounded_on_the_way() -> None:
+    hidden, weight, bias = inputs(torch.bfloat16)
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight, bias)]
+    actual, expected = vocabulary_log_probs(hidden, weight, bias=bias), naive_log_probs(wide[0], wide[1], bias=wide[2])[0]
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=0)
+    upstream = torch.randn(TOKENS, VOCAB, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    (actual * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    for own, its in zip((hidden, weight, bias), wide, strict=True):
+        assert own.grad is not None and its.grad is not None and own.grad.dtype == torch.bfloat16
+        # the gradient of a logit is rounded to eight bits before the matrix product, and what comes out once more
+        torch.testing.assert_close(own.grad.double(), its.grad, atol=0.02 * float(its.grad.abs().max()), rtol=0)
+
+
+def test_the_whole_vocabulary_in_an_autocast_is_that_of_lowered_inputs() -> None:
+    hidden, weight, _ = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = vocabulary_log_probs(hidden, weight)
+    expected, _ = naive_log_probs(hidden.bfloat16().double(), weight.bfloat16().double())
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), expected, atol=2e-6, rtol=0)
+    actual[:, 0].sum().backward()
+    assert weight.grad is not None and weight.grad.dtype == torch.float32
+
+
+def test_a_vocabulary_of_152_064_is_summed_precisely() -> None:
+    """torch's own log-softmax is 1e-5 nats off here: as much as many a divergence between neighbouring checkpoints."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.ones(2, 1), 3 * torch.randn(152_064, 1, generator=generator)
+    expected = (hidden.double() @ weight.double().t()).log_softmax(1)
+    torch.testing.assert_close(vocabulary_log_probs(hidden, weight).double(), expected, atol=2e-6, rtol=0)
+    target = torch.tensor([5, 9])
+    chunked = chunked_token_stats(hidden, weight, target).logp.double()
+    torch.testing.assert_close(chunked, expected.gather(1, target[:, None])[:, 0], atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"forbidden_ids": (-1,)}, r"forbidden_ids holds -1"),
+        ({"forbidden_ids": range(VOCAB)}, r"forbidden_ids holds all 9 ids"),
+        ({"temperature": 0.0}, r"temperature is 0\.0"),
+        ({"softcap": -1.0}, r"softcap is -1\.0"),
+    ],
+)
+def test_the_whole_vocabulary_has_the_same_errors(change: dict[str, Any], text: str) -> None:
+    hidden, weight, _ = inputs()
+    with pytest.raises(ConfigError, match=text):
+        vocabulary_log_probs(hidden, weight, **change)

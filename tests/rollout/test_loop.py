@@ -1,19 +1,23 @@
 """The agent loop: what was sampled is what is trained on, and every episode ends with a status."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+import torch
 from faulty_world import FaultyWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
 from sdar.errors import ConfigError
 from sdar.parts import Draw, Environment, Protocol
-from sdar.rollout import LocalPool, Request, Rollout, WorkerPool
+from sdar.rollout import LocalPool, Request, Rollout, WorkerPool, make_rows
 from sdar.rollout.loop import LAYOUTS
+from sdar.samplers import TorchSampler
 from sdar.teachers import SkillView
 from sdar.types import Episode, Retrieval, Status, Task
 
@@ -123,6 +127,7 @@ def test_every_way_to_end_has_its_status() -> None:
     assert [t.reward for t in episodes[0].turns] == [2.0, 3.0, 4.0] and episodes[0].reward == 9.0
     assert episodes[0].final_observation == "task-0 / go on / go on / win"
     assert [t.observation for t in episodes[0].turns] == ["task-0 begins", "task-0 / go on", "task-0 / go on / go on"]
+    assert episodes[2].final_observation == episodes[4].final_observation == ""  # an action that got no answer
 
 
 def test_the_world_that_ends_at_its_horizon_without_success_ran_out_of_steps() -> None:
@@ -185,14 +190,19 @@ def test_every_response_is_named_by_seed_task_attempt_and_turn() -> None:
 def test_an_actor_that_may_see_the_skill_has_it_in_its_system_message(layout: str) -> None:
     chat = byte_chat()
     told, _, _ = play(
-        FaultyWorld(), words("go on", "win"), wanted("a", retrieval=SECRETS, privileged=True), chat, layout=layout
+        FaultyWorld(),
+        words("go on", "win"),
+        wanted("a", retrieval=SECRETS, privileged=True, told=SECRETS.text),
+        chat,
+        layout=layout,
     )
     untold, _, _ = play(FaultyWorld(), words("go on", "win"), wanted("a", retrieval=SECRETS), chat, layout=layout)
     system = f"<|im_start|>system\n{SECRETS.text}<|im_end|>\n"
     prompts = [[chat.decode(t.prompt_ids) for t in e.turns] for e in (told[0], untold[0])]
     assert prompts[0][0] == system + prompts[1][0]
     assert prompts[0][1] == (system if layout == "turn" else "") + prompts[1][1]
-    assert told[0].privileged and told[0].retrieval == SECRETS
+    assert told[0].privileged and told[0].retrieval == SECRETS and told[0].told == SECRETS.text
+    assert not untold[0].privileged and untold[0].told == ""
     assert told[0].opening == untold[0].opening and told[0].windows == untold[0].windows  # kept as they were without it
     assert [t.response_ids for t in told[0].turns] == [t.response_ids for t in untold[0].turns]
 
@@ -201,6 +211,155 @@ def test_an_actor_whose_retrieval_is_empty_is_told_nothing() -> None:
     told, _, _ = play(FaultyWorld(), words("win"), wanted("a", privileged=True))
     untold, _, _ = play(FaultyWorld(), words("win"), wanted("a"))
     assert told[0].turns == untold[0].turns
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_only_the_prompts_of_privileged_requests_hold_the_text(layout: str) -> None:
+    chat, script = byte_chat(), words("go on", "win")
+    requests = [replace(r, told=f"The secret of {r.task.id}.") for r in wanted("a", "b", "c")]
+    requests[1] = replace(requests[1], privileged=True)
+    episodes, sampler, _ = play(FaultyWorld(), script, requests, chat, layout=layout)
+    plain, _, _ = play(FaultyWorld(), script, wanted("a", "b", "c"), chat, layout=layout)
+    assert episodes[0] == plain[0] and episodes[2] == plain[2]
+    secrets = [["The secret of task-1." in chat.decode(prompt) for _, prompt in call] for call in sampler.calls]
+    assert secrets == [[False, True, False]] * 2
+    assert "The secret of task-0" not in "".join(chat.decode(p) for call in sampler.calls for _, p in call)
+    assert [e.told for e in episodes] == ["", "The secret of task-1.", ""]
+
+
+def test_an_episode_knows_whether_it_is_extra() -> None:
+    episodes, _, _ = play(FaultyWorld(), words("win"), [*wanted("a"), *wanted("b", extra=True)])
+    assert [e.extra for e in episodes] == [False, True]
+
+
+# ------------------------------------------------------------------ beginnings that somebody else plays
+
+
+@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol()])
+@pytest.mark.parametrize("chat_name", CHATS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_replayed_beginning_is_told_as_if_it_had_been_said(layout: str, chat_name: str, protocol: Protocol) -> None:
+    """The same prompts, the same draws and the same world, but nobody sampled it and nobody learns it."""
+    chat = CHATS[chat_name]()
+    actions = ["go on", "talk <|im_end|>", "look", "win"]
+    script = words(*map(protocol.write, actions))
+    [whole], asked, _ = play(FaultyWorld(), script, wanted("a"), chat, protocol, layout)
+    [episode], sampler, _ = play(FaultyWorld(), script, wanted("a", replay=tuple(actions[:2])), chat, protocol, layout)
+    assert [t.action for t in episode.turns] == actions and episode.success
+    assert [t.imitated for t in episode.turns] == [False, False, True, True]
+    assert sampler.calls == asked.calls[2:]
+    zeros = [[0.0] * len(t.response_ids) for t in whole.turns[:2]]
+    replayed = [
+        replace(t, behaviour_logp=z, kept_logmass=z, imitated=False) for t, z in zip(whole.turns[:2], zeros, strict=True)
+    ]
+    assert episode.turns == replayed + whole.turns[2:]
+    assert replace(episode, turns=[]) == replace(whole, turns=[])
+    learned = [[i for i, m in zip(r.ids, r.response_mask, strict=True) if m] for r in make_rows([episode], layout)]
+    sampled = [t.response_ids for t in episode.turns[2:]]
+    assert learned == ([[], [], *sampled] if layout == "turn" else [sampled[0] + sampled[1]])
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "success"),
+    [("win", Status.DONE, True), ("give up", Status.DONE, False), ("raise", Status.ENV_ERROR, False)],
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_episode_that_ends_in_its_replay_is_over(layout: str, last: str, status: Status, success: bool) -> None:
+    """It says what happened: nobody acts after the end, and the model has no part in it."""
+    requests = wanted("a", replay=("go on", last, "never", "played"))
+    [episode], sampler, _ = play(FaultyWorld(), words(), requests, layout=layout)
+    assert sampler.calls == [] and [t.action for t in episode.turns] == ["go on", last]
+    assert (episode.status, episode.success) == (status, success)
+    assert episode.reward == (2.0 + 3.0 if status == Status.DONE else 2.0)
+    assert not any(t.imitated for t in episode.turns)
+    assert not any(m for row in make_rows([episode], layout) for m in row.response_mask)
+
+
+def test_a_replayed_action_that_the_world_does_not_allow_is_invalid() -> None:
+    [episode], _, _ = play(FaultyWorld(), lambda draw: "win", wanted("a", replay=("mumble", "go on")))
+    assert [(t.action, t.valid, t.imitated) for t in episode.turns] == [
+        ("mumble", False, False),
+        ("go on", True, False),
+        ("win", True, True),
+    ]
+
+
+def test_a_replay_ends_at_the_horizon() -> None:
+    [episode], sampler, _ = play(FaultyWorld(), words(), wanted("a", replay=("go on",) * 9), horizon=4)
+    assert len(episode.turns) == 4 and episode.status == Status.HORIZON and sampler.calls == []
+
+
+def test_a_replay_that_does_not_fit_ends_with_the_context() -> None:
+    requests = wanted("a", replay=("talk",) * 9)
+    [roomy], _, _ = play(FaultyWorld(), words(), requests, horizon=9)
+    [episode], sampler, _ = play(FaultyWorld(), words(), requests, horizon=9, context=60)
+    assert episode.status == Status.CONTEXT and sampler.calls == []
+    assert 0 < len(episode.turns) < 9 and episode.turns[:-1] == roomy.turns[: len(episode.turns) - 1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_episode_with_a_limit_ends_at_its_horizon(layout: str) -> None:
+    """The limit counts the model's own turns; the horizon of the world counts all."""
+    requests = wanted("a", "b", "c", "d")
+    requests[0] = replace(requests[0], max_turns=2)
+    requests[1] = replace(requests[1], max_turns=2, replay=("go on",))
+    requests[2] = replace(requests[2], max_turns=9, replay=("go on", "go on"))
+    episodes, sampler, _ = play(FaultyWorld(), lambda draw: "look", requests, layout=layout, horizon=5)
+    assert [[t.imitated for t in e.turns] for e in episodes] == [
+        [True] * 2, [False] + [True] * 2, [False] * 2 + [True] * 3, [True] * 5,
+    ]  # fmt: skip
+    assert all(e.status == Status.HORIZON and not e.success for e in episodes)
+    asked = [[draw.task[-1] for draw, _ in call] for call in sampler.calls]
+    assert asked == [["0", "3"], ["0", "1", "3"], ["1", "2", "3"], ["2", "3"], ["2", "3"]]
+
+
+@pytest.mark.parametrize("last", ["win", "give up", "raise"])
+def test_what_ends_an_episode_at_its_limit_is_told_apart(last: str) -> None:
+    [episode], _, _ = play(FaultyWorld(), words("go on", last), wanted("a", max_turns=2))
+    [free], _, _ = play(FaultyWorld(), words("go on", last), wanted("a"))
+    assert episode == free and episode.status != Status.HORIZON
+
+
+@pytest.fixture(scope="module")
+def small_model() -> Qwen3ForCausalLM:
+    """A random policy of the word tokenizer whose next token depends on all that it was told."""
+    torch.manual_seed(1)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
+    vocabulary = len(word_chat().tokenizer)
+    config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=1, max_position_embeddings=2048, **size)
+    model = Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.5)
+    return model
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_sampled_does_not_depend_on_the_replays_of_others(layout: str, small_model: Qwen3ForCausalLM) -> None:
+    """Beginnings of different lengths, so that episodes join and leave the batch at different turns."""
+    chat, env = word_chat(), HouseholdEnv(receptacles=6, distractors=1, horizon=6)
+    sampler = TorchSampler(max_new_tokens=5)
+    sampler.bind(chat.tokenizer, chat.stop_ids, 2048)
+    rollout = Rollout(LocalPool(env), CompactProtocol(), chat, sampler, SkillView(), layout, horizon=6, seed=3)
+    tasks = [env.task(t) for t in env.task_ids("train", 4, 0)]
+    lengths, caps = (0, 1, 3, 2), (None, 3, None, 1)
+    requests = [
+        Request(task, 0, replay=tuple(env.demonstration(task)[:length]), max_turns=cap)
+        for task, length, cap in zip(tasks, lengths, caps, strict=True)
+    ]
+    together = rollout(small_model, requests)
+    alone = [rollout(small_model, [request])[0] for request in requests]
+    for length, cap, a, b in zip(lengths, caps, together, alone, strict=True):
+        assert [t.imitated for t in a.turns] == [False] * length + [True] * (cap or 6 - length)
+        assert [(t.prompt_ids, t.response_ids, t.action) for t in a.turns] == [
+            (t.prompt_ids, t.response_ids, t.action) for t in b.turns
+        ]
+        for t, u in zip(a.turns, b.turns, strict=True):
+            assert t.behaviour_logp == pytest.approx(u.behaviour_logp, abs=1e-4)
+        assert a.status == b.status == Status.HORIZON
+    replayless = rollout(small_model, [Request(tasks[2], 0)])[0]
+    assert replayless.turns[3].response_ids != together[2].turns[3].response_ids  # the model read what was replayed
 
 
 def test_a_response_without_a_single_token_is_no_end_of_the_run() -> None:
