@@ -83,7 +83,9 @@ def table(methods: list[str], seeds: list[int], out: Path) -> str:
         teacher = records[0][0].get("teacher/success/unseen")
         steps = ", ".join(str(r[-1]["env_steps"]) for r in records)
         cells = [points(records[0][0]["success/unseen"]), *(points(e) for e in after), *["-"] * (len(seeds) - len(after))]
-        lines.append(f"| {method} | {' | '.join(cells)} | {100 * mean:.1f} | {points(teacher) if teacher else '-'} | {steps} |")
+        lines.append(
+            f"| {method} | {' | '.join(cells)} | {100 * mean:.1f} | {points(teacher) if teacher else '-'} | {steps} |"
+        )
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from sdar.errors import ConfigError
 from sdar.functional import truncated_ratio
 from sdar.module import AgentModule
 from sdar.parts import Divergence, Draw, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
+from sdar.registry import part_name
 from sdar.schedules import scheduled
 from sdar.scoring import StudentPass
 from sdar.turns import Turns
@@ -60,7 +61,8 @@ class Taught(AgentModule):
     ) -> tuple[Tensor, Tensor]:
         """What the teacher would say instead, from places in the middle of responses: ids and mask ``[places, length]``.
 
-        It goes on from its own view of the row, up to before the place, and stops where it would end the turn.
+        It goes on from its own view of the row, up to before the place, and stops where it would end the turn. Where its context has
+        no room for `length` more tokens the window is empty.
         """
         shift = batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)
         ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
@@ -69,15 +71,19 @@ class Taught(AgentModule):
         for i, network in enumerate(networks):
             asked.setdefault(id(network), []).append(i)
         for wanted in asked.values():
-            prefixes, draws = [], []
+            prefixes, draws = {}, {}
             for i in wanted:
                 row, place = int(rows[i]), int(places[i])
                 episode = episodes[int(batch.episode[row])]
-                prefixes.append(batch.teacher_ids[row, : place + int(shift[row])].tolist())
-                turn = int(batch.turn_ids[row, place])
-                draws.append(Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn))
-            said = self.continuations(networks[wanted[0]], prefixes, draws, length)
-            for i, completion in zip(wanted, said, strict=True):
+                prefix = batch.teacher_ids[row, : place + int(shift[row])].tolist()
+                if len(prefix) + length > (self.teacher.context(episode.task) or self.context):
+                    continue
+                prefixes[i], turn = prefix, int(batch.turn_ids[row, place])
+                draws[i] = Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
+            if not prefixes:
+                continue
+            said = self.continuations(networks[wanted[0]], list(prefixes.values()), list(draws.values()), length)
+            for i, completion in zip(prefixes, said, strict=True):
                 ids[i, : len(completion.ids)] = torch.tensor(completion.ids)
                 mask[i, : len(completion.ids)] = True
         return ids, mask
@@ -128,7 +134,7 @@ class Distillation(Taught):
         tags = self.rollout.protocol.tags
         if self.span is not None and self.span not in tags:
             raise ConfigError(
-                f"model.span is {self.span!r}, but responses of {type(self.rollout.protocol).__name__} hold "
+                f"model.span is {self.span!r}, but responses of {part_name(self.rollout.protocol)} hold "
                 f"{' and '.join(tags) or 'no tags'}: no token would be chosen. Use one of them."
             )
 

@@ -43,7 +43,7 @@ from sdar.parts import (
     Sampler,
     Teacher,
 )
-from sdar.registry import part_kind
+from sdar.registry import part_kind, part_name
 from sdar.rollout import Request, Rollout, collate, make_rows
 from sdar.rollout.rows import add_teacher_view, without_privilege
 from sdar.samplers import TorchSampler
@@ -176,8 +176,8 @@ class AgentModule(LightningModule):
         return torch.zeros_like(now.logp)
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        """Fill in ``advantages`` [batch]; may drop rows. None: nothing is left to learn from in this iteration."""
-        batch.advantages = torch.zeros(len(batch))
+        """Fill in ``advantages`` [batch, time]; may drop rows. None: nothing is left to learn from in this iteration."""
+        batch.advantages = torch.zeros(batch.ids.shape)
         return batch
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
@@ -271,7 +271,6 @@ class AgentModule(LightningModule):
     def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
         """What gates, weights and objectives may know of each token, detached, with this student's side."""
         teacher_logp = torch.zeros_like(logp) if batch.teacher_logp is None else batch.teacher_logp
-        advantages = batch.advantages
         return TokenView(
             student_logp=logp.detach(),
             teacher_logp=teacher_logp,
@@ -279,7 +278,7 @@ class AgentModule(LightningModule):
             entropy=entropy.detach(),
             response_mask=batch.response_mask,
             turn_ids=batch.turn_ids,
-            advantages=advantages if advantages.dim() > 1 else advantages[:, None].expand_as(logp),
+            advantages=batch.advantages,
             vocab_size=self.scorer.vocab_size,
             old_logp=batch.old_logp,
             ids=batch.ids,
@@ -397,12 +396,12 @@ class AgentModule(LightningModule):
             )
         if self.retriever is not None and not self.view.uses_retrieval():
             raise ConfigError(
-                f"model.retriever is set, but {type(self.view).__name__} tells nothing that was retrieved: the skills would reach nobody. "
+                f"model.retriever is set, but {part_name(self.view)} tells nothing that was retrieved: the skills would reach nobody. "
                 "Use SkillView, or leave the retriever out."
             )
         if self.retriever is None and self.teacher is not None and self.view.uses_retrieval():
             raise ConfigError(
-                f"{type(self.view).__name__} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
+                f"{part_name(self.view)} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
                 "see nothing more than the student. Give a retriever, or another view."
             )
         self.env = data.env

@@ -371,11 +371,15 @@ class Credit:
     turns: "Turns"
     """Which turn each token of the rows belongs to."""
     turn_rewards: Tensor
-    """[turns] reward of each turn minus the penalty if its action was invalid, in the order of `turns`."""
+    """[turns] reward of each turn, in the order of `turns`."""
+    turn_penalties: Tensor
+    """[turns] what an invalid action costs; 0 for a valid one."""
     turn_groups: Tensor
     """[turns]"""
     observations: list[str]
     """[turns] what the world had said before each turn: the anchors of GiGPO."""
+    tally: "Tally"
+    """What explains the advantages goes here."""
 
 
 @part_kind("advantages")

@@ -124,6 +124,11 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     return f" Did you mean {lowered[close[0]]!r}?" if close else ""
 
 
+def part_name(part: object) -> str:
+    """What an error calls a part: its class, also where the part is a default that was not made yet."""
+    return type(part).__name__.removeprefix("LazyInstance_")
+
+
 def summary(cls: type) -> str:
     """First line of a part's docstring."""
     return (inspect.getdoc(cls) or "").partition("\n")[0]

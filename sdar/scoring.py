@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
 from sdar.parts import Divergence
+from sdar.registry import part_name
 from sdar.types import Batch, Payload, StudentTokens, TokenView
 
 
@@ -189,7 +190,7 @@ class StudentPass:
             return divergence(StudentTokens(self.logp, self.entropy), tokens).where(response, 0.0)
         if not teachers if payload == Payload.FULL else tokens.teacher_top_ids is None:
             raise ConfigError(
-                f"{type(divergence).__name__} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
+                f"{part_name(divergence)} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
                 "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
             )
         flat, logp, entropy = tokens.at(response), self.logp[response], self.entropy[response]

@@ -153,7 +153,6 @@ class Batch:
     teacher_attention_mask: Tensor | None = None
     teacher_response_mask: Tensor | None = None
     advantages: Tensor | None = None
-    """[batch] or [batch, time]."""
     weights: Tensor | None = None
     """Turn weights, spans and filters of the distillation term, as one number a token."""
     old_logp: Tensor | None = None

@@ -15,7 +15,7 @@ from jsonargparse import lazy_instance
 from sdar.errors import ConfigError
 from sdar.functional import group_advantages
 from sdar.parts import Judge, PrivilegedView, Retriever
-from sdar.registry import register
+from sdar.registry import part_name, register
 from sdar.strategies.grpo import GRPO
 from sdar.teachers import SolutionView
 from sdar.turns import Turns
@@ -67,10 +67,11 @@ class CriticSearch(GRPO):
         answers = [self.view.text(episodes[e], (), 0, self.env) for e in seen]
         if blank := [episodes[e].task.id for e, answer in zip(seen, answers, strict=True) if not answer.strip()]:
             raise ConfigError(
-                f"{type(self.view).__name__} has no gold answer for {len(blank)} of {len(seen)} tasks, such as {blank[0]}: the judge would "
+                f"{part_name(self.view)} has no gold answer for {len(blank)} of {len(seen)} tasks, such as {blank[0]}: the judge would "
                 "guess. Use SolutionView in a world with solutions, or SkillView with a retriever that knows every task."
             )
-        labels = self.judge([episodes[e] for e in seen], answers)
+        with self.tally.timed("time/judge_s"):
+            labels = self.judge([episodes[e] for e in seen], answers)
         of_episode = dict(zip(seen, labels, strict=True))
         said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
         known = torch.tensor([label is not None for label in said])

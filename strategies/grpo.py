@@ -1,8 +1,8 @@
 """GRPO (arXiv 2402.03300) for agents, as verl-agent trains it: episode rewards, group-relative credit, clipped policy gradient.
 
 Differences from verl-agent, each a named option or documented: rows are never duplicated to fill a batch, the token mean is
-taken over the whole optimizer step, and group statistics count each episode once (``GroupAdvantage(statistics="row")`` counts
-turn rows).
+taken over the whole optimizer step, group statistics count each episode once (``GroupAdvantage(statistics="row")`` counts turn
+rows), and k3 bounds its exponent at 20 instead of its value at 10.
 """
 
 import torch
@@ -34,7 +34,8 @@ class GRPO(AgentModule):
         kl_coef: Weight of k3 against the initial policy.
         entropy_coef: Weight of the entropy bonus.
         invalid_penalty: Subtracted from a row's reward for each invalid action in it.
-        drop_flat_groups: Leave out groups whose attempts all got the same reward (they carry no policy gradient).
+        drop_flat_groups: Leave out groups whose attempts all got the same reward (DAPO's filter); not beside a teacher, who would
+            lose them too.
     """
 
     policy_coef = 1.0
@@ -68,6 +69,11 @@ class GRPO(AgentModule):
                 f"model.transforms reshape advantages by what a teacher thinks, and {type(self).__name__} has no teacher. Use a "
                 "strategy with one, such as SOD or RLSD."
             )
+        if self.drop_flat_groups and self.teacher is not None:
+            raise ConfigError(
+                f"model.drop_flat_groups leaves rows out in which only the teacher can speak, and {type(self).__name__} has a teacher. "
+                "Use it with strategies that learn from rewards alone."
+            )
         super().setup(stage)
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
@@ -99,9 +105,11 @@ class GRPO(AgentModule):
             groups=batch.group,
             episodes=batch.episode,
             turns=turns,
-            turn_rewards=torch.tensor([t.reward for t in taken]) - penalties,
+            turn_rewards=torch.tensor([t.reward for t in taken]),
+            turn_penalties=penalties,
             turn_groups=batch.group[turns.row],
             observations=[t.observation for t in taken],
+            tally=self.tally,
         )
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:

@@ -4,7 +4,8 @@
     L = L_GRPO + lambda * mean over the tokens of its *successful* episodes of JSD( student(. | s_t), teacher(. | s_t, solution) )
 
 Only what was verified to succeed is learned from, and only where the group's rewards are flat. The privileged episodes carry no
-policy gradient.
+policy gradient. The divergence puts all tokens outside of the teacher's 64 likeliest into one bucket; the paper renormalises and
+adds their mass times ln 2.
 """
 
 from jsonargparse import lazy_instance

@@ -3,7 +3,8 @@
     A_t = coef * (teacher_logp_t - old_logp_t),   L = -mean_t ratio_t A_t
 
 The reward is not used unless an advantage estimator is given, whose credit is then added. Per token and undiscounted: the
-gradient is that of the reverse KL in each place, not of the KL between whole responses.
+gradient is that of the reverse KL in each place, not of the KL between whole responses. Tinker sums over tokens and divides by
+the sampler's own probabilities; here it is a mean, and the probabilities were computed again before the update.
 """
 
 from jsonargparse import lazy_instance

@@ -34,7 +34,7 @@ class SDPO(Distillation):
     def __init__(
         self,
         divergence: Divergence = lazy_instance(TopKJensenShannon, k=100, support="student", tail="bucket"),
-        teacher: Teacher = lazy_instance(EMATeacher, rate=0.05),
+        teacher: Teacher = lazy_instance(EMATeacher, rate=0.05, per="iteration"),
         view: PrivilegedView = lazy_instance(FirstOf),
         ratio_cap: float | None = 2.0,
         **kwargs,

@@ -16,7 +16,7 @@ from sdar.divergences import JensenShannon, ReverseKL
 from sdar.errors import ConfigError
 from sdar.functional import token_importance, weighted_subset
 from sdar.parts import Divergence, PrivilegedView, Teacher
-from sdar.registry import register
+from sdar.registry import part_name, register
 from sdar.scoring import micro_batches
 from sdar.teachers import PlainView
 from sdar.types import Batch, Episode, Payload
@@ -56,7 +56,7 @@ class TIP(Distillation):
         if gamma > 0:
             if self.payload == Payload.TOP_K:
                 raise ConfigError(
-                    f"model.gamma is {gamma}, which measures divergence over the whole vocabulary, but {type(divergence).__name__} keeps "
+                    f"model.gamma is {gamma}, which measures divergence over the whole vocabulary, but {part_name(divergence)} keeps "
                     "the teacher's likeliest tokens only. Use gamma 0, or an objective over the whole vocabulary."
                 )
             self.payload = Payload.FULL  # the divergence of all tokens is measured in the whole vocabulary

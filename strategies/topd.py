@@ -19,7 +19,7 @@ from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
 from sdar.errors import ConfigError
 from sdar.functional import window_distance
 from sdar.parts import Divergence, PrivilegedView, Teacher
-from sdar.registry import register
+from sdar.registry import part_name, register
 from sdar.scoring import StudentPass
 from sdar.teachers import PlainView
 from sdar.types import Batch, Episode, Payload
@@ -66,7 +66,7 @@ class TOPD(Distillation):
             )
         if divergence.needs()[0] == Payload.TOP_K:
             raise ConfigError(
-                f"model.divergence is {type(divergence).__name__}, which keeps the teacher's likeliest tokens where TOPD keeps its soft "
+                f"model.divergence is {part_name(divergence)}, which keeps the teacher's likeliest tokens where TOPD keeps its soft "
                 "targets. Use an objective on sampled tokens or over the whole vocabulary."
             )
         self.window, self.candidates = window, candidates
@@ -82,12 +82,13 @@ class TOPD(Distillation):
         rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)
         places = top.indices[rows, ranks]
         rows, places = torch.stack([rows, places])[:, (rows * loss.shape[1] + places).argsort()]
-        mine, mine_mask = self.student_windows(batch, rows, places)
         its, its_mask = self.teacher_windows(batch, episodes, rows, places, self.window)
+        rows, places, its, its_mask = (t[its_mask.any(1)] for t in (rows, places, its, its_mask))
+        mine, mine_mask = self.student_windows(batch, rows, places)
         embedding = self.model.get_input_embeddings().weight.detach()
         vectors = (embedding[ids.to(embedding.device)].cpu() for ids in (mine, its))
         distance, plan = window_distance(*vectors, mine_mask, its_mask)
-        surface = distance <= distance.quantile(self.surface_share) if len(distance) else distance.bool()
+        surface = distance < distance.quantile(self.surface_share) if len(distance) else distance.bool()
         self.tally.add("transport/distance", float(distance.sum()), len(distance))
         self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
         batch.weights[rows[surface], places[surface]] = 0.0

@@ -220,15 +220,15 @@ def test_gigpo_tells_the_shorter_of_two_ways_that_both_succeed(layout: str) -> N
     assert gathered(batch, advantages) == [[[0.125], [0.0]], [[-0.125], [0.0], [0.0]]]
 
 
-def test_gigpo_charges_an_invalid_action_to_its_turn_and_to_what_led_there() -> None:
+def test_gigpo_charges_an_invalid_action_to_its_turn_alone() -> None:
     episodes = [
         episode(turn(observation="a"), turn(observation="b", valid=False)),
         episode(turn(observation="a"), turn(observation="b")),
     ]
     batch = rows(episodes, "trajectory")
     advantages = GiGPOAdvantage(gamma=0.5)(credit_of(batch, episodes, penalty=0.5))
-    # episodes -1/4 and 1/4; returns -1/4, -1/2 and 0, 0
-    assert gathered(batch, advantages) == [[[-0.375], [-0.5]], [[0.375], [0.5]]]
+    # episodes -1/4 and 1/4; returns 0, -1/2 and 0, 0
+    assert gathered(batch, advantages) == [[[-0.25], [-0.5]], [[0.25], [0.5]]]
 
 
 @by_layout
@@ -287,7 +287,7 @@ def test_grpo_tells_the_estimator_what_these_tests_tell_it(layout: str) -> None:
     strategy.credit_of = partial(GRPO.credit_of, strategy)
     GRPO.credit(strategy, batch, TWO_GROUPS)  # type: ignore[arg-type]
     told, expected = spy.credit, credit_of(attempts, TWO_GROUPS, 0.25)
-    for name in ("rewards", "episodes", "groups", "turn_rewards", "turn_groups"):
+    for name in ("rewards", "episodes", "groups", "turn_rewards", "turn_penalties", "turn_groups"):
         assert torch.equal(getattr(told, name), getattr(expected, name)), name
     assert told.observations == expected.observations
     length = attempts.ids.shape[1]

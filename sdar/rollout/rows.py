@@ -13,6 +13,7 @@ from torch import Tensor
 from sdar.chat import ChatFormat
 from sdar.errors import ContextOverflowError
 from sdar.parts import Environment, PrivilegedView
+from sdar.registry import part_name
 from sdar.types import Batch, Episode, Row, Turn
 
 
@@ -88,7 +89,7 @@ def add_teacher_view(
             row.teacher_ids = told + row.ids[head:]
         if len(row.teacher_ids) > (limit := contexts[row.episode]):
             added = ", ".join(episode.retrieval.skill_ids) or "text"
-            told = f"{len(row.ids)} without the {added} that {type(view).__name__} adds" if row.told else "nothing is added"
+            told = f"{len(row.ids)} without the {added} that {part_name(view)} adds" if row.told else "nothing is added"
             raise ContextOverflowError(
                 f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({told}), but the teacher's context is "
                 f"{limit}: privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."

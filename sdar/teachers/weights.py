@@ -1,7 +1,7 @@
 """Whose weights the teacher has."""
 
 import copy
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -66,22 +66,28 @@ class FollowingTeacher(Teacher):
 
 @register("ema")
 class EMATeacher(FollowingTeacher):
-    """An exponential moving average of the student, moved after every optimizer step (SDPO, arXiv 2601.20802: rate 0.05).
+    """An exponential moving average of the student (SDPO, arXiv 2601.20802: rate 0.05).
 
     Args:
         rate: Share of the student in each move; 1 is the student itself, 0.001 is a decay of 0.999. With a teacher in bfloat16,
             moves smaller than its rounding are lost: keep the policy in float32.
+        per: When it moves: after every optimizer ``step``, or once an ``iteration``, after all of them (SDPO's code).
     """
 
-    def __init__(self, rate: float = 0.05):
+    def __init__(self, rate: float = 0.05, per: Literal["step", "iteration"] = "step"):
         if not 0 < rate <= 1:
             raise ConfigError(
                 f"teacher.rate is {rate}: the share of the student in each move lies in (0, 1]. Published: 0.05."
             )
-        self.rate = rate
+        self.rate, self.per = rate, per
 
     def after_step(self, live: nn.Module) -> None:
-        self.follow(live, self.rate)
+        if self.per == "step":
+            self.follow(live, self.rate)
+
+    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+        if self.per == "iteration":
+            self.follow(live, self.rate)
 
 
 @register("stale")

@@ -300,10 +300,10 @@ def test_an_invalid_action_costs_its_penalty_in_the_row_that_holds_it(small, lay
         wrong = sum(not episodes[e].turns[t].valid for t in turns)
         assert reward == episodes[e].reward - 0.25 * wrong
     of_turns = [
-        0.0 if episodes[e].turns[t].valid else -0.25 for e, t in zip(credit.turns.episode, credit.turns.turn, strict=True)
+        0.0 if episodes[e].turns[t].valid else 0.25 for e, t in zip(credit.turns.episode, credit.turns.turn, strict=True)
     ]
-    assert credit.turn_rewards.tolist() == of_turns
-    assert min(of_turns) == -0.25
+    assert credit.turn_penalties.tolist() == of_turns
+    assert max(of_turns) == 0.25
 
 
 def test_the_initial_teacher_keeps_its_weights_while_the_student_learns(small):
@@ -350,7 +350,7 @@ def test_sdars_loss_is_grpos_plus_the_gated_lift(small):
     now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
     told = copy.copy(batch)
     told.teacher_logp = batch.old_logp + 1.0  # gap 1: gate sigmoid(1) = 0.7310586, lift 1
-    told.advantages = torch.ones(len(batch))  # ratio 1: policy loss -1
+    told.advantages = torch.ones_like(batch.old_logp)  # ratio 1: policy loss -1
     loss = strategy.token_loss(told, now)[batch.response_mask]
     torch.testing.assert_close(loss, torch.full_like(loss, -1.0 + 0.5 * 0.7310586))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdar.parts import Credit
 from sdar.rollout import collate, make_rows
+from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Task, TokenView, Turn
 
@@ -48,9 +49,11 @@ def credit_of(batch: Batch, episodes: Sequence[Episode], penalty: float = 0.0) -
         groups=batch.group,
         episodes=batch.episode,
         turns=turns,
-        turn_rewards=torch.tensor([t.reward - c for t, c in zip(taken, cost, strict=True)]),
+        turn_rewards=torch.tensor([t.reward for t in taken]),
+        turn_penalties=torch.tensor(cost),
         turn_groups=batch.group[turns.row],
         observations=[t.observation for t in taken],
+        tally=Tally(),
     )
 
 
