@@ -100,7 +100,8 @@ class Distillation(Taught):
         distill_coef: Weight of the term; a number or a schedule.
         turn_weight: How much each turn counts; None: all alike.
         sequence_filter: Which episodes the term learns from; None: all.
-        span: Only tokens inside this tag of the protocol; None: all response tokens. The term's mean is over the chosen tokens.
+        span: Only tokens inside this tag of the protocol; None: all response tokens. The term's mean is over the
+            chosen tokens that have a weight.
         ratio_cap: Multiply by min(student / old, ratio_cap), detached; None: do not.
     """
 
@@ -167,9 +168,8 @@ class Distillation(Taught):
         if self.turn_weight is not None:
             turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
             batch.weights *= turns.spread(self.turn_weight(tokens, turns, self.tally))
-        if self.learns_everywhere:
-            return batch
-        rows = chosen.any(1).nonzero()[:, 0]  # the others carry no loss
+        learns = chosen.any(1) | ~batch.extra if self.learns_everywhere else chosen.any(1)
+        rows = learns.nonzero()[:, 0]  # the others carry no loss
         return batch.select(rows) if len(rows) else None
 
     def updates(self, batch: Batch) -> Iterator[Batch]:

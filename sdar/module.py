@@ -177,7 +177,7 @@ class AgentModule(LightningModule):
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """Fill in ``advantages`` [batch, time]; may drop rows. None: nothing is left to learn from in this iteration."""
-        batch.advantages = torch.zeros(batch.ids.shape)
+        batch.advantages = torch.zeros(batch.ids.shape, dtype=torch.float32)
         return batch
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
@@ -296,10 +296,13 @@ class AgentModule(LightningModule):
         return now.compare(divergence, self.tokens(batch, now.logp, now.entropy), teachers)
 
     def continuations(self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int) -> list[Completion]:
-        """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are."""
+        """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are.
+
+        Whoever asks sees to it that the model's context has room for both.
+        """
         sampler = copy.copy(self.sampler)
         sampler.reset()
-        sampler.max_new_tokens = length
+        sampler.max_new_tokens, sampler.context = length, max(map(len, prefixes)) + length
         return sampler.sample(model, prefixes, draws)
 
     def updates(self, batch: Batch) -> Iterator[Batch]:

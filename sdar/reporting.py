@@ -56,7 +56,9 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
 
 def sampling_mismatch(tally: Tally, batch: Batch, allowed_logmass: Tensor) -> None:
     """How far the trainer's density is from the one that was sampled from, in nats; the kept mass accounts for truncation."""
-    sampled = batch.response_mask.bool() & (batch.behaviour_logp != 0)
+    sampled = (
+        batch.response_mask.bool() & (batch.behaviour_logp != 0) & ~batch.extra[:, None]
+    )  # those were sampled from a teacher
     if sampled.any():
         off = (batch.old_logp + allowed_logmass - batch.behaviour_logp - batch.kept_logmass).abs()
         tally.tokens("rollout/mismatch", off, sampled)

@@ -194,7 +194,7 @@ class StudentPass:
                 "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
             )
         flat, logp, entropy = tokens.at(response), self.logp[response], self.entropy[response]
-        out = logp.new_zeros(logp.shape)
+        out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
         everything = torch.ones_like(response[:, 0])
         for head, states, rows in teachers if payload == Payload.FULL else [(None, None, everything)]:
             chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
@@ -206,7 +206,7 @@ class StudentPass:
                     self._compare, divergence, self.hidden[piece], logp[piece], entropy[piece], view, head, seen,
                     use_reentrant=False, preserve_rng_state=False,
                 )  # fmt: skip
-                out = out.index_put((piece,), values)
+                out = out.index_put((piece,), values.to(out.dtype))
         return _spread(out, self.predicts)
 
     def _compare(

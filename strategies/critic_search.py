@@ -75,8 +75,8 @@ class CriticSearch(GRPO):
         of_episode = dict(zip(seen, labels, strict=True))
         said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
         known = torch.tensor([label is not None for label in said])
-        reward = torch.tensor([0.0 if label is None else label for label in said])
-        advantage = torch.zeros(len(turns))
+        reward = torch.tensor([0.0 if label is None else label for label in said], dtype=torch.float32)
+        advantage = torch.zeros(len(turns), dtype=torch.float32)
         advantage[known] = group_advantages(reward[known], batch.group[turns.row][known])
         self.tally.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
         self.tally.add("judge/unlabelled_share", float((~known).sum()), len(known))

@@ -77,7 +77,7 @@ class GRPO(AgentModule):
         super().setup(stage)
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        batch.advantages = torch.zeros(batch.ids.shape)
+        batch.advantages = torch.zeros(batch.ids.shape, dtype=torch.float32)
         attempts = (~batch.extra).nonzero()[:, 0]  # extra episodes are compared with nothing
         if len(attempts):
             compared = batch.select(attempts)
@@ -98,14 +98,14 @@ class GRPO(AgentModule):
         """What the advantage estimator knows of the attempts."""
         turns = Turns(batch)
         taken = [episodes[e].turns[t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
-        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken])
-        of_row = torch.zeros(len(batch)).index_add_(0, turns.row, penalties)
+        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken], dtype=torch.float32)
+        of_row = torch.zeros_like(batch.success).index_add_(0, turns.row, penalties)
         return Credit(
-            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()]) - of_row,
+            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()], dtype=torch.float32) - of_row,
             groups=batch.group,
             episodes=batch.episode,
             turns=turns,
-            turn_rewards=torch.tensor([t.reward for t in taken]),
+            turn_rewards=torch.tensor([t.reward for t in taken], dtype=torch.float32),
             turn_penalties=penalties,
             turn_groups=batch.group[turns.row],
             observations=[t.observation for t in taken],

@@ -88,7 +88,7 @@ class TOPD(Distillation):
         embedding = self.model.get_input_embeddings().weight.detach()
         vectors = (embedding[ids.to(embedding.device)].cpu() for ids in (mine, its))
         distance, plan = window_distance(*vectors, mine_mask, its_mask)
-        surface = distance < distance.quantile(self.surface_share) if len(distance) else distance.bool()
+        surface = distance.argsort(stable=True).argsort() < round(self.surface_share * len(distance))
         self.tally.add("transport/distance", float(distance.sum()), len(distance))
         self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
         batch.weights[rows[surface], places[surface]] = 0.0

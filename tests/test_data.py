@@ -111,12 +111,14 @@ def test_informed_requests_repeat_the_attempts_with_what_the_view_tells_of_each(
             turn = Turn([1], [2], [0.0], [0.0], action=f"{task.id} {g}")
             played.append(Episode(task, g, [turn], success=g == 1, retrieval=Retrieval(("s",), "skill")))
     strategy = SimpleNamespace(view=SiblingView(), env=data.env)
-    requests = AgentModule.informed_requests(strategy, played, extra=True)
+    requests = AgentModule.informed_requests(strategy, [played[:2], played[2:]], extra=True)
     a, b = (e.task.id for e in played[::2])
     assert [r.told for r in requests] == [f"{a} 1", "", f"{b} 1", ""]
     assert [(r.task, r.attempt, r.retrieval) for r in requests] == [(e.task, e.attempt, e.retrieval) for e in played]
     assert all(r.privileged and r.extra and not r.replay and r.max_turns is None for r in requests)
-    assert not any(r.extra for r in AgentModule.informed_requests(strategy, played))
+    assert not any(r.extra for r in AgentModule.informed_requests(strategy, [played[:2], played[2:]]))
+    one_each = AgentModule.informed_requests(strategy, [played[:2], played[2:]], most=1)
+    assert [r.told for r in one_each] == [f"{a} 1", f"{b} 1"]  # the whole group is seen
 
 
 def test_a_loader_goes_on_from_the_iteration_of_the_strategy() -> None:

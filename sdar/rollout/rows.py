@@ -120,8 +120,8 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         spans=_pad([r.spans for r in rows], torch.long),
         episode=torch.tensor([r.episode for r in rows]),
         group=torch.tensor([groups[r.episode] for r in rows]),
-        success=torch.tensor([float(episodes[r.episode].success) for r in rows]),
-        group_success=torch.tensor([rates[groups[r.episode]] for r in rows]),
+        success=torch.tensor([float(episodes[r.episode].success) for r in rows], dtype=torch.float32),
+        group_success=torch.tensor([rates[groups[r.episode]] for r in rows], dtype=torch.float32),
         told=torch.tensor([r.told for r in rows]),
         extra=torch.tensor([episodes[r.episode].extra for r in rows]),
     )
