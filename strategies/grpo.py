@@ -98,15 +98,16 @@ class GRPO(AgentModule):
         """What the advantage estimator knows of the attempts."""
         turns = Turns(batch)
         taken = [episodes[e].turns[t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
-        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken], dtype=torch.float32)
-        of_row = torch.zeros_like(batch.success).index_add_(0, turns.row, penalties)
+        penalties = torch.tensor([0.0 if t.valid else self.invalid_penalty for t in taken], dtype=torch.float64)
+        of_row = penalties.new_zeros(len(batch)).index_add_(0, turns.row, penalties)
+        rewards = torch.tensor([episodes[e].reward for e in batch.episode.tolist()], dtype=torch.float64) - of_row
         return Credit(
-            rewards=torch.tensor([episodes[e].reward for e in batch.episode.tolist()], dtype=torch.float32) - of_row,
+            rewards=rewards.float(),
             groups=batch.group,
             episodes=batch.episode,
             turns=turns,
             turn_rewards=torch.tensor([t.reward for t in taken], dtype=torch.float32),
-            turn_penalties=penalties,
+            turn_penalties=penalties.float(),
             turn_groups=batch.group[turns.row],
             observations=[t.observation for t in taken],
             tally=self.tally,
