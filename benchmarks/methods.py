@@ -52,8 +52,8 @@ def run(method: str, seed: int, env_steps: int, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "validation.jsonl").unlink(missing_ok=True)
-    files = [f"conf/env/quickstart.yaml -c conf/method/{method}.yaml -c conf/scale/quickstart.yaml"]
-    command = [sys.executable, "-m", "sdar", "fit", "-c", *" ".join(files).split(), *METHODS[method]]
+    command = [sys.executable, "-m", "sdar", "fit", "-c", "conf/env/quickstart.yaml", "-c", f"conf/method/{method}.yaml"]
+    command += ["-c", "conf/scale/quickstart.yaml", *METHODS[method]]
     command += ["--seed_everything", str(seed), "--model.max_env_steps", str(env_steps), "--trainer.max_steps", "-1"]
     command += ["--trainer.val_check_interval", "1000000", "--trainer.default_root_dir", str(folder)]
     command += ["--trainer.enable_progress_bar", "false", "--model.log_episodes_every", "0"]

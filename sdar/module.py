@@ -162,14 +162,7 @@ class AgentModule(LightningModule):
             with self.tally.timed("time/update_s", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
-        attempts = [e for e in episodes if not e.extra]
-        self.learn_skills(attempts)
-        if self.teacher is not None:
-            self.teacher.after_iteration(self.model, self.iteration)
-        self.iteration += 1
-        self.env_steps += sum(len(e.turns) for e in episodes)
-        self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
-        self.report(attempts)
+        self.conclude(episodes)
 
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         """Per-token loss ``[batch, time]`` from the rows and the current student (which carries the gradient)."""
@@ -344,6 +337,17 @@ class AgentModule(LightningModule):
     def forward(self, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> StudentPass:
         """The student's statistics of response tokens."""
         return self.scorer(self.model, ids, attention_mask, response_mask)
+
+    def conclude(self, episodes: list[Episode]) -> None:
+        """Tell retriever and teacher, count, log; only attempts say how the policy does."""
+        attempts = [e for e in episodes if not e.extra]
+        self.learn_skills(attempts)
+        if self.teacher is not None:
+            self.teacher.after_iteration(self.model, self.iteration)
+        self.iteration += 1
+        self.env_steps += sum(len(e.turns) for e in episodes)
+        self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
+        self.report(attempts)
 
     def learn_skills(self, episodes: list[Episode]) -> None:
         """Tell the retriever how each task's attempts went."""

@@ -11,7 +11,7 @@ from jsonargparse import lazy_instance
 
 from sdar.credit import NoAdvantage
 from sdar.distillation import Taught
-from sdar.parts import AdvantageEstimator, PolicyLoss, PrivilegedView, Schedule, Teacher
+from sdar.parts import AdvantageEstimator, PolicyLoss, PrivilegedView, Schedule, Teacher, TurnWeight
 from sdar.policy_losses import ImportanceSampling
 from sdar.registry import register
 from sdar.shaping import GapAdvantage
@@ -30,6 +30,7 @@ class OPD(Taught, GRPO):
         teacher: Usually ExternalTeacher.
         view: What the teacher may see; by default what the student sees.
         coef: Weight of the gap; a number or a schedule.
+        turn_weight: Weight of each turn; None: all alike.
         gap_clip: Largest absolute gap, in nats (the sampled-token baseline of arXiv 2603.25562: 5); None: no bound.
         advantage: Credit from rewards, added to the gap; none by default.
         policy_loss: The surrogate.
@@ -42,6 +43,7 @@ class OPD(Taught, GRPO):
         teacher: Teacher,
         view: PrivilegedView = lazy_instance(PlainView),
         coef: float | Schedule = 1.0,
+        turn_weight: TurnWeight | None = None,
         gap_clip: float | None = None,
         advantage: AdvantageEstimator = lazy_instance(NoAdvantage),
         policy_loss: PolicyLoss = lazy_instance(ImportanceSampling),
@@ -52,7 +54,7 @@ class OPD(Taught, GRPO):
         super().__init__(
             teacher=teacher,
             view=view,
-            transforms=[GapAdvantage(coef, clip=gap_clip)],
+            transforms=[GapAdvantage(coef, turn_weight, gap_clip)],
             advantage=advantage,
             policy_loss=policy_loss,
             kl_coef=kl_coef,

@@ -9,18 +9,16 @@ with the answer or with a hint (whose prompts the paper does not give: ours).
 
 from jsonargparse import lazy_instance
 
-from sdar.distillation import Taught
-from sdar.parts import PolicyLoss, PrivilegedView, Schedule, Teacher, TurnWeight
+from sdar.credit import GroupAdvantage
+from sdar.parts import AdvantageEstimator, PolicyLoss, Teacher, TurnWeight
 from sdar.policy_losses import PPO
 from sdar.registry import register
-from sdar.shaping import GapAdvantage
-from sdar.strategies.grpo import GRPO
-from sdar.teachers import PlainView
+from sdar.strategies.opd import OPD
 from sdar.turn_weights import StepwiseWeight
 
 
 @register("sod")
-class SOD(Taught, GRPO):
+class SOD(OPD):
     """GRPO plus the gap to an external teacher, weighted turn by turn.
 
     Value:    that of the clipped surrogate.
@@ -28,31 +26,17 @@ class SOD(Taught, GRPO):
 
     Args:
         teacher: Usually ExternalTeacher.
-        view: What the teacher may see; by default what the student sees.
-        coef: Weight of the gap; a number or a schedule.
         turn_weight: Weight of each turn; None: all alike.
+        advantage: Credit from rewards.
         policy_loss: The surrogate.
-        kl_coef: Weight of k3 against the initial policy.
-        entropy_coef: Weight of the entropy bonus.
     """
 
     def __init__(
         self,
         teacher: Teacher,
-        view: PrivilegedView = lazy_instance(PlainView),
-        coef: float | Schedule = 1.0,
         turn_weight: TurnWeight | None = lazy_instance(StepwiseWeight),
+        advantage: AdvantageEstimator = lazy_instance(GroupAdvantage),
         policy_loss: PolicyLoss = lazy_instance(PPO, clip_low=0.2, clip_high=0.28, dual_clip=None),
-        kl_coef: float = 0.0,
-        entropy_coef: float = 0.0,
         **kwargs,
     ):
-        super().__init__(
-            teacher=teacher,
-            view=view,
-            transforms=[GapAdvantage(coef, turn_weight)],
-            policy_loss=policy_loss,
-            kl_coef=kl_coef,
-            entropy_coef=entropy_coef,
-            **kwargs,
-        )
+        super().__init__(teacher=teacher, turn_weight=turn_weight, advantage=advantage, policy_loss=policy_loss, **kwargs)
