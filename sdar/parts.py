@@ -4,18 +4,19 @@ A part is a class with a typed constructor below one of these bases; the annotat
 that YAML needs. ``sdar list`` prints the registered ones.
 """
 
+import pickle
 import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sdar.errors import ConfigError
-from sdar.registry import part_kind
+from sdar.errors import ConfigError, PanelError
+from sdar.registry import did_you_mean, part_kind
 from sdar.types import Episode, Payload, Retrieval, StudentTokens, Task, TokenView
 
 if TYPE_CHECKING:
@@ -133,18 +134,33 @@ class StepResult:
     success: bool = False
     valid: bool = True
     """False when the world did not understand or allow the action."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Numbers in [0, 1] about the episode so far, beside `success`: a partial score, F1. The last answer's are reported."""
 
 
 @part_kind("environments")
 class Environment(ABC):
-    """A text world. One object runs one episode at a time; the rollout copies it once for each parallel episode."""
+    """A text world. One object runs one episode at a time; the rollout copies it once for each parallel episode.
 
+    A copy must be cheap and must pickle: the object holds its settings and, in `running`, the episode. What is large and never
+    changes (a catalogue, an index, parsed games) stands in a cache of the module that every copy in a process shares. What
+    cannot be copied (a process, a connection) is opened at the first use.
+    """
+
+    splits: tuple[str, ...] = ("train", "seen", "unseen")
+    """Names of the panels that there are. Tasks of different splits are different."""
     horizon: int
     """Largest number of actions in an episode."""
+    running: Any = None
+    """All that belongs to the episode that runs now: plain data or an object that pickles. None: no episode was begun."""
 
     @abstractmethod
     def task_ids(self, split: str, count: int, seed: int) -> list[str]:
-        """An ordered list of `count` task ids of ``train``, ``seen`` or ``unseen``: a function of its arguments alone."""
+        """An ordered list of `count` task ids of one of the `splits`: a function of its arguments alone.
+
+        Raises:
+            PanelError: no such split, or fewer tasks than asked for.
+        """
 
     @abstractmethod
     def task(self, task_id: str) -> Task:
@@ -161,6 +177,24 @@ class Environment(ABC):
     def admissible(self) -> list[str]:
         """Actions that the world would accept now, where it can tell."""
         return []
+
+    def save(self) -> bytes:
+        """The running episode, to be taken up by `restore` in any copy of this environment, in any process."""
+        return pickle.dumps(self.running)
+
+    def restore(self, state: bytes) -> None:
+        """Go on from where `save` was called. The state is trusted: it is no format for data of other people."""
+        self.running = pickle.loads(state)
+
+    def close(self) -> None:
+        """Let go of processes and connections; the object is not used afterwards."""
+
+    def check_split(self, split: str) -> None:
+        """Raise PanelError unless `split` is one of the world's."""
+        if split not in self.splits:
+            raise PanelError(
+                f"{type(self).__name__} has no split {split!r}.{did_you_mean(split, self.splits)} Splits: {', '.join(self.splits)}."
+            )
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "Expert":
         """Somebody who can act from any state of the episode that runs now, knowing `facts` and what was observed since its

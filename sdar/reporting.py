@@ -39,6 +39,8 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
         tally.add("rollout/response_tokens", e.response_tokens)
         tally.add("rollout/tokens_per_second", e.response_tokens, 0)
         tally.add("rollout/valid_action_rate", sum(t.valid for t in e.turns), len(e.turns))
+        for name, score in e.scores.items():
+            tally.add(f"scores/{name}/train", score)
         for status in Status:
             if status != Status.DONE:
                 tally.add(f"rollout/{status}_share", e.status == status)
@@ -119,4 +121,5 @@ def record(e: Episode) -> dict[str, Any]:
             for t in e.turns
         ],
         "final_observation": e.final_observation,
+        "scores": e.scores,
     }

@@ -97,6 +97,8 @@ class Episode:
     windows: list[list[dict[str, str]]] = field(default_factory=list)
     """Messages of each turn's prompt in the turn layout; empty in the trajectory layout."""
     final_observation: str = ""
+    scores: dict[str, float] = field(default_factory=dict)
+    """What the world measured beside success, each in [0, 1]."""
     error: str = ""
 
     @property

@@ -17,7 +17,6 @@ from sdar.registry import did_you_mean, register
 from sdar.skills import FACT_TEMPLATE
 from sdar.types import Task
 
-SPLITS = ("train", "seen", "unseen")
 GENERATOR = 1
 """Raised whenever the same arguments would make another game, so that no panel can mean two things."""
 
@@ -77,6 +76,8 @@ class HouseholdEnv(Environment):
         rooms: How many different rooms there are in training (and as many others in ``unseen``).
     """
 
+    running: World | None
+
     def __init__(
         self,
         split: Literal["train", "seen", "unseen"] = "train",
@@ -112,16 +113,13 @@ class HouseholdEnv(Environment):
         self.horizon = horizon
         self.success_reward = success_reward
         self.rooms = rooms
-        self.running: World | None = None
         settings = [GENERATOR, world, receptacles, self.families, object_types, instances, usual_share, distractors, rooms]
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         for task_id in self.task_ids("train", len(self.families), 0):
             self.game(task_id)  # settings that make no game of some family fail here, before anything is loaded
 
     def task_ids(self, split: str, count: int, seed: int) -> list[str]:
-        if split not in SPLITS:
-            known = ", ".join(SPLITS)
-            raise PanelError(f"the household has no split {split!r}.{did_you_mean(split, SPLITS)} Splits: {known}.")
+        self.check_split(split)
         return [f"household-{self.fingerprint}-{split}-{seed}-{i:06d}" for i in range(count)]
 
     def game(self, task_id: str) -> Game:
@@ -245,7 +243,7 @@ def _game(recipe: str, task_id: str) -> Game:
         index = int(number)
     except ValueError:
         raise PanelError(f"{task_id!r} is no household task: ids look like household-FINGERPRINT-SPLIT-SEED-NUMBER.") from None
-    if name != "household" or split not in SPLITS or fingerprint != settings["fingerprint"]:
+    if name != "household" or split not in HouseholdEnv.splits or fingerprint != settings["fingerprint"]:
         raise PanelError(
             f"task {task_id} belongs to a household with other settings (fingerprint {fingerprint}, this one is "
             f"{settings['fingerprint']}): it would be another game under the same name. Use the settings that the panel was "

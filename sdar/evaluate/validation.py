@@ -52,6 +52,9 @@ class Validation:
             for family in sorted({e.task.family for e in actors["policy"]}):
                 of_family = [e for e in actors["policy"] if e.task.family == family]
                 summary[f"success/{name}/{family}"] = mean_interval([average(g) for g in reporting.groups(of_family)])
+            for score in sorted({score for e in actors["policy"] for score in e.scores}):  # an episode that failed has none
+                told = [[e.scores.get(score, 0.0) for e in group] for group in reporting.groups(actors["policy"])]
+                summary[f"scores/{score}/{name}"] = mean_interval([sum(group) / len(group) for group in told])
             if "privileged" in values:
                 summary[f"teacher/success/{name}"] = mean_interval(values["privileged"])
                 summary[f"teacher/lift/{name}"] = paired_difference(values["privileged"], values["policy"])

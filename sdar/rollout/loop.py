@@ -159,6 +159,7 @@ class Rollout:
         episode.final_observation = result.observation
         episode.reward += result.reward
         episode.success = result.success
+        episode.scores = result.scores
         if result.done:
             episode.status = Status.DONE if result.success or len(episode.turns) < self.horizon else Status.HORIZON
         elif len(episode.turns) >= limit:

@@ -1,0 +1,1 @@
+"""Code runners: untrusted code in, its output out."""

@@ -1,0 +1,1 @@
+"""Search backends: questions in, passages out."""
