@@ -1,9 +1,10 @@
-"""The `sdar` command: fit, validate, test and predict are a LightningCLI; list shows the registered parts.
+"""The `sdar` command: fit, validate, test and predict are a LightningCLI; list shows the registered parts; tools are functions.
 
 Order of `main`: plugins are imported, configuration files are looked at, everything is parsed and checked, and only then is
 a model built. A mistake ends with exit code 2 and one message before that; a failure while running ends with 1.
 """
 
+import inspect
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, auto_cli
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -39,6 +40,8 @@ HELP = """Train language-model agents with reinforcement learning and on-policy 
   sdar fit        train                              sdar validate   measure on the validation tasks
   sdar predict    play tasks, keep the episodes      sdar test       measure on the test tasks
   sdar list       what a configuration can name      sdar COMMAND --help
+  sdar build-index    passages to a search index     sdar serve-search   answer queries over HTTP
+  sdar serve-sandbox  run untrusted code over HTTP
 
 examples:
   sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
@@ -80,6 +83,13 @@ examples:
   sdar predict -c conf/quickstart/sdar.yaml                     # the untrained model""",
 }
 
+TOOLS = {
+    "build-index": "sdar.search.index.build_index",
+    "serve-search": "sdar.search.server.serve_search",
+    "serve-sandbox": "sdar.sandbox.fusion_server.serve_sandbox",
+}
+"""Commands that are a function each: its arguments are the command's, its docstring the help."""
+
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
     "max_epochs": -1,  # max_steps decides
@@ -112,6 +122,11 @@ def main(args: list[str] | None = None) -> int:
         if args[:1] == ["list"]:
             print("\n\n".join(listing(args[1:])))
             return 0
+        if args[:1] and args[0] in TOOLS:
+            tool = pydoc.locate(TOOLS[args[0]])
+            told = {"prog": f"sdar {args[0]}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
+            auto_cli(tool, args=args[1:], as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
+            return 0
         if len(args) == 1 and args[0] in COMMAND_HELP:
             raise ConfigError(
                 f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml."
@@ -125,6 +140,8 @@ def main(args: list[str] | None = None) -> int:
     except ConfigError as error:
         _fail(2, error)
         return 2
+    except KeyboardInterrupt:  # how a server is stopped
+        return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
@@ -346,7 +363,7 @@ def _parser_settings(args: list[str]) -> dict[str, Any]:
     return {
         "prog": "sdar",
         "description": HELP,
-        "usage": "sdar {fit,validate,test,predict,list} [-c FILE ...] [--KEY VALUE ...]",
+        "usage": "sdar {fit,validate,test,predict,list,...} [-c FILE ...] [--KEY VALUE ...]",
         "formatter_class": HelpFormatter,
         "logger": drop_logger(args),
         "allow_abbrev": False,

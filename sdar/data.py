@@ -57,7 +57,8 @@ class TaskModule(LightningDataModule):
         panel_seed: Seed of the panels; not the seed of the run, so that runs share them.
         panel_files: Panel files that replace generated panels, by split.
         workers: Worker processes for the world; 0 runs it in this process.
-        deadline: Seconds that one call of a world in a worker may take.
+        threads: In this process, run that many calls of the world at once: for worlds that wait for a server.
+        deadline: Seconds that one call of a world in a worker or thread may take.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class TaskModule(LightningDataModule):
         panel_seed: int = 0,
         panel_files: dict[str, str] | None = None,
         workers: int = 0,
+        threads: int = 0,
         deadline: float = 30.0,
     ):
         super().__init__()
@@ -87,6 +89,7 @@ class TaskModule(LightningDataModule):
             ("val_attempts", val_attempts, 1),
             ("val_batch", val_batch, 1),
             ("workers", workers, 0),
+            ("threads", threads, 0),
         ):
             if value < least:
                 raise ConfigError(f"data.{name} is {value}: it must be at least {least}.")
@@ -98,7 +101,7 @@ class TaskModule(LightningDataModule):
         self.history = history
         self.val_attempts = val_attempts
         self.val_batch = val_batch
-        self.workers = workers
+        self.workers, self.threads = workers, threads
         self.deadline = deadline
         self._pool: EnvPool | None = None
         split = getattr(env, "split", "train")
@@ -129,7 +132,7 @@ class TaskModule(LightningDataModule):
     def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> Rollout:
         """The agent loop in this world; the worlds' processes are shared by all rollouts of a run."""
         if self._pool is None:
-            self._pool = make_pool(self.env, self.workers, self.deadline)
+            self._pool = make_pool(self.env, self.workers, self.deadline, self.threads)
         horizon = self.env.horizon
         return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed)
 
@@ -149,6 +152,7 @@ class TaskModule(LightningDataModule):
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+        self.env.close()
 
     def _pieces(self, panel: Panel) -> list[Step]:
         tasks = [self.env.task(i) for i in panel.task_ids]

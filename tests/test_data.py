@@ -168,7 +168,7 @@ def test_settings_that_cannot_work_are_refused(wrong: dict, message: str) -> Non
 def test_panels_that_cannot_be_are_refused() -> None:
     with pytest.raises(PanelError, match=r"panel 'train' is empty"):
         module(train_tasks=0)
-    with pytest.raises(PanelError, match=r"the household has no split 'unsen'. Did you mean 'unseen'\?"):
+    with pytest.raises(PanelError, match=r"HouseholdEnv has no split 'unsen'. Did you mean 'unseen'\?"):
         module(val_splits=["unsen"])
     for splits in ({"val_splits": ["train"]}, {"test_splits": ["train"]}):
         with pytest.raises(PanelError, match=r"panels 'train' and 'train' share 5 tasks"):

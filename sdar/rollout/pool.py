@@ -1,4 +1,4 @@
-"""Many environments at once: in this process, or in worker processes that may raise, hang or die without harm to the others.
+"""Many environments at once: in this process, in threads, or in worker processes that may hang or die without harm to the others.
 
 A pool has numbered slots, one running episode each. A fault ends the episode of its slot with a status. A worker that hangs or
 dies is replaced, and every other episode that lived in it is played again, action by action, before its next action.
@@ -10,11 +10,13 @@ import multiprocessing
 import pickle
 import signal
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 from sdar.errors import ConfigError, EnvironmentFault
@@ -46,8 +48,9 @@ class EnvPool(ABC):
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
         """Act in each named slot; its episode must be running."""
 
+    @abstractmethod
     def close(self) -> None:
-        """End worker processes, if any."""
+        """Close the environments and end worker processes, if any."""
 
 
 class LocalPool(EnvPool):
@@ -61,6 +64,59 @@ class LocalPool(EnvPool):
 
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
         return {slot: self._copies.run(slot, action) for slot, action in actions.items()}
+
+    def close(self) -> None:
+        self._copies.close()
+
+
+class ThreadPool(EnvPool):
+    """All slots in this process, several calls at once, each with a deadline: for worlds that wait for somebody else, a server say.
+
+    Nothing can end a thread: that of a call which is late is left alone, together with its copy of the environment.
+
+    Args:
+        env: Its copies must not share anything that two threads may not use at once.
+        threads: Most calls at once.
+        deadline: Seconds that one reset or step may take.
+    """
+
+    def __init__(self, env: Environment, threads: int, deadline: float = 30.0):
+        _check_deadline(deadline)
+        self.threads = threads
+        self.deadline = deadline
+        self._copies = _Copies(env)
+
+    def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
+        return self._call(tasks)
+
+    def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
+        return self._call(actions)
+
+    def close(self) -> None:
+        self._copies.close()
+
+    def _call(self, commands: Mapping[int, Task] | Mapping[int, str]) -> dict[int, Seen]:
+        answers: SimpleQueue[tuple[int, Seen]] = SimpleQueue()  # of this call alone: late answers to earlier ones go nowhere
+        waiting, due, out = list(commands.items())[::-1], {}, {}
+        copies = {slot: self._copies.take(slot) for slot in commands}
+
+        def run(slot: int, command: Task | str) -> None:
+            answers.put((slot, _play(copies[slot], command)))
+
+        while waiting or due:
+            while waiting and len(due) < self.threads:
+                slot, command = waiting.pop()
+                due[slot] = time.monotonic() + self.deadline
+                threading.Thread(target=run, args=(slot, command), daemon=True, name=f"sdar-env-{slot}").start()
+            with contextlib.suppress(Empty):
+                slot, seen = answers.get(timeout=max(0.0, min(due.values()) - time.monotonic()))
+                if due.pop(slot, None) is not None:
+                    out[slot] = seen
+                    self._copies.give(slot, copies[slot], seen)
+            for slot in [slot for slot, late in due.items() if time.monotonic() >= late]:
+                del due[slot]
+                out[slot] = _late(self.deadline)
+        return {slot: out[slot] for slot in commands}
 
 
 class WorkerPool(EnvPool):
@@ -79,8 +135,7 @@ class WorkerPool(EnvPool):
     def __init__(self, env: Environment, workers: int, deadline: float = 30.0, start_deadline: float = 120.0):
         if workers < 1:
             raise ConfigError(f"workers is {workers}: a worker pool needs at least 1 process. Use 0 to run in one process.")
-        if deadline <= 0:
-            raise ConfigError(f"env deadline is {deadline} seconds: every call would be late. Give a positive number.")
+        _check_deadline(deadline)
         try:
             self._env = pickle.dumps(env)
         except Exception as error:  # pickle lets through whatever an object's own methods raise
@@ -170,9 +225,20 @@ class WorkerPool(EnvPool):
         self.replaced += 1
 
 
-def make_pool(env: Environment, workers: int, deadline: float) -> EnvPool:
-    """`workers` = 0: in this process."""
-    return LocalPool(env) if workers == 0 else WorkerPool(env, workers, deadline)
+def make_pool(env: Environment, workers: int, deadline: float, threads: int = 0) -> EnvPool:
+    """Worker processes or threads; in this process, one call after the other, without either."""
+    if workers and threads:
+        raise ConfigError(
+            f"data.workers is {workers} and data.threads is {threads}: a world runs in processes or in threads. Set one to 0."
+        )
+    if workers:
+        return WorkerPool(env, workers, deadline)
+    return ThreadPool(env, threads, deadline) if threads else LocalPool(env)
+
+
+def _check_deadline(deadline: float) -> None:
+    if deadline <= 0:
+        raise ConfigError(f"env deadline is {deadline} seconds: every call would be late. Give a positive number.")
 
 
 class _Worker:
@@ -217,7 +283,7 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join(timeout=1)
             return _faulty(Status.ENV_DIED, f"worker process ended with exit code {self.process.exitcode}")
-        return _faulty(Status.TIMEOUT, f"no answer within {deadline} s")
+        return _late(deadline)
 
     def end(self) -> None:
         self.pipe.close()
@@ -226,22 +292,49 @@ class _Worker:
 
 
 class _Copies:
-    """One copy of an environment for each slot."""
+    """One copy of an environment for each slot. One that failed is in no known state: it is closed and not used again."""
 
     def __init__(self, env: Environment):
         self.env = env
         self.slots: dict[int, Environment] = {}
 
     def run(self, slot: int, command: Task | str) -> Seen:
-        """One reset or step, faults caught: an environment is other people's code."""
-        try:
-            env = self.slots.pop(slot) if slot in self.slots else copy.deepcopy(self.env)
-            result = StepResult(env.reset(command)) if isinstance(command, Task) else env.step(command)
-            seen = Seen(result, [] if result.done else list(env.admissible()))
-        except (Exception, SystemExit) as error:  # the copy is in no known state: it is not kept
-            return _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
-        self.slots[slot] = env
+        """One reset or step."""
+        env = self.take(slot)
+        seen = _play(env, command)
+        self.give(slot, env, seen)
         return seen
+
+    def take(self, slot: int) -> Environment:
+        return self.slots.pop(slot) if slot in self.slots else copy.deepcopy(self.env)
+
+    def give(self, slot: int, env: Environment, seen: Seen) -> None:
+        if seen.fault is None:
+            self.slots[slot] = env
+        else:
+            _close(env)
+
+    def close(self) -> None:
+        while self.slots:
+            _close(self.slots.popitem()[1])
+
+
+def _play(env: Environment, command: Task | str) -> Seen:
+    """One reset or step, faults caught: an environment is other people's code."""
+    try:
+        result = StepResult(env.reset(command)) if isinstance(command, Task) else env.step(command)
+        return Seen(result, [] if result.done else list(env.admissible()))
+    except (Exception, SystemExit) as error:
+        return _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
+
+
+def _close(env: Environment) -> None:
+    with contextlib.suppress(Exception, SystemExit):
+        env.close()
+
+
+def _late(deadline: float) -> Seen:
+    return _faulty(Status.TIMEOUT, f"no answer within {deadline} s")
 
 
 def _faulty(fault: Status, error: str) -> Seen:
@@ -256,6 +349,7 @@ def _serve(env: bytes, pipe: Connection) -> None:
         pipe.send(Seen(StepResult("")))
         while True:
             pipe.send(copies.run(*pipe.recv()))
+    copies.close()
 
 
 def _start_method(env: Environment) -> "ForkServerContext | SpawnContext":

@@ -18,7 +18,7 @@ from sdar.errors import ConfigError, EnvironmentFault
 from sdar.parts import Environment
 from sdar.rollout import LocalPool, WorkerPool
 from sdar.rollout import pool as pool_module
-from sdar.rollout.pool import EnvPool, Seen, make_pool
+from sdar.rollout.pool import EnvPool, Seen, ThreadPool, make_pool
 from sdar.types import Status, Task
 
 SLOTS = range(6)
@@ -97,9 +97,10 @@ def test_trouble_ends_one_episode_and_no_other(trouble: str, status: Status, err
 
 
 @pytest.mark.parametrize("trouble", ["raise", "leave"])
-def test_an_exception_is_a_fault_in_one_process_too(trouble: str) -> None:
+@pytest.mark.parametrize("threads", [0, 4])
+def test_an_exception_is_a_fault_in_one_process_too(trouble: str, threads: int) -> None:
     expected = undisturbed("one", "two")
-    local = LocalPool(FaultyWorld())
+    local = make_pool(FaultyWorld(), 0, 20.0, threads)
     with workers() as pool:
         for each in (local, pool):
             each.reset(tasks())
@@ -108,6 +109,52 @@ def test_an_exception_is_a_fault_in_one_process_too(trouble: str) -> None:
         assert pool.step(say("one", but={3: trouble})) == seen
         assert local.step(say("two", without=(3,))) == others(expected[2], 3)
         assert local.reset({3: tasks()[3]}) == {3: expected[0][3]}
+
+
+def test_threads_wait_at_the_same_time_and_each_call_has_its_own_deadline() -> None:
+    expected = undisturbed("wait 0.4", "one")
+    pool = ThreadPool(FaultyWorld(), threads=6, deadline=1.0)
+    pool.reset(tasks())
+    started = time.monotonic()
+    assert pool.step(say("wait 0.4")) == expected[1]
+    assert time.monotonic() - started < 1.2  # one after the other: 2.4 s
+    assert pool.step(say("one")) == expected[2]
+    few = ThreadPool(FaultyWorld(), threads=2, deadline=1.0)
+    few.reset(tasks())
+    started = time.monotonic()
+    assert few.step(say("wait 0.4")) == expected[1]  # the last two begin after 0.8 s, and are in time
+    assert time.monotonic() - started >= 1.2
+
+
+def test_a_thread_that_hangs_ends_one_episode_and_its_late_answer_reaches_nobody() -> None:
+    expected = undisturbed("one", "two")
+    pool = ThreadPool(FaultyWorld(), threads=2, deadline=0.3)
+    pool.reset(tasks())
+    seen = pool.step(say("one", but={2: "wait 0.5"}))
+    assert (seen[2].fault, seen[2].error) == (Status.TIMEOUT, "no answer within 0.3 s")
+    assert others(seen, 2) == others(expected[1], 2)
+    assert pool.reset({2: tasks()[2]}) == {2: expected[0][2]}
+    time.sleep(0.4)  # now the late call is over
+    assert pool.step({2: "one"}) == {2: expected[1][2]}
+    assert pool.step(say("two", without=(2,))) == others(expected[2], 2)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_environments_are_closed_when_they_fail_and_in_the_end(threads: int) -> None:
+    closed: list[str] = []
+
+    class Door(FaultyWorld):
+        def close(self) -> None:
+            closed.append(self.told[0])
+            raise RuntimeError("it is stuck")
+
+    pool = make_pool(Door(), 0, 20.0, threads)
+    pool.reset(tasks())
+    pool.step({1: "raise"})
+    assert closed == ["task-1"]
+    pool.close()
+    pool.close()
+    assert sorted(closed) == [f"task-{slot}" for slot in SLOTS]
 
 
 @pytest.mark.parametrize(
@@ -268,8 +315,9 @@ def test_close_leaves_no_process_behind() -> None:
 def test_a_pool_that_cannot_work_says_so() -> None:
     with pytest.raises(ConfigError, match=r"workers is 0: a worker pool needs at least 1 process"):
         WorkerPool(FaultyWorld(), 0)
-    with pytest.raises(ConfigError, match=r"env deadline is 0 seconds: every call would be late"):
-        WorkerPool(FaultyWorld(), 1, deadline=0)
+    for make in (WorkerPool, ThreadPool):
+        with pytest.raises(ConfigError, match=r"env deadline is 0 seconds: every call would be late"):
+            make(FaultyWorld(), 1, deadline=0)
     env = FaultyWorld()
     env.door = lambda: None
     with pytest.raises(ConfigError, match=r"FaultyWorld does not pickle .*Let it open files and connections in `reset`"):
@@ -282,8 +330,13 @@ def test_a_world_that_no_process_can_make_stops_the_run() -> None:
         pool.reset(tasks())
 
 
-def test_the_number_of_workers_chooses_the_pool() -> None:
+def test_the_number_of_workers_or_threads_chooses_the_pool() -> None:
     assert isinstance(make_pool(FaultyWorld(), 0, 30.0), LocalPool)
+    assert isinstance(make_pool(FaultyWorld(), 0, 30.0, threads=2), ThreadPool)
+    with pytest.raises(
+        ConfigError, match=r"data\.workers is 1 and data\.threads is 2: a world runs in processes or in threads"
+    ):
+        make_pool(FaultyWorld(), 1, 30.0, threads=2)
     pool: EnvPool = make_pool(FaultyWorld(), 1, 30.0)
     assert isinstance(pool, WorkerPool)
     pool.close()
