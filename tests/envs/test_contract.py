@@ -6,21 +6,13 @@ import pickle
 import random
 
 import pytest
+from worlds import WORLDS, made
 
-from sdar import registry
 from sdar.errors import ConfigError, PanelError
 from sdar.parts import Environment
 from sdar.rollout.pool import LocalPool, make_pool
 from sdar.types import Status, Task
 
-registry.load_parts()
-SETTINGS = {  # of those that cannot be made without any, or that take long by default
-    "GymnasiumEnv": {"env_id": "sdar.gym:sdar/Household-v0", "horizon": 12, "options": {"horizon": 12}},
-}
-ABSENT = {  # those that need what this machine may not have
-    "ALFWorldEnv": "the original package lives in an environment of its own: tests/envs/test_alfworld_parity.py",
-}
-WORLDS = {cls.__name__: cls for cls in registry.parts("environments").values()}
 HOSTILE = [
     "",
     " ",
@@ -35,13 +27,9 @@ HOSTILE = [
 ]
 
 
-@pytest.fixture(params=[name for name in WORLDS if name not in ABSENT])
+@pytest.fixture(params=WORLDS)
 def env(request) -> Environment:
     return made(request.param)
-
-
-def made(name: str) -> Environment:
-    return WORLDS[name](**SETTINGS.get(name, {}))
 
 
 def actions(env: Environment, rng: random.Random) -> str:
@@ -140,11 +128,9 @@ def test_acting_before_an_episode_is_an_error_that_says_so(env: Environment) -> 
     assert seen.fault == Status.ENV_ERROR and "reset" in seen.error
 
 
-def test_a_task_of_other_settings_is_refused() -> None:
-    for name, cls in WORLDS.items():
-        if name in ABSENT:
-            continue
+def test_how_long_one_may_try_is_no_part_of_a_task() -> None:
+    for name in WORLDS:
         env = made(name)
-        other = cls(**SETTINGS.get(name, {}) | {"horizon": env.horizon + 1})
-        assert other.horizon == env.horizon + 1  # how long one may try is no part of a task's name
+        other = made(name, horizon=env.horizon + 1)
+        assert other.horizon == env.horizon + 1
         assert isinstance(other.task(env.task_ids(env.splits[0], 1, 0)[0]), Task)
