@@ -412,6 +412,7 @@ class AgentModule(LightningModule):
                 "see nothing more than the student. Give a retriever, or another view."
             )
         self.env = data.env
+        self.policy.meet(data.env)
         tokenizer = self.policy.load_tokenizer()
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
         self.context = self.policy.context()

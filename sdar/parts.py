@@ -287,6 +287,9 @@ class Policy(ABC):
     chat_options: Mapping[str, Any] = {}
     """Arguments for the chat template."""
 
+    def meet(self, env: Environment) -> None:
+        """Called with the run's world before anything is loaded: for policies that are made for it."""
+
     @abstractmethod
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer, with its chat template."""

@@ -100,7 +100,7 @@ class FreshPolicy(Policy):
     everything else in bytes.
 
     Args:
-        env: The world whose texts the tokenizer is trained on.
+        env: The world whose texts the tokenizer is trained on; null: that of the run.
         hidden_size, layers, heads, key_value_heads, intermediate_size: Size of the network.
         vocab_size: Largest size of the vocabulary.
         context: Largest number of positions.
@@ -109,7 +109,7 @@ class FreshPolicy(Policy):
 
     def __init__(
         self,
-        env: Environment,
+        env: Environment | None = None,
         hidden_size: int = 128,
         layers: int = 4,
         heads: int = 4,
@@ -149,7 +149,14 @@ class FreshPolicy(Policy):
         }
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
+    def meet(self, env: Environment) -> None:
+        self.env = self.env or env
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        if self.env is None:
+            raise ConfigError(
+                "policy.env is not set and no run has said what its world is: a fresh tokenizer needs its texts. Give policy.env."
+            )
         if self._tokenizer is None:
             corpus, phrases = self.env.corpus(random.Random(f"corpus/{self.seed}"))
             self._tokenizer = world_tokenizer(corpus, phrases, self.vocab_size, self.config["max_position_embeddings"])

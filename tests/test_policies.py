@@ -154,6 +154,16 @@ def test_a_seed_decides_the_weights_and_the_tokenizer(tiny_env):
     assert other[0] != tokenizer or not same(other[1], model)
 
 
+def test_a_fresh_policy_without_a_world_takes_that_of_the_run(tiny_env):
+    policy = FreshPolicy(**SMALL)
+    with pytest.raises(ConfigError, match="policy.env is not set and no run has said what its world is"):
+        policy.load_tokenizer()
+    policy.meet(tiny_env)
+    assert policy.load_tokenizer().get_vocab() == FreshPolicy(tiny_env, **SMALL).load_tokenizer().get_vocab()
+    policy.meet(None)
+    assert policy.env is tiny_env
+
+
 def test_fresh_weights_neither_follow_nor_disturb_the_global_random_state(tiny_env):
     policy = FreshPolicy(tiny_env, **SMALL)
     torch.manual_seed(0)
