@@ -411,6 +411,8 @@ class AgentModule(LightningModule):
                 f"{part_name(self.view)} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
                 "see nothing more than the student. Give a retriever, or another view."
             )
+        if self.retriever is not None and self.retriever.bank is not None:
+            self.retriever.bank.check_world(data.env.task(task_id) for task_id in data.train_panel.task_ids[:256])
         self.env = data.env
         self.policy.meet(data.env)
         tokenizer = self.policy.load_tokenizer()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from sdar.chat import ChatFormat
     from sdar.rollout.loop import Request
+    from sdar.skills import SkillBank
     from sdar.tally import Tally
     from sdar.turns import Turns
 
@@ -40,6 +41,9 @@ class Gate(ABC):
 @part_kind("retrievers")
 class Retriever(ABC):
     """Which skills a task's teacher (or student) gets; may learn from outcomes, and then has a state."""
+
+    bank: "SkillBank | None" = None
+    """The skills that it chooses from, where it has a bank: checked against the run's tasks."""
 
     @abstractmethod
     def retrieve(self, task: Task, draw: int = 0) -> Retrieval:

@@ -132,6 +132,23 @@ class SkillBank:
         """The specific skills for a task: those of its family; if the bank has none, those that the instruction names."""
         return self.of_family(task.family) or self.named_in(task.instruction)
 
+    def check_world(self, tasks: Iterable[Task]) -> None:
+        """Refuse a bank that was written for other tasks: its general advice alone would be told, and nobody would notice.
+
+        Raises:
+            SkillBankError: no skill fits any of the tasks; or a few do by a chance word, and not one task is of a family that the
+                bank knows.
+        """
+        tasks = list(tasks)
+        known, met = ({f for s in self.specific for f in s.families}, {t.family for t in tasks})
+        served = sum(bool(self.fitting(t)) for t in tasks)
+        if self.specific and tasks and (not served or (known and not known & met and served < len(tasks) / 2)):
+            raise SkillBankError(
+                f"{self.source} has a skill for {served} of {len(tasks)} tasks of this run: it is for the families "
+                f"{', '.join(sorted(known)) or '(none)'}, the tasks are of {', '.join(sorted(met))}. A teacher would be told next to "
+                "nothing about its task. Give the bank of this world, e.g. --model.retriever.skills conf/skills/webshop."
+            )
+
 
 def retrieval(skills: Iterable[Skill]) -> Retrieval:
     """What a prompt gets. Neighbouring one-line facts form one paragraph; longer texts stand apart by a blank line."""

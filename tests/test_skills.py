@@ -353,3 +353,18 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.md").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SkillBankError, match=r"a\.md cannot be read as UTF-8 text: .*Check the file and its encoding"):
         SkillBank.load(tmp_path)
+
+
+def test_a_bank_for_other_tasks_is_refused():
+    bank = SkillBank(
+        [Skill("heat", "Use the microwave.", ("heat",), ("hot",)), Skill("all", "Look around.", always=True)], "a bank"
+    )
+    shop = [Task(str(i), "shoes", "buy hot boots" if i == 0 else "buy boots") for i in range(4)]
+    for tasks, served in ((shop, 1), (shop[1:], 0)):
+        with pytest.raises(
+            SkillBankError, match=rf"a bank has a skill for {served} of {len(tasks)} tasks .* heat, the tasks are of shoes"
+        ):
+            bank.check_world(tasks)
+    bank.check_world([*shop, Task("h", "heat", "warm it")])  # one family in common
+    bank.check_world(shop[:1])  # unknown families, served by keyword
+    SkillBank([Skill("all", "Look around.", always=True)]).check_world(shop)

@@ -87,7 +87,7 @@ def test_retrieved_ids_exist_once_and_carry_the_text(cls):
     for found in visit(retriever, range(3)):
         assert bool(found.skill_ids) == bool(found.text)
         assert len(set(found.skill_ids)) == len(found.skill_ids)
-        if hasattr(retriever, "bank"):
+        if retriever.bank is not None:
             assert found.text == "\n\n".join(retriever.bank[s].text for s in found.skill_ids)
             assert found.skill_ids[:1] == ("general",)
 

@@ -14,7 +14,7 @@ from sdar.credit import GroupAdvantage
 from sdar.errors import ConfigError, NonFiniteLossError, PanelError
 from sdar.functional import masked_mean
 from sdar.gates import ConstantGate, GapGate
-from sdar.parts import Judge
+from sdar.parts import Judge, Policy
 from sdar.retrievers import FactRetriever, NoRetriever, ShuffledRetriever, UCBRetriever
 from sdar.shaping import BeliefRevision
 from sdar.strategies import (
@@ -193,10 +193,10 @@ def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, la
         torch.testing.assert_close(gradient(tokens), whole, rtol=1e-10, atol=1e-10)
 
 
-class DoublePolicy:
+class DoublePolicy(Policy):
     """A policy in float64, so that sums in another order agree to 1e-10."""
 
-    name, chat_options = "a policy in float64", {}
+    name = "a policy in float64"
 
     def __init__(self, policy):
         self.policy = policy
