@@ -1,17 +1,21 @@
 """Every method on the quickstart's world after the same number of environment steps; a table with intervals.
 
-    python benchmarks/methods.py --seeds 0 1 2 --env-steps 30000 --out runs/methods
+    python benchmarks/methods.py --seeds 0 1 2 --env-steps 20000
 
-One run after the other, one thread each; a run that is there already is not run again, so several of these can share the work
-(``--only``). What differs from a method's published setting stands in `METHODS`: the policy is tiny, the runs are short.
+One run after the other, one thread each. A run leaves one small file in ``--results``; one that is there already is not run again,
+so several of these can share the work (``--only``), and table and pictures are made from the files alone. What differs from a
+method's published setting stands in `METHODS`: the policy is tiny, the runs are short.
 """
 
 import argparse
+import csv
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SKILLS = ["-c", "conf/scale/quickstart_skills.yaml"]
 TEACHER = ["-c", "conf/scale/quickstart_teacher.yaml"]
@@ -47,9 +51,8 @@ METHODS = {
 }
 
 
-def run(method: str, seed: int, env_steps: int, folder: Path) -> None:
-    if (folder / "done").exists():
-        return
+def run(method: str, seed: int, env_steps: int, folder: Path) -> dict[str, Any]:
+    """Train; what the run was like as plain data."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "validation.jsonl").unlink(missing_ok=True)
     command = [sys.executable, "-m", "sdar", "fit", "-c", "conf/env/quickstart.yaml", "-c", f"conf/method/{method}.yaml"]
@@ -59,7 +62,23 @@ def run(method: str, seed: int, env_steps: int, folder: Path) -> None:
     command += ["--trainer.enable_progress_bar", "false", "--model.log_episodes_every", "0"]
     with (folder / "log.txt").open("w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    (folder / "done").touch()
+    return result(folder)
+
+
+def result(folder: Path) -> dict[str, Any]:
+    """Success on the unseen panel before and after, the teacher's before, and the curve of training success."""
+    before, *_, after = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    table = next(iter(sorted(folder.glob("version_*/metrics.csv"), key=os.path.getmtime)[-1:]))
+    with table.open() as lines:
+        iterations = [row for row in csv.DictReader(lines) if row["success/train"]]
+    return {
+        "panel": before["hash"],
+        "env_steps": after["env_steps"],
+        "before": before["success/unseen"],
+        "after": after["success/unseen"],
+        "teacher": before.get("teacher/success/unseen"),
+        "curve": [[int(float(row["train/env_steps"])), round(float(row["success/train"]), 4)] for row in iterations],
+    }
 
 
 def points(estimate: list[float]) -> str:
@@ -67,44 +86,30 @@ def points(estimate: list[float]) -> str:
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
 
 
-def table(methods: list[str], seeds: list[int], out: Path) -> str:
+def table(results: dict[str, list[dict[str, Any] | None]]) -> str:
     """One line a method: success before and after for each seed, and the teacher's in the first validation."""
+    seeds = max(map(len, results.values()))
     lines = [
-        "| method | before | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | teacher | env steps |",
-        "|---" * (len(seeds) + 5) + "|",
+        "| method | before | " + " | ".join(f"seed {s}" for s in range(seeds)) + " | mean | teacher | env steps |",
+        "|---" * (seeds + 5) + "|",
     ]
-    for method in methods:
-        runs = [out / method / str(s) for s in seeds if (out / method / str(s) / "done").exists()]
-        if not runs:
-            continue
-        records = [[json.loads(line) for line in (r / "validation.jsonl").read_text().splitlines()] for r in runs]
-        after = [r[-1]["success/unseen"] for r in records]
-        mean = sum(e[0] for e in after) / len(after)
-        teacher = records[0][0].get("teacher/success/unseen")
-        steps = ", ".join(str(r[-1]["env_steps"]) for r in records)
-        cells = [points(records[0][0]["success/unseen"]), *(points(e) for e in after), *["-"] * (len(seeds) - len(after))]
-        lines.append(
-            f"| {method} | {' | '.join(cells)} | {100 * mean:.1f} | {points(teacher) if teacher else '-'} | {steps} |"
-        )
+    for method, runs in results.items():
+        there = [r for r in runs if r is not None]
+        if there:
+            mean = sum(r["after"][0] for r in there) / len(there)
+            teacher = points(there[0]["teacher"]) if there[0]["teacher"] else "-"
+            cells = [points(there[0]["before"]), *("-" if r is None else points(r["after"]) for r in runs)]
+            steps = ", ".join(str(r["env_steps"]) for r in there)
+            lines.append(f"| {method} | {' | '.join(cells)} | {100 * mean:.1f} | {teacher} | {steps} |")
     return "\n".join(lines)
 
 
-def curve(folder: Path) -> tuple[list[float], list[float]]:
-    """Environment steps and training success of every iteration."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(next(folder.rglob("events.*")).parent))
-    events.Reload()
-    steps, success = (events.Scalars(name) for name in ("train/env_steps", "success/train"))
-    return [e.value for e in steps], [e.value for e in success]
-
-
-def smooth(values: list[float], width: int = 5) -> list[float]:
+def smooth(values: Sequence[float], width: int = 5) -> list[float]:
     """Mean of the last `width` values."""
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
-def draw(methods: list[str], seeds: list[int], out: Path, pictures: Path) -> None:
+def draw(results: dict[str, list[dict[str, Any] | None]], pictures: Path) -> None:
     """One picture a method: training success of each seed over environment steps, GRPO's in grey."""
     import matplotlib
 
@@ -113,14 +118,11 @@ def draw(methods: list[str], seeds: list[int], out: Path, pictures: Path) -> Non
     from matplotlib import pyplot
 
     pictures.mkdir(parents=True, exist_ok=True)
-    runs = {m: [out / m / str(s) for s in seeds if (out / m / str(s) / "done").exists()] for m in {"grpo", *methods}}
-    for method in methods:
-        if not runs[method]:
-            continue
+    for method in (m for m, runs in results.items() if any(runs)):
         figure, axes = pyplot.subplots(figsize=(5, 2.4), layout="constrained")
         for name, colour in (("grpo", "0.75"), (method, "C0")):
-            for i, folder in enumerate(runs[name]):
-                steps, success = curve(folder)
+            for i, run in enumerate(filter(None, results[name])):
+                steps, success = zip(*run["curve"], strict=True)
                 axes.plot(steps, [100 * x for x in smooth(success)], color=colour, lw=1.2, label=None if i else name)
         axes.set(xlabel="environment steps", ylabel="training success, %", ylim=(0, 100), xlim=(0, None))
         axes.legend(frameon=False, loc="upper left")
@@ -132,18 +134,25 @@ def draw(methods: list[str], seeds: list[int], out: Path, pictures: Path) -> Non
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--env-steps", type=int, default=30000)
+    parser.add_argument("--env-steps", type=int, default=20000)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder for logs and checkpoints")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results/methods"), help="folder for one file a run")
     parser.add_argument("--pictures", type=Path, help="folder for one picture of the curves a method (needs matplotlib)")
     args = parser.parse_args()
+    args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for method in args.only:
-            print(method, seed, flush=True)
-            run(method, seed, args.env_steps, args.out / method / str(seed))
-    print(table(args.only, args.seeds, args.out))
+            file = args.results / f"{method}-{seed}.json"
+            if not file.exists():
+                print(method, seed, flush=True)
+                found = run(method, seed, args.env_steps, args.runs / method / str(seed))
+                file.write_text(json.dumps(found) + "\n")
+    files = {m: [args.results / f"{m}-{s}.json" for s in args.seeds] for m in METHODS}
+    results = {m: [json.loads(f.read_text()) if f.exists() else None for f in of_method] for m, of_method in files.items()}
+    print(table(results))
     if args.pictures is not None:
-        draw(args.only, args.seeds, args.out, args.pictures)
+        draw(results, args.pictures)
 
 
 if __name__ == "__main__":

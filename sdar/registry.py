@@ -20,6 +20,8 @@ T = TypeVar("T", bound=type)
 
 SHELVES = (
     "sdar.samplers",
+    "sdar.search",
+    "sdar.sandbox",
     "sdar.envs",
     "sdar.teachers",
     "sdar.policies",

@@ -20,6 +20,8 @@ REST = {  # what a piece of a setting needs before it
     "env": ["method/sdar.yaml"],
     "method": ["env/alfworld.yaml"],
     "policy": ["method/grpo.yaml", "env/alfworld.yaml"],
+    "scale/tiny.yaml": ["env/search_tiny.yaml", "method/grpo.yaml"],
+    "scale/tiny_warmup.yaml": ["env/search_tiny.yaml"],
     "scale/quickstart.yaml": ["env/quickstart.yaml", "method/grpo.yaml"],
     "scale/quickstart_skills.yaml": ["env/quickstart.yaml", "method/sdar.yaml", "scale/quickstart.yaml"],
     "scale/quickstart_teacher.yaml": ["env/quickstart.yaml", "method/sod.yaml", "scale/quickstart.yaml"],
@@ -45,7 +47,7 @@ SMALL = {
 def policy(tmp_path_factory):
     """A tiny random policy with room for the longest skills, on disk."""
     folder = tmp_path_factory.mktemp("policy")
-    size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 8192}
+    size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 16384}
     tiny = FreshPolicy(HouseholdEnv(), **size)
     tiny.load_model().save_pretrained(folder)
     tiny.load_tokenizer().save_pretrained(folder)
@@ -55,6 +57,16 @@ def policy(tmp_path_factory):
 def whole(file):
     """The file with what it needs before it."""
     return [*REST.get(file, REST.get(Path(file).parts[0], [])), file]
+
+
+def skills_of(file):
+    """The bank of a world that is not the one which the methods' files name."""
+    bank = Path(file).stem.partition("_")[0]
+    return (
+        ["--model.retriever.skills", f"conf/skills/{bank}"]
+        if file.startswith("env/") and (CONF / "skills" / bank).exists()
+        else []
+    )
 
 
 def command(file, policy, folder):
@@ -67,8 +79,9 @@ def command(file, policy, folder):
     for key, value in small.items():
         lines += [f"--{key}", str(value)]
     tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}}
-    if file not in ("quickstart/warmup.yaml", "quickstart/teacher.yaml"):
+    if "FreshPolicy" not in str(settings):
         lines += ["--model.policy", str(tiny)]
+    lines += skills_of(file)
     told = " ".join((CONF / name).read_text() for name in files)
     if "ExternalTeacher" in told:
         lines += ["--model.teacher", str({"class_path": "ExternalTeacher", "init_args": {"policy": tiny}})]
@@ -153,3 +166,44 @@ def test_a_method_trains_ten_steps_in_full_size(method, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     checked([*on_the_quickstart_world(method, tmp_path, 10), "--data.val_tasks", "16"], capfd, recwarn)
     checked([*on_the_quickstart_world(method, tmp_path, 12), "--data.val_tasks", "16", "--ckpt_path", "last"], capfd, recwarn)
+
+
+WORLDS = sorted(p.stem for p in (CONF / "env").glob("*_tiny.yaml"))
+
+
+def in_a_world(world, method, folder, steps):
+    """The command that trains a method with a tiny policy in a world."""
+    files = [f"env/{world}.yaml", f"method/{method}.yaml", "scale/tiny.yaml"]
+    lines = ["fit", *(part for name in files for part in ("-c", f"conf/{name}"))]
+    lines += skills_of(f"env/{world}.yaml") if method == "sdar" else []
+    for key, value in {"default_root_dir": folder, "max_steps": steps, "enable_progress_bar": False}.items():
+        lines += [f"--trainer.{key}", str(value)]
+    return lines
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("method", ["grpo", "sdar"])
+def test_a_tiny_policy_trains_in_a_world_without_a_warning(world, method, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    small = [
+        "--data.tasks_per_step",
+        "1",
+        "--data.group_size",
+        "2",
+        "--data.val_tasks",
+        "8",
+        "--trainer.val_check_interval",
+        "1",
+    ]
+    small += ["--data.env.horizon", "2", "--model.sampler.max_new_tokens", "8", "--model.val_sampler.max_new_tokens", "8"]
+    checked([*in_a_world(world, method, tmp_path, 2), *small], capfd, recwarn)
+    families = {key for key in json.loads((tmp_path / "validation.jsonl").read_text().splitlines()[-1]) if key.count("/") == 2}
+    assert any(key.startswith("success/") for key in families)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("method", ["grpo", "sdar"])
+def test_a_tiny_policy_trains_twenty_steps_in_a_world(world, method, tmp_path, monkeypatch, capfd, recwarn):
+    monkeypatch.chdir(tmp_path)
+    checked(in_a_world(world, method, tmp_path, 20), capfd, recwarn)

@@ -1,6 +1,5 @@
 """The worlds under Gymnasium's interface, and Gymnasium's environments as worlds."""
 
-
 import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env

@@ -156,7 +156,7 @@ def test_a_seed_decides_the_weights_and_the_tokenizer(tiny_env):
 
 def test_a_fresh_policy_without_a_world_takes_that_of_the_run(tiny_env):
     policy = FreshPolicy(**SMALL)
-    with pytest.raises(ConfigError, match="policy.env is not set and no run has said what its world is"):
+    with pytest.raises(ConfigError, match=r"policy.env is not set and no run has said what its world is"):
         policy.load_tokenizer()
     policy.meet(tiny_env)
     assert policy.load_tokenizer().get_vocab() == FreshPolicy(tiny_env, **SMALL).load_tokenizer().get_vocab()

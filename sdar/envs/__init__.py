@@ -1,6 +1,21 @@
 """The worlds that agents act in, and how they are told to a model."""
 
+from sdar.envs.alfworld import ALFWorldEnv as ALFWorldEnv
 from sdar.envs.gymnasium import GymnasiumEnv as GymnasiumEnv
 from sdar.envs.household import HouseholdEnv as HouseholdEnv
+from sdar.envs.math_protocol import FencedMathProtocol as FencedMathProtocol
+from sdar.envs.math_protocol import HermesMathProtocol as HermesMathProtocol
+from sdar.envs.mathematics import MathEnv as MathEnv
 from sdar.envs.protocols import CompactProtocol as CompactProtocol
+from sdar.envs.protocols import CountedThinkActProtocol as CountedThinkActProtocol
+from sdar.envs.protocols import History as History
 from sdar.envs.protocols import ThinkActProtocol as ThinkActProtocol
+from sdar.envs.search import EncyclopediaBackend as EncyclopediaBackend
+from sdar.envs.search import SearchEnv as SearchEnv
+from sdar.envs.search_protocol import CompactSearchProtocol as CompactSearchProtocol
+from sdar.envs.search_protocol import SearchR1Protocol as SearchR1Protocol
+from sdar.envs.search_protocol import SearchWindowProtocol as SearchWindowProtocol
+from sdar.envs.webshop import WebShopEnv as WebShopEnv
+from sdar.envs.webshop_http import WebShopHTTPEnv as WebShopHTTPEnv
+from sdar.envs.webshop_protocol import WebShopProtocol as WebShopProtocol
+from sdar.envs.webshop_text_env import WebShopTextEnv as WebShopTextEnv

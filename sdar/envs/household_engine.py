@@ -10,26 +10,37 @@ text, admissible commands and the winning condition are those of the original Te
 * Receptacles may share one location; standing there, the agent reaches all of them.
 * `won` describes the current state: it becomes false again when the agent takes the object away.
 
-Assumed of a game: nothing is clean, hot, cool, sliced, switched on or open at the start, and the hand is empty.
+Generated games answer `look` and `help` in two cases in their own way: see `household_types.ORIGINAL`. The hand is empty at
+the start.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from sdar.errors import SdarError
+from sdar.envs.household_types import (
+    FAMILIES,
+    FLAGS,
+    GENERATED,
+    ORIGINAL,
+    STATES,
+    Family,
+    Game,
+    GameError,
+    Goal,
+    Item,
+    Receptacle,
+)
 
 __all__ = [
     "FAMILIES",
     "FLAGS",
+    "GENERATED",
     "HELP",
     "NOTHING_HAPPENS",
+    "ORIGINAL",
     "Family",
     "Game",
     "GameError",
@@ -39,12 +50,6 @@ __all__ = [
     "Tables",
     "World",
 ]
-
-FORMAT = 1
-"""Version of the JSON form of a game."""
-
-FLAGS = ("cleanable", "coolable", "heatable", "isreceptacleobject", "pickupable", "sliceable", "toggleable")
-"""What an object can be or have done to it."""
 
 NOTHING_HAPPENS = "Nothing happens."
 """The feedback to every command that is not admissible."""
@@ -65,174 +70,9 @@ Available commands:
   cool (object) with (receptacle):  cool an object using a receptacle
   slice (object) with (object):     slice an object using a sharp object
 """
-"""The feedback to `help`."""
+"""The feedback to `help`, in a generated game."""
 
-_BLADES = frozenset({"knife", "butterknife"})
-
-
-class GameError(SdarError, ValueError):
-    """A game that cannot be played as described, or a request for one that cannot exist."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """What a task family asks for: how many objects, in which state (and the appliance for it), in a receptacle or
-    under a lamp."""
-
-    count: int = 1
-    state: str = ""
-    flag: str = ""
-    tool: str = ""
-    place: str = "receptacle"
-
-
-FAMILIES: Mapping[str, Family] = {
-    "pick_and_place_simple": Family(),
-    "look_at_obj_in_light": Family(place="lamp"),
-    "pick_clean_then_place_in_recep": Family(state="clean", flag="cleanable", tool="sinkbasin"),
-    "pick_heat_then_place_in_recep": Family(state="hot", flag="heatable", tool="microwave"),
-    "pick_cool_then_place_in_recep": Family(state="cool", flag="coolable", tool="fridge"),
-    "pick_two_obj_and_place": Family(count=2),
-}
-"""The six task families of ALFRED (arXiv:1912.01734) that ALFWorld plays."""
-
-
-@dataclass(frozen=True, order=True)
-class Receptacle:
-    """A place that holds objects. `type` is lower case ("sinkbasin"), `name` what the player reads ("sinkbasin 1")."""
-
-    id: str
-    type: str
-    name: str
-    location: str
-    openable: bool = False
-
-
-@dataclass(frozen=True, order=True)
-class Item:
-    """An object. `receptacles`, `locations` and `inside` say where it is at the start.
-
-    `locations` is a fact of its own in the original: it decides what a knife reaches and what `look` tells. `inside`
-    names the movable receptacles (a bowl) that it lies in; play never changes that.
-    """
-
-    id: str
-    types: tuple[str, ...]
-    name: str
-    flags: tuple[str, ...] = ("pickupable",)
-    receptacles: tuple[str, ...] = ()
-    locations: tuple[str, ...] = ()
-    inside: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What wins: `receptacle_type` for the families that place, `toggle_type` for the one that looks under a lamp."""
-
-    family: str
-    object_type: str
-    receptacle_type: str = ""
-    toggle_type: str = ""
-
-
-@dataclass(frozen=True)
-class Game:
-    """One household task as plain data, the same for every player.
-
-    Lists in observations follow the order of ids, as in the original, so `receptacles` and `objects` are kept sorted by
-    id. `task` is the sentence without "Your task is to: " and without its full stop. `facts` are what a player cannot
-    see but a teacher may know: object type -> receptacle type where it usually lies.
-    """
-
-    receptacles: tuple[Receptacle, ...]
-    objects: tuple[Item, ...]
-    can_contain: tuple[tuple[str, str], ...]
-    start: str
-    task: str
-    goal: Goal
-    facts: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        settle = object.__setattr__
-        settle(self, "receptacles", tuple(sorted(self.receptacles)))
-        settle(self, "objects", tuple(sorted(map(_sorted_item, self.objects))))
-        settle(self, "can_contain", tuple(sorted(set(self.can_contain))))
-        settle(self, "facts", dict(self.facts))
-        _check(self)
-
-    def __hash__(self) -> int:
-        return int(self.hash()[:15], 16)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {part.name: getattr(self, part.name) for part in fields(self)}
-
-    @property
-    def family(self) -> str:
-        """One of the six names in `FAMILIES`."""
-        return self.goal.family
-
-    @cached_property
-    def tables(self) -> Tables:
-        """The game in numbers, computed once and shared by all its worlds."""
-        return Tables(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The game as JSON-able data; `from_dict` is its inverse."""
-        return {
-            "format": FORMAT,
-            "task": self.task,
-            "goal": asdict(self.goal),
-            "start": self.start,
-            "receptacles": [asdict(receptacle) for receptacle in self.receptacles],
-            "objects": [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(o).items()} for o in self.objects],
-            "can_contain": [list(pair) for pair in self.can_contain],
-            "facts": dict(self.facts),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Game:
-        """The game that `to_dict` described."""
-        if data.get("format") != FORMAT:
-            raise GameError(
-                f"The game has format {data.get('format')!r} and this version reads format {FORMAT}. "
-                "Write it again with `Game.save` of this version."
-            )
-        try:
-            return cls(
-                receptacles=tuple(Receptacle(**part) for part in data["receptacles"]),
-                objects=tuple(_item(part) for part in data["objects"]),
-                can_contain=tuple((receptacle, thing) for receptacle, thing in data["can_contain"]),
-                start=data["start"],
-                task=data["task"],
-                goal=Goal(**data["goal"]),
-                facts=data["facts"],
-            )
-        except (KeyError, TypeError) as error:
-            raise GameError(
-                f"The game lacks a part or has one too many ({error}), so it is not the form that `Game.to_dict` writes. "
-                "Write it again with `Game.save`."
-            ) from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the game as one line of canonical JSON."""
-        Path(path).write_text(self._canonical() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Game:
-        """Read a game that `save` wrote."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise GameError(f"{path} is not JSON ({error}), so it holds no game. Write it again with `Game.save`.") from error
-        return cls.from_dict(data)
-
-    def hash(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal: the same on every machine."""
-        return hashlib.sha256(self._canonical().encode("utf-8")).hexdigest()
-
-    def _canonical(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
+_SIGNS = re.compile(r'[;|"<>\[\]#{}]')
 
 _Action = tuple[Callable[["World", int, int], str], int, int]
 
@@ -244,7 +84,6 @@ class Tables:
         family = FAMILIES[game.family]
         receptacles, objects = game.receptacles, game.objects
         location = {name: i for i, name in enumerate(sorted(_locations(game)))}
-        holds = set(game.can_contain)
 
         self.receptacle_names = [r.name for r in receptacles]
         self.object_names = [o.name for o in objects]
@@ -252,32 +91,46 @@ class Tables:
         self.object_index = {name: i for i, name in enumerate(self.object_names)}
         self.receptacle_types = [r.type for r in receptacles]
         self.start = location[game.start]
-        self.location = [location[r.location] for r in receptacles]
-        """Location of each receptacle."""
+        self.location = [location[r.location] if r.location else -1 for r in receptacles]
+        """Location of each receptacle, -1 for nowhere."""
         self.here = [tuple(r for r, at in enumerate(self.location) if at == i) for i in range(len(location))]
         """Receptacles of each location."""
         self.openable = _mask(i for i, r in enumerate(receptacles) if r.openable)
-        self.flags = {flag: _mask(i for i, o in enumerate(objects) if flag in o.flags) for flag in FLAGS}
+        self.opened = _mask(i for i, r in enumerate(receptacles) if r.opened)
+        self.states, self.flags, kinds = dict.fromkeys(STATES, 0), dict.fromkeys(FLAGS, 0), dict[str, int]()
+        index = {thing.id: i for things in (receptacles, objects) for i, thing in enumerate(things)}
+        contents: list[list[int]] = [[] for _ in receptacles]
+        inside: list[list[int]] = [[] for _ in objects]
+        for i, o in enumerate(objects):
+            for table, names in ((self.states, o.states), (self.flags, o.flags), (kinds, o.types)):
+                for name in names:
+                    table[name] = table.get(name, 0) | 1 << i
+            for name in o.receptacles:
+                contents[index[name]].append(i)
+            for name in o.inside:
+                inside[index[name]].append(i)
         self.pickupable, self.toggleable = self.flags["pickupable"], self.flags["toggleable"]
-        self.blades = _mask(i for i, o in enumerate(objects) if _BLADES & set(o.types))
-        self.sliceable = [i for i, o in enumerate(objects) if "sliceable" in o.flags]
-        self.can_hold = [
-            _mask(i for i, o in enumerate(objects) if any((r.type, kind) in holds for kind in o.types)) for r in receptacles
-        ]
+        self.blades = kinds.get("knife", 0) | kinds.get("butterknife", 0)
+        self.sliceable = [i for i in range(len(objects)) if self.flags["sliceable"] >> i & 1]
+        held = dict.fromkeys((r.type for r in receptacles), 0)
+        for holder, kind in game.can_contain:
+            if holder in held and kind in kinds:
+                held[holder] |= kinds[kind]
+        self.can_hold = [held[r.type] for r in receptacles]
         """Objects that each receptacle can hold, by type."""
-        self.inside = [tuple(i for i, o in enumerate(objects) if container.id in o.inside) for container in objects]
+        self.inside = list(map(tuple, inside))
         """Objects that lie in each movable receptacle."""
-        self.contents = [tuple(i for i, o in enumerate(objects) if r.id in o.receptacles) for r in receptacles]
-        self.places = [frozenset(location[name] for name in o.locations) for o in objects]
+        self.contents = list(map(tuple, contents))
+        self.places = [frozenset([location[name] for name in o.locations]) for o in objects]
 
-        wanted = _mask(i for i, o in enumerate(objects) if game.goal.object_type in o.types)
+        wanted = kinds.get(game.goal.object_type, 0)
         self.wanted = wanted & self.flags[family.flag] if family.flag else wanted
         """Objects that can fulfil the goal."""
         self.count, self.state, self.place = family.count, family.state, family.place
         self.destinations = [i for i, r in enumerate(receptacles) if r.type == game.goal.receptacle_type]
-        self.appliances = [i for i, r in enumerate(receptacles) if family.tool and r.type == family.tool]
+        self.appliances = [i for i, r in enumerate(receptacles) if family.tool and r.type == family.tool and r.location]
         """Receptacles that give an object the state that the goal asks for."""
-        self.lamps = self.toggleable & _mask(i for i, o in enumerate(objects) if game.goal.toggle_type in o.types)
+        self.lamps = self.toggleable & kinds.get(game.goal.toggle_type, 0)
 
         self._treatments: dict[str, tuple[str, int, Callable[[World, int, int], str]]] = {
             "sinkbasin": ("clean", self.flags["cleanable"], World._clean),
@@ -300,7 +153,7 @@ class Tables:
             for r, at in enumerate(self.location):
                 if at == location:
                     actions["examine " + names[r]] = (World._examine_receptacle, r, -1)
-                else:
+                elif at >= 0:
                     actions["go to " + names[r]] = (World._go, r, -1)
             actions = self._standing[location] = dict(sorted(actions.items()))
         return actions
@@ -339,7 +192,11 @@ class World:
     def reset(self) -> str:
         """Start anew; the observation with the header, the room and the task."""
         self._restart()
-        return f"-= Welcome to TextWorld, ALFRED! =-\n\n{self._look()}\n\nYour task is to: {self.game.task}."
+        seen = self._look() if self.tables.here[self.location] else self._room(True)
+        task = f"{self.game.task}."
+        if self.game.rules == ORIGINAL:  # its text generator loses what follows one of its own signs
+            task = _SIGNS.split(task, maxsplit=1)[0]
+        return f"-= Welcome to TextWorld, ALFRED! =-\n\n{seen}\n\nYour task is to: {task}"
 
     def step(self, command: str) -> str:
         """Do what the command says; the feedback. A command that is not admissible changes nothing."""
@@ -408,7 +265,9 @@ class World:
         self.location = tables.start
         self.held = -1
         self.contents = tables.contents[:]
-        self.opened = self.clean = self.hot = self.cool = self.on = self.sliced = 0
+        self.opened = tables.opened
+        for state, mask in tables.states.items():
+            setattr(self, state, mask)
         self._places = tables.places[:]
         self._missed = frozenset()
         self._changed()
@@ -510,17 +369,22 @@ class World:
         return f"You are carrying: a {self.tables.object_names[self.held]}."
 
     def _help(self, _: int = -1, __: int = -1) -> str:
-        return HELP
+        return HELP if self.game.rules == GENERATED else HELP.lstrip()
 
     def _look(self, _: int = -1, __: int = -1) -> str:
         tables = self.tables
         here = tables.here[self.location]
         if not here:
-            room = _indefinite(tables.receptacle_names)
-            return f"You are in the middle of a room. Looking quickly around you, you see {room}."
+            return self._room(self.game.rules == GENERATED)
         beside = [tables.object_names[o] for o, r in sorted(self._missed) if r in here and self.location in self._places[o]]
         facing = _listing([tables.receptacle_names[r] for r in here])
         return f"You are facing the {facing}. Next to it, you see {_indefinite(beside)}."
+
+    def _room(self, seen: bool) -> str:
+        """The sentence for the middle of the room; `seen` False: without its receptacles."""
+        tables = self.tables
+        names = [tables.receptacle_names[r] for r, at in enumerate(tables.location) if at >= 0] if seen else []
+        return f"You are in the middle of a room. Looking quickly around you, you see {_indefinite(names)}."
 
     def _examine_receptacle(self, r: int, _: int = -1) -> str:
         tables = self.tables
@@ -570,41 +434,5 @@ def _mask(indices: Iterable[int]) -> int:
 
 
 def _locations(game: Game) -> set[str]:
-    return {game.start, *(r.location for r in game.receptacles), *(name for o in game.objects for name in o.locations)}
-
-
-def _item(data: Mapping[str, Any]) -> Item:
-    parts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Item(**parts)
-
-
-def _sorted_item(item: Item) -> Item:
-    tuples = ("types", "flags", "receptacles", "locations", "inside")
-    parts: dict[str, Any] = {name: tuple(sorted(set(getattr(item, name)))) for name in tuples}
-    return replace(item, **parts)
-
-
-def _check(game: Game) -> None:
-    if game.family not in FAMILIES:
-        raise GameError(f"The goal's family is {game.family!r}, which no rule plays. Use one of {', '.join(FAMILIES)}.")
-    everything: list[Receptacle | Item] = [*game.receptacles, *game.objects]
-    for part in ("id", "name"):
-        values = [getattr(thing, part) for thing in everything]
-        twice = sorted({value for value in values if values.count(value) > 1}) if len(set(values)) < len(values) else []
-        if twice:
-            raise GameError(
-                f"{len(twice)} {part}s occur more than once ({', '.join(twice[:5])}), so commands would be ambiguous. "
-                f"Give every receptacle and object its own {part}."
-            )
-    receptacles, objects = {r.id for r in game.receptacles}, {o.id for o in game.objects}
-    for item in game.objects:
-        unknown = sorted((set(item.receptacles) - receptacles) | (set(item.inside) - objects) | (set(item.flags) - set(FLAGS)))
-        if unknown:
-            raise GameError(
-                f"Object {item.id!r} refers to {', '.join(unknown)}, which the game does not have. "
-                f"Name receptacles and objects by id, and flags among {', '.join(FLAGS)}."
-            )
-    goal = game.goal
-    needed = "toggle_type" if FAMILIES[goal.family].place == "lamp" else "receptacle_type"
-    if not getattr(goal, needed):
-        raise GameError(f"The goal of family {goal.family} has no {needed}, so nothing could win. Set {needed}.")
+    names = {game.start, *(r.location for r in game.receptacles), *(name for o in game.objects for name in o.locations)}
+    return names - {""}

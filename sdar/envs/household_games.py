@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sdar.envs.household_engine import FAMILIES, Game, GameError, Goal, Item, Receptacle
+from sdar.envs.household_types import FAMILIES, Game, GameError, Goal, Item, Receptacle
 
 __all__ = ["FAMILY_ROOMS", "OBJECTS", "OPENABLE", "ROOMS", "Kind", "make_game", "world_facts"]
 
@@ -148,7 +148,7 @@ OBJECTS: Mapping[str, Kind] = {
 
 LAMPS = tuple(name for name, kind in OBJECTS.items() if "toggleable" in kind.flags)
 
-_SENTENCES: Mapping[str, tuple[str, ...]] = {
+SENTENCES: Mapping[str, tuple[str, ...]] = {
     "pick_and_place_simple": ("put a {obj} in {recep}", "put some {obj} on {recep}"),
     "look_at_obj_in_light": ("look at {obj} under the {toggle}", "examine the {obj} with the {toggle}"),
     "pick_clean_then_place_in_recep": ("put a clean {obj} in {recep}", "clean some {obj} and put it in {recep}"),
@@ -159,7 +159,7 @@ _SENTENCES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class _Task:
+class GameTask:
     """A drawn task: where it plays and what it needs. `home` is the receptacle type where the target surely can lie."""
 
     family: str
@@ -202,11 +202,11 @@ def make_game(
     layout:        seed of the room's own furniture; games with one layout and room kind differ only in what their tasks need
     """
     _check_request(family, receptacles, room, object_types, instances, usual, usual_share, distractors)
-    draw = _Draw("game", seed)
+    draw = Draw("game", seed)
     habits = dict(usual or {})
-    pickable, lamps = _split_types(object_types)
-    task = _draw_task(draw, family, room, receptacles, pickable, lamps, habits)
-    places = _draw_receptacles(draw if layout is None else _Draw("layout", layout, task.room), task, receptacles)
+    pickable, lamps = split_types(object_types)
+    task = draw_task(draw, family, room, receptacles, pickable, lamps, habits)
+    places = _draw_receptacles(draw if layout is None else Draw("layout", layout, task.room), task, receptacles)
     types = [place.type for place in places]
 
     def home(kind: str, banned: str = "") -> Receptacle:
@@ -230,7 +230,7 @@ def make_game(
     if lamp:
         homes[lamp] = [home(lamp)]
 
-    sentence = draw.pick(_SENTENCES[task.family]).format(obj=task.target, recep=task.destination, toggle=task.lamp)
+    sentence = draw.pick(SENTENCES[task.family]).format(obj=task.target, recep=task.destination, toggle=task.lamp)
     return Game(
         receptacles=places,
         objects=tuple(item for name, spots in homes.items() for item in _items(name, spots)),
@@ -259,7 +259,7 @@ def world_facts(
         kind = OBJECTS[name]
         candidates = sorted({place for room in asked if room in kind.rooms for place in ROOMS[room] if place in kind.holders})
         if candidates:
-            facts[name] = _Draw("facts", seed, name).pick(candidates)
+            facts[name] = Draw("facts", seed, name).pick(candidates)
         elif object_types is not None:
             raise GameError(
                 f"A {name} is in none of the {len(asked)} rooms ({', '.join(asked)}) but in {', '.join(kind.rooms)}, "
@@ -268,7 +268,7 @@ def world_facts(
     return facts
 
 
-class _Draw:
+class Draw:
     """Random choices that are the same on every machine and Python version.
 
     Only `random.random()` has that promise in Python, so everything is built on it.
@@ -295,22 +295,22 @@ class _Draw:
         return mixed
 
 
-def _split_types(object_types: Sequence[str] | None) -> tuple[list[str], list[str]]:
+def split_types(object_types: Sequence[str] | None) -> tuple[list[str], list[str]]:
     """The types to pick up and the lamps among the allowed types, in an order that does not depend on the caller."""
     allowed = OBJECTS if object_types is None else set(object_types)
     pickable = sorted(name for name in allowed if name not in LAMPS)
     return pickable, sorted(name for name in allowed if name in LAMPS) or sorted(LAMPS)
 
 
-def _draw_task(
-    draw: _Draw,
+def draw_task(
+    draw: Draw,
     family: str | None,
     room: str | None,
     size: int,
     pickable: list[str],
     lamps: list[str],
     habits: Mapping[str, str],
-) -> _Task:
+) -> GameTask:
     for family_name in draw.shuffled(tuple(FAMILIES)) if family is None else [family]:
         rooms = [name for name in FAMILY_ROOMS[family_name] if sum(ROOMS[name].values()) >= size]
         for room_name in draw.shuffled(rooms) if room is None else [room]:
@@ -328,8 +328,8 @@ def _draw_task(
 
 
 def _complete_task(
-    draw: _Draw, family: str, room: str, target: str, lamps: list[str], habits: Mapping[str, str]
-) -> _Task | None:
+    draw: Draw, family: str, room: str, target: str, lamps: list[str], habits: Mapping[str, str]
+) -> GameTask | None:
     """The task with this target, or None when the room or the habits do not allow it."""
     wanted, kind, here = FAMILIES[family], OBJECTS[target], ROOMS[room]
     if room not in kind.rooms or (wanted.flag and wanted.flag not in kind.flags):
@@ -351,12 +351,12 @@ def _complete_task(
             return None
         lamp = draw.pick(sorted({lamp for lamp, _ in pairs}))
         lamp_home = draw.pick([place for name, place in pairs if name == lamp])
-        return _Task(family, room, target, home, lamp=lamp, lamp_home=lamp_home)
+        return GameTask(family, room, target, home, lamp=lamp, lamp_home=lamp_home)
     destinations = [place for place in places if place not in (home, wanted.tool)]
-    return _Task(family, room, target, home, destination=draw.pick(destinations)) if destinations else None
+    return GameTask(family, room, target, home, destination=draw.pick(destinations)) if destinations else None
 
 
-def _draw_receptacles(draw: _Draw, task: _Task, number: int) -> tuple[Receptacle, ...]:
+def _draw_receptacles(draw: Draw, task: GameTask, number: int) -> tuple[Receptacle, ...]:
     """What the task needs, then one of each further type in random order, then repetitions, up to the number."""
     full = ROOMS[task.room]
     types = list(task.needs)
@@ -380,6 +380,19 @@ def _items(name: str, homes: Sequence[Receptacle]) -> list[Item]:
     ]
 
 
+def check_request(family: str | None, room: str | None, object_types: Sequence[str] | None, instances: int) -> None:
+    """Raise GameError for a family, room or object type that does not exist, or that does not go with the others."""
+    _known("families", [family] if family is not None else [], FAMILIES)
+    _known("rooms", [room] if room is not None else [], ROOMS)
+    _known("object types", object_types or (), OBJECTS)
+    if room is not None and family is not None and room not in FAMILY_ROOMS[family]:
+        raise GameError(
+            f"Family {family} is not possible in a {room}, which lacks what it needs. Use {' or '.join(FAMILY_ROOMS[family])}."
+        )
+    if instances < 1:
+        raise GameError(f"There should be at most {instances} objects of a type: the game would be empty. Use 1 or more.")
+
+
 def _check_request(
     family: str | None,
     receptacles: int,
@@ -390,18 +403,12 @@ def _check_request(
     usual_share: float,
     distractors: int | None,
 ) -> None:
-    _known("families", [family] if family is not None else [], FAMILIES)
-    _known("rooms", [room] if room is not None else [], ROOMS)
-    _known("object types", object_types or (), OBJECTS)
+    check_request(family, room, object_types, instances)
     _known("object types", tuple(usual or ()), OBJECTS)
     for name, place in (usual or {}).items():
         if place not in OBJECTS[name].holders:
             holders = ", ".join(sorted(OBJECTS[name].holders))
             raise GameError(f"The usual place of {name} is {place!r}, which cannot hold it. Use one of {holders}.")
-    if room is not None and family is not None and room not in FAMILY_ROOMS[family]:
-        raise GameError(
-            f"Family {family} is not possible in a {room}, which lacks what it needs. Use {' or '.join(FAMILY_ROOMS[family])}."
-        )
     rooms = [room] if room is not None else FAMILY_ROOMS[family] if family is not None else tuple(ROOMS)
     most = max(sum(ROOMS[name].values()) for name in rooms)
     if not MIN_RECEPTACLES <= receptacles <= most:
@@ -409,8 +416,6 @@ def _check_request(
             f"The room should have {receptacles} receptacles, but a task needs at least {MIN_RECEPTACLES} and a full "
             f"{' or '.join(rooms)} has at most {most}. Ask for a number between them."
         )
-    if instances < 1:
-        raise GameError(f"There should be at most {instances} objects of a type: the game would be empty. Use 1 or more.")
     if not 0.0 <= usual_share <= 1.0:
         raise GameError(f"usual_share is {usual_share}, which is no probability. Use a number in [0, 1].")
     if distractors is not None and distractors < 0:

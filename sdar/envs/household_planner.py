@@ -26,7 +26,7 @@ class Expert:
     command that anybody gave in the world, and `act` for the next one; what `act` returns is always admissible.
     """
 
-    __slots__ = ("_game", "_moved", "_order", "_seen", "_tables")
+    __slots__ = ("_destinations", "_game", "_moved", "_order", "_seen", "_tables")
 
     def __init__(self, game: Game, order: Sequence[str] = ()) -> None:
         tables = game.tables
@@ -39,7 +39,8 @@ class Expert:
         self._game = game
         self._tables = tables
         first = [tables.receptacle_index[name] for name in order]
-        self._order = tuple(dict.fromkeys([*first, *range(len(tables.location))]))
+        self._order = tuple(r for r in dict.fromkeys([*first, *range(len(tables.location))]) if tables.location[r] >= 0)
+        self._destinations = [r for r in tables.destinations if tables.location[r] >= 0]
         self._seen = 0
         self._moved = 0
 
@@ -47,13 +48,14 @@ class Expert:
     def all_knowing(cls, game: Game) -> Expert:
         """An expert that knows where everything is."""
         expert = cls(game)
-        expert._seen = (1 << len(expert._order)) - 1
+        expert._seen = (1 << len(game.receptacles)) - 1
         return expert
 
     def copy(self) -> Expert:
         """An independent expert that remembers the same."""
         new = Expert.__new__(Expert)
         new._game, new._tables, new._order = self._game, self._tables, self._order
+        new._destinations = self._destinations
         new._seen, new._moved = self._seen, self._moved
         return new
 
@@ -116,7 +118,7 @@ class Expert:
         state = getattr(world, self._tables.state) if self._tables.state else world.on
         best, found = 99, None
         for r, inside in enumerate(world.contents):
-            for o in inside:
+            for o in inside if self._tables.location[r] >= 0 else ():
                 if objects >> o & 1 and (self._seen >> r & 1 or self._moved >> o & 1):
                     cost = self._cost(world, r) + (0 if state >> o & 1 else 2)
                     if cost < best:
@@ -126,13 +128,13 @@ class Expert:
     def _destination(self, world: World) -> int:
         """Where to collect the objects: the place that holds most of them already, then the one at hand."""
         tables = self._tables
-        if not tables.destinations:
+        if not self._destinations:
             raise self._hopeless(f"no receptacle of type {self._game.goal.receptacle_type!r}")
-        if len(tables.destinations) == 1:
-            return tables.destinations[0]
+        if len(self._destinations) == 1:
+            return self._destinations[0]
         if tables.count == 1:
-            return min(tables.destinations, key=lambda r: self._cost(world, r))
-        return min(tables.destinations, key=lambda r: (-self._known_wanted(world, r).bit_count(), self._cost(world, r)))
+            return min(self._destinations, key=lambda r: self._cost(world, r))
+        return min(self._destinations, key=lambda r: (-self._known_wanted(world, r).bit_count(), self._cost(world, r)))
 
     def _known_wanted(self, world: World, r: int) -> int:
         known = self._tables.wanted if self._seen >> r & 1 else self._tables.wanted & self._moved
@@ -140,10 +142,10 @@ class Expert:
 
     def _delivered(self, world: World) -> int:
         """Objects to leave where they are because they already count towards the goal."""
-        if self._tables.count == 1 or not self._tables.destinations:
+        if self._tables.count == 1 or not self._destinations:
             return 0
         # Not `_destination`: its tie-break by distance would change its mind while the agent fetches the second object.
-        return max((self._known_wanted(world, r) for r in self._tables.destinations), key=int.bit_count)
+        return max((self._known_wanted(world, r) for r in self._destinations), key=int.bit_count)
 
     def _fetch(self, world: World, o: int, r: int) -> str:
         tables = self._tables

@@ -1,5 +1,6 @@
 """What a teacher may see of a task, of an attempt and of its group."""
 
+import re
 from collections.abc import Sequence
 
 from sdar.errors import ConfigError
@@ -83,18 +84,30 @@ class HindsightView(PrivilegedView):
 
     Args:
         own: Tell of the attempt itself at all.
+        asked: Regular expression of the actions that are told; its group is what is told of them. By default all of every action; in a
+            world of questions ``~?search\\[(.*)\\]``, so that no attempt's answer is told.
     """
 
     own_heading = "Attempts at this task and their outcomes:"
 
-    def __init__(self, placement: Placement = "system", heading: str | None = None, own: bool = True):
+    def __init__(self, placement: Placement = "system", heading: str | None = None, own: bool = True, asked: str = "(.*)"):
         super().__init__(placement, heading)
         self.own = own
+        try:
+            self.asked = re.compile(asked, re.DOTALL)
+        except re.error as error:
+            raise ConfigError(f"view.asked is {asked!r}, no regular expression: {error}.") from error
+        if self.asked.groups != 1:
+            raise ConfigError(
+                f"view.asked is {asked!r}: it has {self.asked.groups} groups, and one must say what is told of an action. "
+                "Put it into ( )."
+            )
 
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
         lines = []
         for e in group:
-            asked = [t.action for t in (e.turns[:turn] if e is episode else e.turns)]
+            actions = [self.asked.fullmatch(t.action) for t in (e.turns[:turn] if e is episode else e.turns)]
+            asked = [action[1] for action in actions if action is not None]
             if asked and (self.own or e is not episode):
                 outcome = "This attempt so far" if e is episode else "Correct" if e.success else "Incorrect"
                 lines.append(f"{outcome}: {'; '.join(asked)}")

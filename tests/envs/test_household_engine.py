@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdar.envs.household_engine import FAMILIES, HELP, NOTHING_HAPPENS, Game, GameError, Goal, Item, Receptacle, World
+from sdar.envs.household_engine import (
+    FAMILIES,
+    HELP,
+    NOTHING_HAPPENS,
+    ORIGINAL,
+    Game,
+    GameError,
+    Goal,
+    Item,
+    Receptacle,
+    World,
+)
 from sdar.envs.household_games import make_game
 
 games = st.builds(
@@ -311,3 +322,38 @@ def test_errors_say_what_is_wrong_and_what_to_do(tmp_path) -> None:
         Game.load(tmp_path / "broken.json")
     (tmp_path / "game.json").write_text(json.dumps(game.to_dict(), indent=2))
     assert Game.load(tmp_path / "game.json") == game
+
+
+def test_generated_games_and_the_originals_differ_in_two_answers() -> None:
+    room = "You are in the middle of a room. Looking quickly around you, you see"
+    ours = World(kitchen())
+    assert ours.step("look").startswith(f"{room} a ") and ours.step("help").startswith("\nAvailable")
+    theirs = World(replace(kitchen(), rules=ORIGINAL))
+    assert theirs.reset() == ours.reset()
+    assert theirs.step("look") == f"{room} nothing."
+    assert theirs.step("help") == HELP[1:]
+    assert theirs.admissible == ours.admissible
+    with pytest.raises(GameError, match=r"rules 3, which nobody plays"):
+        replace(kitchen(), rules=3)
+
+
+def test_a_receptacle_without_a_location_is_not_there() -> None:
+    game = kitchen()
+    gone = tuple(replace(r, location="") if r.type == "fridge" else r for r in game.receptacles)
+    world = World(replace(game, receptacles=gone))
+    assert "a fridge 1" not in world.reset() and not [c for c in world.admissible if "fridge" in c]
+    assert Game.from_dict(world.game.to_dict()) == world.game
+
+
+def test_what_has_become_before_the_start_counts() -> None:
+    game = kitchen()
+    things = tuple(replace(o, states=("clean", "sliced")) if o.types == ("apple",) else o for o in game.objects)
+    doors = tuple(replace(r, opened=r.openable) for r in game.receptacles)
+    world = World(replace(game, objects=things, receptacles=doors))
+    world.step("go to fridge 1")
+    assert "close fridge 1" in world.admissible
+    world.step("go to countertop 1")
+    world.step("take apple 1 from countertop 1")
+    assert world.step("examine apple 1") == "This is a clean sliced apple 1."
+    assert Game.from_dict(world.game.to_dict()) == world.game
+    assert "states" not in str(game.to_dict()) and "opened" not in str(game.to_dict())  # games of before read the same

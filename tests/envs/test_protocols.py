@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
+from sdar.envs import CompactProtocol, CountedThinkActProtocol, HouseholdEnv, ThinkActProtocol
+from sdar.envs.protocols import History
 from sdar.errors import ConfigError
 from sdar.parts import Protocol
 from sdar.types import Task
@@ -15,7 +16,7 @@ COMMANDS = ["go to shelf 1", "help", "inventory", "look"]
 COMMAND = st.text("abcdefghijklmnopqrstuvwxyz 0123456789", max_size=40).map(lambda a: " ".join(a.split()) or "look")
 
 
-@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol()])
+@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol(), CountedThinkActProtocol()])
 @given(action=COMMAND)
 def test_the_response_of_a_demonstration_is_read_back(protocol: Protocol, action: str) -> None:
     assert protocol.parse(protocol.write(action), COMMANDS) == (action, True)
@@ -96,8 +97,8 @@ def test_compact_prompts_are_the_sentences_of_the_world() -> None:
     assert early["content"] == f"{BEGIN}\n> look\nc"  # the task is not said twice
 
 
-@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol()])
-@pytest.mark.parametrize("history", [[], [("seen", "look")]])
+@pytest.mark.parametrize("protocol", [CompactProtocol(), ThinkActProtocol(), CountedThinkActProtocol()])
+@pytest.mark.parametrize("history", [[], History([("seen", "look")], taken=1)])
 def test_every_prompt_says_what_the_task_is(protocol: Protocol, history: list[tuple[str, str]]) -> None:
     """Also without a history, and in a world whose observations do not repeat it."""
     for observation in ("nothing new", BEGIN):
@@ -119,3 +120,54 @@ def test_the_household_is_told_with_its_task_once() -> None:
 def test_a_role_that_says_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"protocol.role is empty: .*Give one sentence"):
         ThinkActProtocol(role=" ")
+
+
+HISTORY = [("It's dark.", "look"), ("b", "inventory")]
+
+
+def test_counted_prompts_say_how_many_steps_were_taken_and_number_those_they_show() -> None:
+    protocol = CountedThinkActProtocol(role="You are a cook.")
+    assert protocol.opening(TASK, BEGIN, COMMANDS) == ThinkActProtocol(role="You are a cook.").opening(TASK, BEGIN, COMMANDS)
+    [message] = protocol.window(TASK, History(HISTORY, taken=7), "c", ["look"])
+    assert message["content"] == (
+        "You are a cook. Your task is to: put a mug in shelf\n"
+        "You have taken 7 step(s) before this one. The last 2, with what you saw and did:\n"
+        "[Observation 6: \"It's dark.\", Action 6: 'look']\n[Observation 7: 'b', Action 7: 'inventory']\n"
+        f"This is step 8. You now see: c\nYour admissible actions: ['look'].\n\n{protocol.TAGS}"
+    )
+    with pytest.raises(
+        ConfigError, match=r"templates count steps \(number, step, taken\), but it was given 2 exchanges without"
+    ):
+        protocol.window(TASK, HISTORY, "c", ["look"])  # two of how many?
+
+
+def test_the_texts_of_a_prompt_can_be_replaced() -> None:
+    protocol = ThinkActProtocol(
+        role="R.",
+        first="{role} {observation} {{choose}} {admissible}",
+        later="{task}|{shown}/{taken}|{history}|{step}|{situation}",
+        situation="<{observation}>{choice} {format}",
+        exchange="{number}:{observation}->{action};",
+    )
+    [first] = protocol.opening(TASK, "o{x}", COMMANDS)  # what fills a slot is no template
+    assert first["content"] == "R. o{x} {choose} 'go to shelf 1', 'inventory', 'look'"
+    [later] = protocol.window(TASK, History(HISTORY, taken=9), "c", ["look"])
+    assert later["content"] == (
+        "put a mug in shelf|2/9|8:It's dark.->look;9:b->inventory;|10|<c>\nYour admissible actions: ['look']. " + protocol.TAGS
+    )
+    assert protocol.answer("now", []) == f"<now>\nYour admissible actions: []. {protocol.TAGS}"
+
+    compact = CompactProtocol(prompt="{history}{observation} ({admissible})", exchange="{action}:{observation}\n")
+    [message] = compact.window(TASK, HISTORY, "c", COMMANDS)
+    assert message["content"] == "look:It's dark.\ninventory:b\nc ('go to shelf 1', 'inventory', 'look')"
+
+
+def test_a_template_that_nothing_could_fill_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"protocol.later has a slot \{observatoin\}: .*Did you mean 'observation'\?"):
+        ThinkActProtocol(later="{observatoin}")
+    with pytest.raises(ConfigError, match=r"protocol.prompt is no template .*write \{\{ and \}\} for the signs"):
+        CompactProtocol(prompt="{")
+    with pytest.raises(ConfigError, match=r"slot \{task.id\}: nothing fills it"):
+        ThinkActProtocol(first="{task.id}")
+    with pytest.raises(ConfigError, match=r"slot \{\}: nothing fills it"):
+        ThinkActProtocol(first="{}")

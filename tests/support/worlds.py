@@ -7,7 +7,10 @@ registry.load_parts()
 SETTINGS = {  # of those that cannot be made without any, or that take long by default
     "GymnasiumEnv": {"env_id": "sdar.gym:sdar/Household-v0", "horizon": 12, "options": {"horizon": 12}},
 }
-ABSENT = {"ALFWorldEnv"}  # the original package lives in an environment of its own: tests/envs/test_alfworld_parity.py
+ABSENT = {  # those that need what a test cannot always have, and have tests of their own
+    "ALFWorldEnv",  # the original package, in an environment of its own
+    "WebShopHTTPEnv",  # a server
+}
 WORLDS = {cls.__name__: cls for cls in registry.parts("environments").values() if cls.__name__ not in ABSENT}
 
 

@@ -337,6 +337,11 @@ def test_hindsight_is_what_every_attempt_asked_and_whether_it_was_right() -> Non
     assert HindsightView().text(me, [lost, me, won], 1, Helpful()) == "Incorrect: c\nThis attempt so far: a\nCorrect: d; e"
     assert HindsightView(own=False).text(me, [lost, me, won], 1, Helpful()) == others
     assert HindsightView().text(me, (), 1, Helpful()) == ""
+    asked = attempt(("search[who?]", "nobody"), ("~search[where\n?]", "here"), ("answer[me]", "wrong"))
+    assert HindsightView(asked=r"~?search\[(.*)\]").text(me, [asked, me], 1, Helpful()) == "Incorrect: who?; where\n?"
+    for wrong, message in (("(", "no regular expression"), ("search", "has 0 groups, and one must say what is told")):
+        with pytest.raises(ConfigError, match=message):
+            HindsightView(asked=wrong)
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.data())

@@ -1,0 +1,149 @@
+"""Whether an answer is right: equal as text or number, else by `math-verify` in a process that may be killed."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import threading
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+from sdar.errors import ConfigError, EnvironmentFault
+
+SCRIPT = str(Path(__file__).with_name("math_verdicts.py"))
+
+LONGEST_ANSWER = 1000
+"""Characters; a longer answer is wrong unless it is the gold answer letter for letter."""
+DEADLINE_S = 5.0
+"""Seconds that one comparison may take; after them the answer is wrong."""
+START_S = 60.0
+EXPONENT = 64
+"""Largest exponent of ten that is read as a number; beyond it exact arithmetic would be costly."""
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,2})?")
+
+
+def boxed_span(text: str) -> tuple[int, int] | None:
+    """Where the content of the last complete ``\\boxed{...}`` stands, its braces nested, without space around it."""
+    for opened in reversed([match.end() for match in re.finditer(r"\\f?boxed\s*\{", text)]):
+        depth = 1
+        for place in range(opened, len(text)):
+            if text[place] in "{}" and text[place - 1] != "\\":
+                depth += 1 if text[place] == "{" else -1
+                if depth == 0:
+                    content = text[opened:place]
+                    start = opened + len(content) - len(content.lstrip())
+                    return start, max(start, opened + len(content.rstrip()))
+    return None
+
+
+def last_boxed(text: str) -> str | None:
+    """The content of the last complete ``\\boxed{...}``; None without one."""
+    span = boxed_span(text)
+    return None if span is None else text[slice(*span)]
+
+
+def is_correct(gold: str, answer: str, deadline_s: float = DEADLINE_S) -> bool:
+    """Whether `answer` means the same as `gold`. Any text may be given; a failure to read it is a wrong answer.
+
+    Texts that are the same but for space and decoration, and plain numbers, are compared here: nearly all answers of contests.
+    Everything else goes to math-verify, whose own time limits need the main thread and are not used.
+
+    Raises:
+        ConfigError: math-verify is needed and not installed.
+        EnvironmentFault: its process does not start.
+    """
+    ours, theirs = plain(gold), plain(answer)
+    if ours == theirs:
+        return bool(ours)
+    if not theirs or len(answer) > LONGEST_ANSWER:
+        return False
+    left, right = number(ours), number(theirs)
+    if left is not None and right is not None:
+        return left == right
+    return _checker().verify(gold, answer, deadline_s)
+
+
+def plain(text: str) -> str:
+    """Without space, dollar signs, a closing period, size commands and commas between thousands; ``\\dfrac`` is ``\\frac``."""
+    text = re.sub(r"\\(?:left|right|displaystyle|,|;|!|:| )", "", text.strip())
+    text = re.sub(r"\\[dt]frac", r"\\frac", text).replace("$", "")
+    text = re.sub(r"\s+", "", text).rstrip(".")
+    return re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", text)
+
+
+def number(text: str) -> Fraction | None:
+    """An integer, a decimal or a fraction of them, as an exact number; None for anything else."""
+    frac = re.fullmatch(r"(-?)\\frac\{(-?\d+)\}\{(-?\d+)\}", text)
+    parts = [frac[1] + frac[2], frac[3]] if frac else text.split("/")
+    if len(parts) > 2 or not all(NUMBER.fullmatch(part) and len(part) <= 400 for part in parts):
+        return None
+    values = []
+    for part in parts:
+        exponent = re.search(r"e([+-]?\d+)", part)
+        if exponent and abs(int(exponent[1])) > EXPONENT:
+            return None
+        values.append(Fraction(part))
+    if len(values) == 1:
+        return values[0]
+    return values[0] / values[1] if values[1] else None
+
+
+class _Checker:
+    """The process of `math_verdicts`, replaced when it takes too long or dies."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen | None = None
+
+    def verify(self, gold: str, answer: str, deadline_s: float) -> bool:
+        with self.lock:
+            if self.process is None:
+                self.start()
+            with contextlib.suppress(OSError):
+                self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
+            verdict = self.line(deadline_s)
+            if verdict is None:  # too late, or out of memory or stack
+                self.stop()
+            return verdict == b"true\n"
+
+    def start(self) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ConfigError(
+                "math-verify is not installed: answers other than plain numbers are compared with it. Install it "
+                '(pip install "sdar[math]").'
+            )
+        pipe = subprocess.PIPE  # -P: this folder holds names of other packages
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", SCRIPT], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0
+        )
+        if self.line(START_S) is None:
+            self.stop()
+            raise EnvironmentFault(
+                f"the process that asks math-verify did not start within {START_S:.0f} s: `{sys.executable} -c 'import "
+                "math_verify'` says why, unless this machine is overloaded."
+            )
+
+    def line(self, deadline_s: float) -> bytes | None:
+        """The next answer; None when there is none in time or at all."""
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        return (self.process.stdout.readline() or None) if poll.poll(1000 * deadline_s) else None
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+        self.process = None
+
+
+@lru_cache(maxsize=1)
+def _checker_of(pid: int) -> _Checker:
+    return _Checker()
+
+
+def _checker() -> _Checker:
+    return _checker_of(os.getpid())

@@ -1,0 +1,191 @@
+r"""How problems with a code tool are told to a model: Hermes tool calls, or plain Markdown fences.
+
+Both write the same actions: ``python`` and a line break and the code, or ``answer`` and a line break and the answer. A response
+with a call is a call, whatever else it says; one without is the final answer, from its last ``\boxed{}``.
+"""
+
+import json
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+
+from sdar.envs.math_checking import boxed_span, last_boxed
+from sdar.errors import ConfigError
+from sdar.parts import Protocol
+from sdar.registry import register
+from sdar.types import Task
+
+PYTHON, ANSWER = "python\n", "answer\n"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "code_interpreter",
+        "description": "Run Python code and return what it prints. sympy and numpy are installed; there is no network.",
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string", "description": "The code to run."}},
+            "required": ["code"],
+        },
+    },
+}
+FINAL = "Put the final answer into \\boxed{}."
+
+
+class _MathProtocol(Protocol):
+    tags = ("think", "code", "answer")
+
+    def __init__(self, instructions: str):
+        self.instructions = instructions
+
+    def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
+        system = self.system()
+        told = [{"role": "system", "content": system}] if system else []
+        return [
+            *told,
+            {"role": "user", "content": f"{observation}\n\n{self.instructions}" if self.instructions else observation},
+        ]
+
+    def window(
+        self, task: Task, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
+    ) -> list[dict[str, str]]:
+        told = [*(seen for seen, _ in history), observation]
+        if told[0] == task.instruction:
+            told.pop(0)
+            past = zip([action for _, action in history], told, strict=True)
+        else:  # what the oldest observation answered is outside the window
+            past = zip(["", *(action for _, action in history)], told, strict=True)
+        messages = self.opening(task, task.instruction, admissible)
+        steps = [
+            f"{self.write(action)}\n{self.answer(seen, ())}" if action else self.answer(seen, ()) for action, seen in past
+        ]
+        messages[-1]["content"] = "\n".join([messages[-1]["content"], *steps])
+        return messages
+
+    def parse(self, text: str, admissible: Sequence[str]) -> tuple[str, bool]:
+        call = self.call(text)
+        if call is not None:
+            code = self.code(text[slice(*call)])
+            return ("", False) if code is None else (PYTHON + code, True)
+        found = final_answer(text)
+        return ANSWER + text[slice(*found)] if found else ANSWER, found is not None
+
+    def write(self, action: str) -> str:
+        if action.startswith(PYTHON):
+            return self.write_call(action.removeprefix(PYTHON))
+        answer = action.removeprefix(ANSWER)
+        boxed = f"\\boxed{{{answer}}}"
+        return boxed if last_boxed(boxed) == answer else f"Answer: {answer}"
+
+    def spans(self, text: str) -> list[tuple[str, int, int]]:
+        thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+        found = [("think", *thought.span(1))] if thought else []
+        if call := self.call(text):
+            found.append(("code", *call))
+        elif answer := final_answer(text):
+            found.append(("answer", *answer))
+        return sorted(found, key=lambda span: span[1:])
+
+    def system(self) -> str:
+        """The system message; empty for none."""
+        return ""
+
+    @abstractmethod
+    def call(self, text: str) -> tuple[int, int] | None:
+        """Where the content of the first tool call stands."""
+
+    @abstractmethod
+    def code(self, call: str) -> str | None:
+        """The code in the content of a call; None when it is malformed."""
+
+    @abstractmethod
+    def write_call(self, code: str) -> str:
+        """A response that calls the tool."""
+
+
+@register("hermes_math")
+class HermesMathProtocol(_MathProtocol):
+    """Tool calls as JSON in ``<tool_call>``, results in ``<tool_response>``: the format of Hermes, Qwen and SOD.
+
+    Args:
+        instructions: What follows the problem.
+    """
+
+    def __init__(self, instructions: str = f"Reason step by step; use the tool where it helps. {FINAL}"):
+        if not instructions:
+            raise ConfigError("protocol.instructions is empty: nothing would say how to answer. Name \\boxed{} at least.")
+        super().__init__(instructions)
+
+    def system(self) -> str:
+        return (
+            "You solve mathematical problems and may call a function.\n\n<tools>\n"
+            + json.dumps(TOOL)
+            + '\n</tools>\n\nA call is a JSON object with "name" and "arguments" between <tool_call> and </tool_call>:\n'
+            + self.write_call("print(2**10)")
+            + "\nThe result comes back between <tool_response> and </tool_response>."
+        )
+
+    def answer(self, observation: str, admissible: Sequence[str]) -> str:
+        return f"<tool_response>\n{observation}\n</tool_response>"
+
+    def call(self, text: str) -> tuple[int, int] | None:
+        start = text.find("<tool_call>")
+        end = text.find("</tool_call>", start)
+        return None if start < 0 else (start + len("<tool_call>"), end if end >= 0 else len(text))
+
+    def code(self, call: str) -> str | None:
+        try:
+            told = json.loads(call, strict=False)
+            arguments = told["arguments"]
+            arguments = json.loads(arguments, strict=False) if isinstance(arguments, str) else arguments
+            code = arguments["code"] if told["name"] == TOOL["function"]["name"] else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return None
+        return code if isinstance(code, str) else None
+
+    def write_call(self, code: str) -> str:
+        told = json.dumps({"name": TOOL["function"]["name"], "arguments": {"code": code}})
+        return f"<tool_call>\n{told.replace('</tool_call>', chr(92) + 'u003c/tool_call>')}\n</tool_call>"
+
+
+@register("fenced_math")
+class FencedMathProtocol(_MathProtocol):
+    """Code in a ```python fence, results in an ```output fence: short enough for small policies.
+
+    Args:
+        instructions: What follows the problem; empty for nothing.
+    """
+
+    FENCE = re.compile(r"(?m)^(`{3,})(?:python|py)[ \t]*\n(.*?)(?:\n\1[ \t]*$|\Z)", re.DOTALL)
+
+    def __init__(self, instructions: str = f"Write a ```python block to compute. {FINAL}"):
+        super().__init__(instructions)
+
+    def answer(self, observation: str, admissible: Sequence[str]) -> str:
+        ticks = _fence(observation)
+        return f"{ticks}output\n{observation}\n{ticks}"
+
+    def call(self, text: str) -> tuple[int, int] | None:
+        found = self.FENCE.search(text)
+        return found.span(2) if found else None
+
+    def code(self, call: str) -> str | None:
+        return call
+
+    def write_call(self, code: str) -> str:
+        ticks = _fence(code)
+        return f"{ticks}python\n{code}\n{ticks}"
+
+
+def final_answer(text: str) -> tuple[int, int] | None:
+    r"""Where the final answer stands: in the last ``\boxed{}`` behind the thoughts, else behind the last ``Answer:``."""
+    thought = text.rfind("</think>") + 1
+    boxed = boxed_span(text[thought:])
+    if boxed is not None:
+        return thought + boxed[0], thought + boxed[1]
+    lines = list(re.finditer(r"(?im)^[ \t*]*answer[ \t]*:[ \t*]*(\S.*?)[ \t*]*$", text[thought:]))
+    return (thought + lines[-1].start(1), thought + lines[-1].end(1)) if lines else None
+
+
+def _fence(text: str) -> str:
+    """More backticks than stand together anywhere in the text; at least three."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))

@@ -1,0 +1,263 @@
+"""Runs code in a bubblewrap fork server: libraries loaded once, namespaces of its own for every run."""
+
+import base64
+import contextlib
+import importlib.util
+import json
+import os
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sdar.errors import ConfigError, EnvironmentFault
+from sdar.registry import register
+from sdar.sandbox import seccomp
+from sdar.sandbox.base import CodeRunner, Limits, Program, Result, judge
+
+HERE = Path(__file__).parent
+SITE = "/site"
+GRACE_S = 10.0
+"""Seconds beyond a run's wall limit after which the server itself is given up."""
+START_S, STOP_S = 60.0, 2.0
+
+
+@register("bubblewrap")
+class BubblewrapRunner(CodeRunner):
+    """A server process inside bubblewrap forks for every run.
+
+    The server sees /usr and the Python installation (read-only), the packages named here, and nothing else of this machine: no
+    network, no /etc, no home, no environment. Each run gets user, pid, mount, ipc, net and uts namespaces of its own, an empty
+    /tmp, no capabilities, resource limits and a list of allowed system calls; when it ends, or must be ended, the kernel kills
+    everything in its pid namespace. Copies of a runner in one process share one server; runs through it are one at a time.
+
+    Args:
+        limits: What one run may use.
+        packages: Installed packages that the code may import beside the standard library.
+        preload: Modules that the server imports once.
+    """
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008  (frozen)
+        packages: Sequence[str] = ("sympy", "mpmath", "numpy"),
+        preload: Sequence[str] = ("sympy", "numpy"),
+    ):
+        self.limits = limits
+        self.packages = tuple(packages)
+        self.preload = tuple(preload)
+        if unknown := [m for m in self.preload if m.partition(".")[0] not in {*self.packages, *sys.stdlib_module_names}]:
+            raise ConfigError(
+                f"runner.preload names {unknown[0]!r}, which is neither in the standard library nor among runner.packages "
+                f"({', '.join(self.packages)}): the sandbox could not import it. Add its package to runner.packages."
+            )
+        self._server = _Server(self.packages, self.preload)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return ("bubblewrap", "namespaces per run", "seccomp", "rlimits", "no capabilities")
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _execute(self, program: Program, limits: Limits) -> Result:
+        request = {"cells": program.cells, "show": program.show, "limits": asdict(limits)}
+        answer = self._server.ask(request, limits.wall_s + GRACE_S)
+        if "refused" in answer:
+            raise EnvironmentFault(
+                f"the sandbox could not be closed around a run ({answer['refused']}), so the code was not started: this machine "
+                "allows the server's namespaces but not those of a run. Use AutoRunner or LandlockRunner."
+            )
+        outputs = [base64.b64decode(text) for text in answer["outputs"]]
+        return judge(answer["verdict"], answer["code"], answer["signal"], outputs, limits)
+
+    def __deepcopy__(self, memo: dict) -> "BubblewrapRunner":
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)  # settings are immutable, the server is shared
+        return twin
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_server"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._server = _Server(self.packages, self.preload)
+
+
+class _Server:
+    """The server process: started at the first request, and again when it has died or this process is a fork."""
+
+    def __init__(self, packages: tuple[str, ...], preload: tuple[str, ...]):
+        self.packages, self.preload = packages, preload
+        self.lock = threading.Lock()
+        self.process: subprocess.Popen | None = None
+        self.owner = 0
+        self._end: weakref.finalize | None = None
+
+    def ask(self, request: dict, patience_s: float) -> dict:
+        with self.lock:
+            if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+                self.start()
+            try:
+                self.send(request)
+                return self.receive(patience_s)
+            except (OSError, EOFError, ValueError, KeyboardInterrupt) as error:  # what would come later belongs to nobody
+                self.stop()
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise EnvironmentFault(
+                    f"the sandbox server did not answer ({type(error).__name__}: {error}): it was killed, or this machine is out "
+                    "of memory. The next run starts another."
+                ) from error
+
+    def start(self) -> None:
+        self.stop()
+        lines = command(self.packages)
+        setting = {
+            "site": SITE,
+            "modules": self.preload,
+            "filters": [base64.b64encode(seccomp.program(several)).decode() for several in (False, True)],
+        }
+        with tempfile.TemporaryFile() as errors:
+            # no --die-with-parent: it would fire when the thread that started the server ends; the server ends with its pipe
+            self.process = subprocess.Popen(
+                lines, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, bufsize=0, env={}, cwd="/"
+            )
+            self.owner = os.getpid()
+            self._end = weakref.finalize(self, _stop, self.process, self.owner)
+            try:
+                self.send(setting)
+                self.receive(START_S)
+            except (OSError, EOFError, ValueError) as error:
+                self.stop()
+                errors.seek(0)
+                said = errors.read().decode("utf-8", "replace").strip().splitlines()
+                raise EnvironmentFault(
+                    f"the bubblewrap server did not start: {said[-1] if said else error}. If this machine forbids user "
+                    "namespaces, use LandlockRunner or a SandboxFusion service."
+                ) from error
+
+    def stop(self) -> None:
+        if self._end is not None:
+            self._end()
+        self.process = None
+
+    def close(self) -> None:
+        with self.lock:
+            self.stop()
+
+    def send(self, message: dict) -> None:
+        text = json.dumps(message).encode("utf-8", "surrogatepass")
+        data = memoryview(struct.pack("!I", len(text)) + text)
+        while data:
+            data = data[self.process.stdin.write(data) :]
+
+    def receive(self, patience_s: float) -> dict:
+        deadline = time.monotonic() + patience_s
+        length = struct.unpack("!I", self.exactly(4, deadline))[0]
+        return json.loads(self.exactly(length, deadline))
+
+    def exactly(self, count: int, deadline: float) -> bytes:
+        data = b""
+        poll = select.poll()
+        poll.register(self.process.stdout, select.POLLIN)
+        while len(data) < count:
+            if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+                raise EOFError("no answer in time")
+            more = self.process.stdout.read(min(count - len(data), 1 << 20))
+            if not more:
+                raise EOFError("its pipe is closed")
+            data += more
+        return data
+
+
+def _stop(process: subprocess.Popen, owner: int) -> None:
+    """Closes the pipes, at which the server ends itself and its run; a fork of its owner only lets go."""
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
+    if owner == os.getpid():
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+        process.kill()
+        process.wait()
+
+
+def command(packages: Sequence[str]) -> list[str]:
+    """bubblewrap's arguments: everything that the server may see.
+
+    Raises:
+        ConfigError: bubblewrap or a package is not installed.
+    """
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise ConfigError(
+            "bubblewrap is not installed (no `bwrap` on the path): BubblewrapRunner isolates with it. Install it (apt install "
+            "bubblewrap), or use LandlockRunner."
+        )
+    lines = [bwrap, "--unshare-all", "--unshare-user", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+    lines += ["--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--ro-bind", "/usr", "/usr"]
+    for name in ("bin", "sbin", "lib", "lib32", "lib64"):
+        if os.path.islink(f"/{name}"):
+            lines += ["--symlink", os.readlink(f"/{name}"), f"/{name}"]
+        elif os.path.isdir(f"/{name}"):
+            lines += ["--ro-bind", f"/{name}", f"/{name}"]
+    python = os.path.realpath(sys.executable)
+    base = os.path.realpath(sys.base_prefix)
+    if not base.startswith("/usr"):
+        lines += ["--ro-bind", base, base]
+    for package in packages:
+        for path in package_paths(package):
+            lines += ["--ro-bind", str(path), f"{SITE}/{path.name}"]
+    for name in ("fork_server.py", "cells.py", "confine.py", "pump.py"):
+        lines += ["--ro-bind", str(HERE / name), f"/sdar/{name}"]
+    lines += [
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--remount-ro",
+        "/dev",
+        "--remount-ro",
+        "/",
+        "--chdir",
+        "/tmp",
+    ]
+    for name, value in environment().items():
+        lines += ["--setenv", name, value]
+    return [*lines, python, "-s", "-S", "-B", "/sdar/fork_server.py"]
+
+
+def environment() -> dict[str, str]:
+    """All of the environment that untrusted code has: one thread for libraries, the same hashes in every server."""
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
+    return {**threads, "HOME": "/tmp", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
+
+
+def package_paths(package: str) -> list[Path]:
+    """A package's folder or file, and the libraries that its wheel keeps beside it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ConfigError(
+            f"runner.packages names {package!r}, which is not installed here: the sandbox shows packages of this Python. "
+            f'Install it (pip install "sdar[math]" brings sympy and numpy), or take it out.'
+        )
+    path = Path(spec.origin)
+    if spec.submodule_search_locations:
+        path = path.parent
+    libraries = path.parent / f"{package}.libs"
+    return [path, libraries] if libraries.is_dir() else [path]

@@ -1,0 +1,151 @@
+"""Chooses the runner that this machine's kernel allows, by trying: an honest snippet and a few attacks."""
+
+import copy
+import os
+import secrets
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+
+from sdar.errors import ConfigError, SdarError
+from sdar.registry import register
+from sdar.sandbox.base import CodeRunner, Limits, Program, Result
+from sdar.sandbox.bubblewrap import BubblewrapRunner
+from sdar.sandbox.fusion import FusionRunner
+from sdar.sandbox.landlock import LandlockRunner
+
+PROBE = """
+import os, socket
+stolen = []
+for path in {paths!r}:
+    try:
+        stolen.append(open(path, "rb").read().decode("latin-1"))
+    except OSError:
+        pass
+try:
+    with socket.create_connection(("127.0.0.1", {port}), 2) as link:
+        stolen.append("network {secret}")
+except OSError:
+    pass
+try:
+    os.kill({pid}, 0)
+    stolen.append("signals {secret}")
+except OSError:
+    pass
+stolen += os.environ.values()
+print(stolen)
+"""
+
+
+@register("auto")
+class AutoRunner(CodeRunner):
+    """The best runner of this machine: bubblewrap, else Landlock, else a service that is named. Says once which layers are active.
+
+    Args:
+        limits: What one run may use.
+        packages: Installed packages that the code may import beside the standard library.
+        url: SandboxFusion-compatible service to ask when nothing on this machine isolates.
+    """
+
+    def __init__(
+        self,
+        limits: Limits = Limits(),  # noqa: B008  (frozen)
+        packages: Sequence[str] = ("sympy", "mpmath", "numpy"),
+        url: str | None = None,
+    ):
+        self.limits = limits
+        self.packages = tuple(packages)
+        self.url = url
+        self._chosen: CodeRunner | None = None
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return self.chosen().layers
+
+    def chosen(self) -> CodeRunner:
+        """The runner; found at the first use. Copies in one process share it.
+
+        Raises:
+            ConfigError: nothing isolates.
+        """
+        if self._chosen is None:
+            key = (os.getpid(), self.limits, self.packages, self.url)
+            if key not in _chosen:
+                _chosen[key] = best_runner(self.limits, self.packages, self.url)
+                print(f"code sandbox: {', '.join(_chosen[key].layers)}", file=sys.stderr, flush=True)
+            self._chosen = _chosen[key]
+        return self._chosen
+
+    def close(self) -> None:
+        if self._chosen is not None:
+            self._chosen.close()
+
+    def _execute(self, program: Program, limits: Limits) -> Result:
+        return self.chosen().execute(program, limits)
+
+    def __deepcopy__(self, memo: dict) -> "AutoRunner":
+        return copy.copy(self)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_chosen": None}
+
+
+_chosen: dict[tuple, CodeRunner] = {}
+
+
+def best_runner(
+    limits: Limits = Limits(),  # noqa: B008  (frozen)
+    packages: Sequence[str] = ("sympy", "mpmath", "numpy"),
+    url: str | None = None,
+) -> CodeRunner:
+    """The first runner that runs an honest snippet and withstands the probe.
+
+    Raises:
+        ConfigError: none does; the message has each one's reason.
+    """
+    preload = [name for name in ("sympy", "numpy") if name in packages]
+    reasons = []
+    for name, make in (
+        ("bubblewrap", lambda: BubblewrapRunner(limits, packages, preload)),
+        ("landlock", lambda: LandlockRunner(limits, packages)),
+        ("service", lambda: None if url is None else FusionRunner(url, limits)),
+    ):
+        try:
+            runner = make()
+            if runner is None:
+                reasons.append(f"{name}: no `url` was given")
+                continue
+            problem = weakness(runner)
+        except SdarError as error:
+            problem = str(error)
+        if not problem:
+            return runner
+        reasons.append(f"{name}: {problem}")
+    raise ConfigError(
+        "nothing isolates untrusted code on this machine: "
+        + "; ".join(reasons)
+        + ". Install bubblewrap (apt install bubblewrap) or the sandlock package, allow user namespaces, or give the `url` of a "
+        "SandboxFusion service. LimitsOnlyRunner with `allow_unsafe: true` runs the code without isolation."
+    )
+
+
+def weakness(runner: CodeRunner) -> str:
+    """What a runner does wrong with an honest snippet or lets an attack do; empty for a good one."""
+    honest = runner.run("6 * 7")
+    if honest.stdout != "42\n":
+        return f"it cannot run code ({honest.status}: {(honest.stderr or honest.stdout).strip()[-200:]})"
+    secret = secrets.token_hex(16)
+    os.environ["SDAR_SANDBOX_PROBE"] = secret
+    try:
+        with tempfile.NamedTemporaryFile("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
+            file.write(secret)
+            file.flush()
+            paths = [file.name, f"/proc/{os.getpid()}/environ", "/proc/self/environ"]
+            port = server.getsockname()[1]
+            attack = runner.run(PROBE.format(paths=paths, port=port, pid=os.getpid(), secret=secret))
+    finally:
+        del os.environ["SDAR_SANDBOX_PROBE"]
+    if secret in attack.stdout:
+        return "it does not isolate: a probe read this process's files or environment, signalled it or reached its network"
+    return "" if attack.stdout.startswith("[") else f"the probe did not run ({attack.status}: {attack.stderr.strip()[-200:]})"

@@ -1,0 +1,36 @@
+"""A fresh interpreter for one run: reads what to run on descriptor 0, gives up what it may, runs it. Started as a script from a
+folder that also holds its neighbours and the packages that the code may import."""
+
+import base64
+import json
+import os
+import random
+import sys
+
+from cells import run_cells
+from confine import close_descriptors, drop_privileges, install_filter, limit_resources
+
+SEED = 0
+LIBRARIES = 256 << 20
+"""Bytes of address space for the interpreter and what it imports, beyond the run's own memory."""
+READY = b"+"
+
+
+def main():
+    request = json.loads(sys.stdin.buffer.read())
+    os.dup2(os.open("/dev/null", os.O_RDWR), 0)
+    close_descriptors()
+    random.seed(SEED)
+    limit_resources(request["limits"], LIBRARIES)
+    drop_privileges()
+    if request["filter"]:
+        install_filter(base64.b64decode(request["filter"]))
+    os.write(1, READY)  # from here on the code has the process; without this byte it was never started
+    status = 1
+    try:
+        status = run_cells(request["cells"], request["show"])
+    finally:
+        os._exit(status)
+
+
+main()

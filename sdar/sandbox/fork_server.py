@@ -1,0 +1,205 @@
+"""The process inside bubblewrap that has the libraries loaded and forks for each run. Started by `bubblewrap.py` as a script.
+
+Frames of JSON come in on descriptor 0 and go out on descriptor 1: 4 bytes of length, big-endian, then the text. First comes the
+setting (packages, modules, seccomp filter), answered by the address space of a loaded interpreter; then runs, one at a time.
+
+The server has one thread, as it forks. It never reads anything from a run but two pipes of bounded text and an exit status; the
+process that runs the code holds no other descriptor.
+"""
+
+import base64
+import gc
+import importlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import struct
+import sys
+import time
+
+from cells import run_cells
+from confine import (
+    THREADS,
+    Refused,
+    address_space,
+    check,
+    drop_privileges,
+    install_filter,
+    libc,
+    limit_resources,
+)
+from pump import pump
+
+NAMESPACES = 0x10000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x40000000 | 0x04000000  # user, pid, mount, ipc, net, uts
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+PR_SET_CHILD_SUBREAPER = 36
+SEED = 0
+READY = b"+"
+BIRTH_PIPE, READY_PIPE = 3, 4
+"""Descriptors in the process that isolates itself."""
+
+
+def serve():
+    setting = read_frame()
+    sys.path.insert(0, setting["site"])
+    for module in setting["modules"]:
+        importlib.import_module(module)
+    if "numpy" in sys.modules:
+        importlib.import_module("numpy.random").seed(SEED)  # every fork begins with this state
+    filters = [base64.b64decode(text) for text in setting["filters"]]
+    check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
+    base = address_space()
+    gc.collect()
+    gc.freeze()  # the collector would write to, and so copy, every page of the libraries
+    write_frame({"base": base})
+    while True:
+        request = read_frame()
+        try:
+            answer = run(request, filters[request["limits"]["processes"] > 1], base)
+        except Refused as refused:
+            answer = {"refused": str(refused)}
+        write_frame(answer)
+
+
+def run(request, program, base):
+    """Fork, isolate, listen, kill, reap."""
+    limits = request["limits"]
+    out, child_out = os.pipe()
+    err, child_err = os.pipe()
+    birth, child_birth = os.pipe()
+    ready, child_ready = os.pipe()
+    descriptors = [out, err, birth, ready]
+    middle = os.fork()
+    if middle == 0:
+        enter(request, program, base, (child_out, child_err, child_birth, child_ready))
+    try:
+        for descriptor in (child_out, child_err, child_birth, child_ready):
+            os.close(descriptor)
+        os.waitpid(middle, 0)
+        inner = int(os.read(birth, 20) or 0)
+        said = os.read(ready, 4096)
+        if said != READY:  # written before the code has the process, so nobody can claim it
+            if inner:
+                end(inner)
+            raise Refused(said.decode("utf-8", "replace") or "the process ended before it was isolated")
+        pidfd = os.pidfd_open(inner)
+        descriptors.append(pidfd)
+        deadline = time.monotonic() + limits["wall_s"]
+        outputs, verdict = pump(pidfd, (out, err), limits["output_bytes"], deadline, lambda: watch(limits, base))
+        status, usage = end(inner)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    code = os.waitstatus_to_exitcode(status)
+    if not verdict and code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= limits["cpu_s"]:
+        verdict = "cpu"
+    return {
+        "outputs": [base64.b64encode(data).decode() for data in outputs],
+        "verdict": verdict,
+        "code": max(code, 0),
+        "signal": max(-code, 0),
+    }
+
+
+def end(inner):
+    """Kill a run's first process, with which the kernel kills all of its namespace, and whatever was handed to us."""
+    os.kill(inner, signal.SIGKILL)
+    _, status, usage = os.wait4(inner, 0)
+    return status, usage
+
+
+def enter(request, program, base, pipes):
+    """Middle process: new namespaces, and in them the process that runs the code. Never returns."""
+    status = 1
+    try:
+        null = os.open("/dev/null", os.O_RDWR)
+        for number, descriptor in enumerate((null, *pipes)):
+            os.dup2(descriptor, number)
+        os.closerange(READY_PIPE + 1, 256)
+        try:
+            uid, gid = os.getuid(), os.getgid()
+            check(libc.unshare(NAMESPACES), "new namespaces")
+            for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+                with open(f"/proc/self/{file}", "w") as mapping:
+                    mapping.write(text)
+            if inner := os.fork():
+                os.write(BIRTH_PIPE, str(inner).encode())
+                os._exit(0)
+            os.close(BIRTH_PIPE)
+            isolate(request["limits"], program, base)
+            os.write(READY_PIPE, READY)
+            os.close(READY_PIPE)
+        except (OSError, Refused, ValueError) as error:
+            os.write(READY_PIPE, str(error).encode())
+            os._exit(1)
+        status = run_cells(request["cells"], request["show"])
+    finally:
+        os._exit(status)
+
+
+def isolate(limits, program, base):
+    """First process of the new namespaces: fresh files, no way back, limits."""
+    os.setsid()
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    size = limits["file_bytes"]
+    check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", flags, f"size={size},nr_inodes=1024,mode=1777".encode()), "mount /tmp")
+    check(libc.mount(b"tmpfs", b"/proc", b"tmpfs", flags | MS_RDONLY, b"size=4k,mode=555"), "mask /proc")
+    os.chdir("/tmp")
+    random.seed(SEED)  # this module draws a new seed after each fork
+    limit_resources(limits, base)
+    drop_privileges()
+    install_filter(program)
+
+
+def watch(limits, base):
+    """What the processes of the run use too much of together: 'memory', 'processes', 'threads' or ''; 'owner' when whoever
+    started us has closed our pipe, or is gone."""
+    poll = select.poll()
+    poll.register(0, 0)
+    if poll.poll(0):
+        return "owner"
+    processes = threads = memory = 0
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) not in (1, os.getpid()):
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stat:
+                    fields = stat.read().rpartition(b")")[2].split()
+            except OSError:
+                continue
+            processes += 1
+            threads += int(fields[17])
+            memory += int(fields[21]) * resource.getpagesize()
+    if processes > limits["processes"]:
+        return "processes"
+    if threads > limits["processes"] + THREADS:
+        return "threads"
+    return "memory" if memory > limits["memory_bytes"] + base * processes else ""
+
+
+def read_frame():
+    length = struct.unpack("!I", read_exactly(4))[0]
+    return json.loads(read_exactly(length))
+
+
+def read_exactly(count):
+    data = b""
+    while len(data) < count:
+        more = os.read(0, count - len(data))
+        if not more:
+            os._exit(0)  # the trainer is gone
+        data += more
+    return data
+
+
+def write_frame(answer):
+    text = json.dumps(answer).encode()
+    data = struct.pack("!I", len(text)) + text
+    while data:
+        data = data[os.write(1, data) :]
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,161 @@
+"""Dense retrieval: a sentence-transformers encoder and FAISS. Scores are inner products."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sdar.errors import ConfigError
+from sdar.paths import resolve
+from sdar.registry import register
+from sdar.search.base import Passage, SearchBackend
+from sdar.search.shards import IndexFolder, StoredPassages
+
+Neighbours = Literal["flat", "ivf", "hnsw"]
+HNSW_LINKS = 64
+TRAINING_SAMPLE = 200_000
+"""Vectors that an IVF index learns its cells from."""
+
+
+@register("dense")
+class DenseBackend(SearchBackend):
+    """The nearest passages to the query's embedding, in an index that `sdar build-index --kind dense` made.
+
+    The model, its prefixes, normalisation and longest text are those that the index was built with.
+
+    Args:
+        index: Folder of the index.
+        model: Where the encoder lies on this machine, if not where it was when the index was built.
+        device: Of the encoder; null lets sentence-transformers choose.
+        batch_size: Queries encoded at once.
+        probes: Cells that an IVF index looks into.
+        ef_search: Candidates that an HNSW index keeps.
+    """
+
+    def __init__(
+        self,
+        index: str,
+        model: str | None = None,
+        device: str | None = None,
+        batch_size: int = 64,
+        probes: int | None = None,
+        ef_search: int | None = None,
+    ):
+        for name, value in (("batch_size", batch_size), ("probes", probes), ("ef_search", ef_search)):
+            if value is not None and value < 1:
+                raise ConfigError(f"DenseBackend.{name} is {value}: it must be at least 1.")
+        self.index, self.model, self.device, self.batch_size = index, model, device, batch_size
+        self.probes, self.ef_search = probes, ef_search
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        if not queries:
+            return []
+        index, settings, passages = _from_disk(str(resolve(self.index)), self.probes, self.ef_search)
+        encoder = load_encoder(self.model or settings["model"], self.device, settings["max_length"])
+        vectors = encode(encoder, [settings["query_prefix"] + q for q in queries], settings["normalize"], self.batch_size)
+        if vectors.shape[1] != index.d:
+            raise ConfigError(
+                f"the encoder {self.model or settings['model']} makes vectors of {vectors.shape[1]} numbers, the index "
+                f"{self.index} has {index.d}: it was built with another model. Use that one."
+            )
+        scores, places = index.search(vectors, min(k, index.ntotal))
+        return [
+            [passages.at(int(p), float(s)) for s, p in zip(row, found, strict=True) if p >= 0]  # -1: fewer than asked for
+            for row, found in zip(scores, places, strict=True)
+        ]
+
+
+def prefixes(model: str) -> tuple[str, str]:
+    """What a model of this name expects before queries and passages."""
+    name = Path(model).name.lower()
+    if "e5" in name:
+        return "query: ", "passage: "
+    if "bge" in name and "m3" not in name:
+        return "Represent this sentence for searching relevant passages: ", ""
+    return "", ""
+
+
+@lru_cache(maxsize=2)
+def load_encoder(model: str, device: str | None, max_length: int) -> Any:
+    """A sentence-transformers model; its own modules pool (E5: the mean over tokens)."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ModuleNotFoundError:
+        raise ConfigError(
+            'dense search needs the package sentence-transformers, which is not installed: pip install "sdar[dense]".'
+        ) from None
+    try:
+        encoder = SentenceTransformer(model, device=device)
+    except OSError as error:
+        raise ConfigError(
+            f"the encoder {model!r} cannot be loaded ({error}): name a folder or a model that can be reached."
+        ) from error
+    encoder.max_seq_length = min(max_length, encoder.max_seq_length or max_length)
+    return encoder
+
+
+def encode(encoder: Any, texts: list[str], normalize: bool, batch_size: int) -> np.ndarray:
+    vectors = encoder.encode(
+        texts, batch_size=batch_size, normalize_embeddings=normalize, convert_to_numpy=True, show_progress_bar=False
+    )
+    return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def empty_index(kind: Neighbours, width: int, passages: int) -> Any:
+    """A FAISS index by inner product: exact; inverted lists with about 4 sqrt(passages) cells; or a graph."""
+    faiss = import_faiss()
+    if kind == "flat":
+        return faiss.IndexFlatIP(width)
+    if kind == "ivf":
+        cells = max(1, min(int(4 * passages**0.5), passages // 39))  # FAISS wants 39 vectors a cell to learn from
+        return faiss.index_factory(width, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+    return faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+
+
+def import_faiss() -> Any:
+    try:
+        import faiss
+    except ModuleNotFoundError:
+        raise ConfigError(
+            'dense search needs the package faiss-cpu, which is not installed: pip install "sdar[dense]".'
+        ) from None
+    return faiss
+
+
+@lru_cache(maxsize=2)
+def _from_disk(folder: str, probes: int | None, ef_search: int | None) -> tuple[Any, dict[str, Any], "_Passages"]:
+    found = IndexFolder.open(Path(folder))
+    settings = found.manifest["settings"]
+    if settings["kind"] != "dense":
+        raise ConfigError(f"{folder} is a {settings['kind']} index, not a dense one: use the backend that fits it.")
+    for name, value, kind in (("probes", probes, "ivf"), ("ef_search", ef_search, "hnsw")):
+        if value is not None and settings["neighbours"] != kind:
+            raise ConfigError(
+                f"DenseBackend.{name} is {value}, but {folder} is {settings['neighbours']}: it could not take effect. Remove "
+                "it."
+            )
+    faiss = import_faiss()
+    flags = faiss.IO_FLAG_MMAP if settings["neighbours"] == "ivf" else 0  # FAISS maps inverted lists only
+    index = faiss.read_index(str(found.path / "faiss.index"), flags)
+    if probes is not None:
+        index.nprobe = probes
+    if ef_search is not None:
+        index.hnsw.efSearch = ef_search
+    return index, settings, _Passages([StoredPassages(shard) for shard in found.shards])
+
+
+class _Passages:
+    """The passages of all shards, numbered through."""
+
+    def __init__(self, shards: list[StoredPassages]):
+        self.shards = shards
+        self.starts = list(accumulate(map(len, shards), initial=0))
+
+    def at(self, place: int, score: float) -> Passage:
+        shard = bisect_right(self.starts, place) - 1
+        p = self.shards[shard][place - self.starts[shard]]
+        return Passage(p.id, p.contents, score)

@@ -1,0 +1,238 @@
+"""Search by HTTP: the client's side of Search-R1's protocol, and of verl-agent's form of it."""
+
+import json
+import random
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Literal, get_args
+
+from sdar.errors import ConfigError, EnvironmentFault
+from sdar.registry import register
+from sdar.search.base import Passage, SearchBackend
+from sdar.search.shards import contents_of
+
+RequestForm = Literal["search_r1", "verl_agent"]
+TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+LARGEST_ANSWER = 64 * 2**20
+"""Bytes."""
+PAUSE_LIMIT = 30.0
+
+
+class RequestFailed(Exception):
+    """One request got no usable answer; `kind` is what it is counted as."""
+
+    def __init__(self, kind: str, reason: str, again: bool = True):
+        super().__init__(reason)
+        self.kind, self.again = kind, again
+
+
+@register("http")
+class HTTPBackend(SearchBackend):
+    """A search server: Search-R1's, verl-agent's, or `sdar serve-search`.
+
+    A request that fails (nobody there, too late, a server error, an answer that is cut off, has another number of results or
+    malformed ones) is sent again; when all attempts have failed the search raises, and the episode ends with a status. Answers
+    are remembered, and shared by all copies of the backend in a process.
+
+    Args:
+        url: E.g. ``http://127.0.0.1:8000/retrieve``.
+        form: ``search_r1``: many queries in one request. ``verl_agent``: one.
+        timeout: Seconds for one request, to the last byte. With `retries` it should fit into the deadline of the data module.
+        retries: Further attempts.
+        pause: Seconds before the first of them; doubled each time, and drawn between half of that and all of it.
+        batch: Most queries in one request.
+        cache: Most answers that are remembered; 0 for none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        form: RequestForm = "search_r1",
+        timeout: float = 5.0,
+        retries: int = 3,
+        pause: float = 0.5,
+        batch: int = 64,
+        cache: int = 50_000,
+    ):
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(
+                f"HTTPBackend.url is {url!r}: it begins with http:// or https://, e.g. http://127.0.0.1:8000/retrieve."
+            )
+        if form not in get_args(RequestForm):
+            raise ConfigError(f"HTTPBackend.form is {form!r}: the two forms are {' and '.join(get_args(RequestForm))}.")
+        for name, value, fits, least in (
+            ("timeout", timeout, timeout > 0, "more than 0 seconds"),
+            ("retries", retries, retries >= 0, "at least 0"),
+            ("pause", pause, pause >= 0, "at least 0 seconds"),
+            ("batch", batch, batch >= 1, "at least 1"),
+            ("cache", cache, cache >= 0, "at least 0"),
+        ):
+            if not fits:
+                raise ConfigError(f"HTTPBackend.{name} is {value}: it must be {least}.")
+        self.url, self.form = url, form
+        self.timeout, self.retries, self.pause = timeout, retries, pause
+        self.batch, self.cache = batch, cache
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        return self._client.search(queries, k)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Of this process: ``queries``, ``cached``, ``requests``, ``retries``, ``failed/KIND`` for every attempt that failed
+        (connection, timeout, status, refused, json, shape) and ``gave_up``."""
+        return dict(self._client.counts)
+
+    @property
+    def _client(self) -> "_Client":
+        return _client(self.url, self.form, self.timeout, self.retries, self.pause, self.batch, self.cache)
+
+
+class _Client:
+    """Connections, remembered answers and counters of one process."""
+
+    def __init__(self, url: str, form: RequestForm, timeout: float, retries: int, pause: float, batch: int, cache: int):
+        try:
+            import requests
+            import urllib3
+        except ModuleNotFoundError:
+            raise ConfigError(
+                'search by HTTP needs the package requests, which is not installed: pip install "sdar[search]".'
+            ) from None
+        self.url, self.form = url, form
+        self.timeout, self.retries, self.pause = timeout, retries, pause
+        self.batch, self.largest_cache = batch if form == "search_r1" else 1, cache
+        self.counts: Counter[str] = Counter()
+        self._requests, self._urllib3 = requests, urllib3
+        self._sessions = threading.local()
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[tuple[int, str], list[Passage]] = OrderedDict()
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
+        found: dict[str, list[Passage]] = {}
+        with self._lock:
+            self.counts["queries"] += len(queries)
+            for query in queries:
+                if (k, query) in self._answers:
+                    self._answers.move_to_end((k, query))
+                    found[query] = self._answers[k, query]
+                    self.counts["cached"] += 1
+        missing = [query for query in dict.fromkeys(queries) if query not in found]
+        for first in range(0, len(missing), self.batch):
+            asked = missing[first : first + self.batch]
+            answers = self._insist(asked, k)
+            found |= zip(asked, answers, strict=True)
+            with self._lock:
+                self._answers |= {(k, query): found[query] for query in asked}
+                while len(self._answers) > self.largest_cache:
+                    self._answers.popitem(last=False)
+        return [list(found[query]) for query in queries]
+
+    def _insist(self, queries: list[str], k: int) -> list[list[Passage]]:
+        for attempt in range(self.retries + 1):
+            if attempt:
+                self._count("retries")
+                time.sleep(min(PAUSE_LIMIT, self.pause * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
+            self._count("requests")
+            try:
+                return self._ask(queries, k)
+            except RequestFailed as error:
+                self._count(f"failed/{error.kind}")
+                failure = error
+                if not error.again:
+                    break
+        self._count("gave_up")
+        raise EnvironmentFault(
+            f"the search server {self.url} gave no usable answer to {len(queries)} queries in {attempt + 1} attempts; the "
+            f"last: {failure}. The episode ends: without passages it would be another task. Look at the server, or raise "
+            "HTTPBackend.timeout or .retries."
+        )
+
+    def _ask(self, queries: list[str], k: int) -> list[list[Passage]]:
+        asked: dict[str, Any] = {"queries": queries} if self.form == "search_r1" else {"query": queries[0]}
+        status, body = self._post(json.dumps(asked | {"topk": k, "return_scores": True}).encode())
+        if status != 200:
+            again = status in TRY_AGAIN
+            said = body[:200].decode(errors="replace")
+            raise RequestFailed("status" if again else "refused", f"status {status}: {said}", again)
+        try:
+            answer = json.loads(body)
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise RequestFailed("json", f"{len(body)} bytes that are no JSON ({error})") from None
+        try:
+            return read_results(answer, len(queries), k)
+        except ValueError as error:
+            raise RequestFailed("shape", str(error)) from None
+
+    def _post(self, body: bytes) -> tuple[int, bytes]:
+        """Status and body, all of it within `timeout`: a server that sends a byte now and then is late, too."""
+        session = getattr(self._sessions, "session", None)
+        if session is None:
+            session = self._sessions.session = self._requests.Session()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        due = time.monotonic() + self.timeout
+        late = RequestFailed("timeout", f"no whole answer within {self.timeout} s")
+        errors = self._requests.exceptions
+        try:
+            with session.post(self.url, data=body, headers=headers, timeout=self.timeout, stream=True) as response:
+                received = bytearray()
+                while chunk := response.raw.read1(1 << 16, decode_content=True):
+                    received += chunk
+                    if time.monotonic() > due:
+                        raise late
+                    if len(received) > LARGEST_ANSWER:
+                        raise RequestFailed("shape", f"more than {LARGEST_ANSWER} bytes")
+                if response.raw.length_remaining:
+                    raise RequestFailed(
+                        "connection", f"the connection closed {response.raw.length_remaining} bytes before the end"
+                    )
+                return response.status_code, bytes(received)
+        except (errors.Timeout, TimeoutError):
+            raise late from None
+        except (errors.RequestException, OSError, self._urllib3.exceptions.HTTPError) as error:
+            if "timed out" in str(error).lower():
+                raise late from None
+            raise RequestFailed("connection", f"{type(error).__name__}: {error}") from None
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+
+def read_results(answer: object, queries: int, k: int) -> list[list[Passage]]:
+    """The passages in a server's answer, with or without scores; more than `k` are cut.
+
+    Raises:
+        ValueError: it has not the form ``{"result": [[{"document": {"contents": ...}, "score": ...}, ...], ...]}``.
+    """
+    results = answer.get("result") if isinstance(answer, dict) else None
+    if not isinstance(results, list):
+        raise ValueError('an answer without the list "result"')
+    if len(results) != queries:
+        raise ValueError(f"{len(results)} results for {queries} queries")
+    passages = []
+    for result in results:
+        if not isinstance(result, list):
+            raise ValueError(f"a result that is no list of passages: {str(result)[:100]}")
+        passages.append([_read_passage(entry) for entry in result[:k]])
+    return passages
+
+
+def _read_passage(entry: object) -> Passage:
+    document = entry.get("document", entry) if isinstance(entry, dict) else None
+    contents = contents_of(document)
+    if contents is None:
+        raise ValueError(f"a passage without contents: {str(entry)[:100]}")
+    assert isinstance(entry, dict) and isinstance(document, dict)
+    score = entry.get("score", 0.0)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not isfinite(score):
+        raise ValueError(f"a passage with the score {str(score)[:100]}")
+    return Passage(str(document.get("id", "")), contents, float(score))
+
+
+@lru_cache(maxsize=16)
+def _client(url: str, form: RequestForm, timeout: float, retries: int, pause: float, batch: int, cache: int) -> _Client:
+    return _Client(url, form, timeout, retries, pause, batch, cache)

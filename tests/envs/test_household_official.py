@@ -1,0 +1,203 @@
+"""ALFWorld's files as an environment: which games there are, how they are called, and what is refused."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdar.envs import HouseholdEnv
+from sdar.envs import household_official as official
+from sdar.envs.household_engine import FAMILIES
+from sdar.envs.household_files import TEXTS, Logic
+from sdar.envs.household_official import FOLDERS, export_games
+from sdar.errors import ConfigError, PanelError
+
+LOGIC = Logic("(define (domain alfred))", "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
+MADE = HouseholdEnv(receptacles="full")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Twelve games for training, six and six others."""
+    folder = tmp_path_factory.mktemp("alfworld")
+    for split, count in (("train", 12), ("seen", 6), ("unseen", 6)):
+        ids = MADE.task_ids(split, count, 0)
+        export_games({task_id: MADE.game(task_id) for task_id in ids}, folder, split, LOGIC)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "cache"))
+    official._trials.cache_clear()
+    official.official_game.cache_clear()
+    return tmp_path / "cache" / "alfworld"
+
+
+def test_the_games_are_those_that_were_written(data: Path) -> None:
+    env = HouseholdEnv(data=str(data))
+    for split, count in (("train", 12), ("seen", 6), ("unseen", 6)):
+        written = {MADE.game(task_id).hash() for task_id in MADE.task_ids(split, count, 0)}
+        assert {env.game(task_id).hash() for task_id in env.task_ids(split, count, 5)} == written
+        assert len(written) == count
+    assert (data / "logic" / "alfred.pddl").read_text() == LOGIC.domain
+
+
+def test_ids_do_not_depend_on_the_folders_place_or_order_but_on_what_the_games_are(data: Path, tmp_path: Path) -> None:
+    ids = HouseholdEnv(data=str(data)).task_ids("train", 12, 0)
+    assert ids != HouseholdEnv(data=str(data)).task_ids("train", 12, 1)  # the seed orders them
+    assert HouseholdEnv(data=str(data)).task_ids("train", 5, 0) == ids[:5]
+    other = tmp_path / "movable" / "Sliced"  # words that only count below the split's folder
+    shutil.copytree(data / "json_2.1.1", other)
+    assert HouseholdEnv(data=str(other)).task_ids("train", 12, 0) == ids
+
+    game = next((other / "train").rglob("game.tw-pddl"))
+    told = json.loads(game.read_text())
+    game.write_text(json.dumps(told | {"walkthrough": [], "pddl_domain": "x"}))  # not what the task is
+    official._trials.cache_clear()
+    assert HouseholdEnv(data=str(other)).task_ids("train", 12, 0) == ids
+    game.write_text(json.dumps(told | {"pddl_problem": told["pddl_problem"].replace("(:init", "(:init (checked agent1)")}))
+    official._trials.cache_clear()
+    assert len(set(HouseholdEnv(data=str(other)).task_ids("train", 12, 0)) - set(ids)) == 1
+
+
+def test_files_are_read_once_and_then_known_by_names_sizes_and_times(
+    data: Path, cache: Path, tmp_path: Path, monkeypatch
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    env = HouseholdEnv(data=str(copied))
+    assert not cache.exists()  # nothing happens before the first use
+    ids = env.task_ids("seen", 6, 0)
+    assert len(list(cache.iterdir())) == 1
+    official._trials.cache_clear()
+    monkeypatch.setattr(official, "_scan", None)  # another process finds the scan
+    assert env.task_ids("seen", 6, 0) == ids
+    monkeypatch.undo()
+    monkeypatch.setenv("SDAR_CACHE", str(cache.parent))
+    official._trials.cache_clear()
+    next(iter(cache.iterdir())).write_text("{ damaged")
+    assert env.task_ids("seen", 6, 0) == ids
+    official._trials.cache_clear()
+    shutil.rmtree(next((copied / "json_2.1.1" / "valid_seen").iterdir()))
+    assert len(env.task_ids("seen", 5, 0)) == 5  # other files, another scan
+
+
+def test_what_the_original_leaves_out_is_left_out(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    folder = tmp_path / "data" / "json_2.1.1" / "train"
+    trials = sorted(path.parent for path in folder.rglob("game.tw-pddl"))
+
+    def change(trial: Path, file: str, **fields: object) -> None:
+        told = json.loads((trial / file).read_text())
+        (trial / file).write_text(json.dumps({k: v for k, v in (told | fields).items() if v is not ...}))
+
+    change(trials[0], "game.tw-pddl", solvable=False)
+    change(trials[1], "game.tw-pddl", solvable=...)
+    change(trials[2], "traj_data.json", task_type="pick_and_place_with_movable_recep")
+    (trials[3] / "traj_data.json").unlink()
+    (trials[4] / "game.tw-pddl").unlink()
+    trials[5].parent.rename(folder / "pick_and_place_simple-AppleSliced-None-Fridge-1")
+    trials[6].parent.rename(folder / "pick_and_place_with_movable_recep-Apple-Bowl-Fridge-1")
+    assert len(set(HouseholdEnv(data=str(tmp_path / "data")).task_ids("train", 5, 0))) == 5
+    with pytest.raises(
+        PanelError, match=r"split 'train' of ALFWorld's files has 5 games of the 6 families, and 6 tasks were asked"
+    ):
+        HouseholdEnv(data=str(tmp_path / "data")).task_ids("train", 6, 0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_can_be_chosen(data: Path, family: str) -> None:
+    env = HouseholdEnv(data=str(data), families=[family])
+    assert [env.task(task_id).family for task_id in env.task_ids("train", 2, 0)] == [family, family]
+    with pytest.raises(PanelError, match="has 2 games of the 1 families, and 3 tasks were asked for"):
+        env.task_ids("train", 3, 0)
+
+
+def test_an_episode_of_a_file_is_one_of_the_household(data: Path) -> None:
+    env = HouseholdEnv(data=str(data), horizon=30)
+    for task in map(env.task, env.task_ids("unseen", 6, 0)):
+        assert task.facts == {} and task.seed == int(task.id.split("-")[2], 16)
+        assert env.reset(task).endswith(f"Your task is to: {task.instruction}.")
+        results = [env.step(command) for command in env.demonstration(task)]
+        assert [r.success for r in results] == [False] * (len(results) - 1) + [True]
+        assert results[-1].reward == 10.0 and results[-1].done
+        assert env.hint(task) == f"Begin with: {env.demonstration(task)[0]}"
+        env.reset(task)
+        expert = env.expert({}, random.Random(0))
+        for _ in range(30):
+            command = expert.act()
+            result = env.step(command)
+            expert.watch(command)
+        assert result.done
+
+
+def test_tasks_can_be_told_in_the_words_of_people(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("traj_data.json"):
+        told = json.loads(path.read_text())
+        told["turk_annotations"]["anns"] = [{"task_desc": f"{path.parent.name} said {i}"} for i in range(3)]
+        path.write_text(json.dumps(told))
+    env = HouseholdEnv(data=str(tmp_path / "data"), human_goals=True)
+    ids = env.task_ids("train", 12, 0)
+    said = [env.task(task_id).instruction for task_id in ids]
+    assert all(task_id.split(".")[-1] == words.split()[0] for task_id, words in zip(ids, said, strict=True))
+    assert len({words[-1] for words in said}) > 1  # not always the first of the three
+    assert said == [env.task(task_id).instruction for task_id in ids]
+    assert env.reset(env.task(ids[0])).endswith(f"Your task is to: {said[0]}.")
+    plain = HouseholdEnv(data=str(tmp_path / "data"))
+    assert plain.task(ids[0]).instruction != said[0]
+
+
+def test_official_is_the_folder_that_alfworld_knows(data: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ALFWORLD_DATA", str(data))
+    env = HouseholdEnv(data="official")
+    assert env.task_ids("train", 12, 0) == HouseholdEnv(data=str(data / "json_2.1.1")).task_ids("train", 12, 0)
+    assert FOLDERS == {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
+    monkeypatch.delenv("ALFWORLD_DATA")
+    with pytest.raises(ConfigError, match=r"env.data is 'official', but ALFWORLD_DATA is not set: .*alfworld-download"):
+        env.task_ids("train", 1, 0)
+
+
+def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds none of the folders train, valid_seen, valid_unseen"):
+        HouseholdEnv(data=str(tmp_path)).task_ids("train", 1, 0)
+    with pytest.raises(ConfigError, match=r"files and not from the generator: env.world, env.rooms would have no effect"):
+        HouseholdEnv(data=str(data), world=3, rooms=7)
+    with pytest.raises(
+        ConfigError, match=r"env.receptacles is 'full', and such scenes have no hidden facts: env.world would .*Remove it"
+    ):
+        HouseholdEnv(receptacles="full", world=1)
+    with pytest.raises(ConfigError, match=r"env.human_goals is true, but generated games have no annotators"):
+        HouseholdEnv(human_goals=True)
+    env = HouseholdEnv(data=str(data))
+    task_id = env.task_ids("train", 1, 0)[0]
+    for wrong in ("household-1-train-0-0", "alfworld-nowhere-0-x", "alfworld"):
+        with pytest.raises(
+            PanelError, match=r"is no task of ALFWorld's files: ids look like alfworld-SPLIT-CONTENT-FOLDER.TRIAL"
+        ):
+            env.task(wrong)
+    with pytest.raises(PanelError, match=r"is not among the games in .*valid_seen: the id names a trial and the content"):
+        env.task(task_id.replace("train", "seen"))
+    (tmp_path / "json_2.1.1" / "train" / "a" / "b").mkdir(parents=True)
+    with pytest.raises(PanelError, match="there are no games of split 'train'"):
+        HouseholdEnv(data=str(tmp_path)).task_ids("train", 1, 0)
+    for name in ("game.tw-pddl", "traj_data.json"):
+        (tmp_path / "json_2.1.1" / "train" / "a" / "b" / name).write_text("[1]")
+    with pytest.raises(Exception, match=r"does not hold a game .*Download the file again"):
+        HouseholdEnv(data=str(tmp_path)).task_ids("train", 1, 0)
+
+
+def test_full_scenes_are_tasks_of_the_household() -> None:
+    ids = [MADE.task_ids(split, 6, 0) for split in MADE.splits]
+    games = [MADE.game(task_id) for many in ids for task_id in many]
+    assert len({game.hash() for game in games}) == 18
+    assert [MADE.task(task_id).family for task_id in ids[0]] == list(FAMILIES)
+    assert not {r.id for g in games[6:12] for r in g.receptacles}.isdisjoint(r.id for g in games[:6] for r in g.receptacles)
+    assert {r.id for g in games[12:] for r in g.receptacles}.isdisjoint(r.id for g in games[:12] for r in g.receptacles)
+    texts, phrases = MADE.corpus(random.Random(0))
+    assert len(texts) > 1000 and phrases
+    assert os.environ["SDAR_CACHE"]  # nothing was written into somebody's home

@@ -1,0 +1,155 @@
+r"""Answers: what is in the box, and what means the same."""
+
+import multiprocessing
+import threading
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdar.envs import math_checking
+from sdar.envs.math_checking import boxed_span, is_correct, last_boxed, number, plain
+from sdar.errors import ConfigError
+
+RIGHT = [
+    ("42", "42"),
+    ("42", " 42. "),
+    ("42", "$42$"),
+    ("42", "42.0"),
+    ("042", "42"),
+    ("42", "042"),
+    ("-7", "-7"),
+    ("1000", "1,000"),
+    ("1234567", "1,234,567"),
+    ("1/2", "0.5"),
+    (r"\frac{1}{2}", "0.5"),
+    (r"\frac{1}{2}", r"\dfrac{2}{4}"),
+    (r"-\frac{3}{4}", "-0.75"),
+    ("100000", "1e5"),
+    ("(1,2)", "( 1 , 2 )"),
+    (r"\left(1,2\right)", "(1,2)"),
+    (r"\sqrt{2}", "2^{1/2}"),
+    (r"\frac{1}{2}", r"\dfrac12"),
+    (r"2\sqrt{3}", r"\sqrt{12}"),
+    ("2x+2", "2(x+1)"),
+    ("x=3", "3"),
+    ("3", "x=3"),
+    (r"\{1,2\}", r"\{2,1\}"),
+    (r"50\%", "0.5"),
+    (r"\text{Evelyn}", "Evelyn"),
+    ("6", r"\boxed{6}"),
+    ("7", r"7 \text{ apples}"),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}"),
+]
+WRONG = [
+    ("42", "43"),
+    ("42", ""),
+    ("", ""),
+    ("42", "42,43"),
+    ("42", "4 2 1"),
+    ("1/2", "1/3"),
+    ("1/2", "1/0"),
+    ("(1,2)", "(2,1)"),
+    ("[0,1)", "[0,1]"),
+    (r"\sqrt{2}", "1.41"),
+    (r"\pi", "3.14159"),
+    ("5", r"\frac{"),
+    ("5", "((((((("),
+    ("5", "five hundred"),
+    ("5", "\x00<|im_end|>"),
+    ("5", "x" * 100_000),
+    ("1", "1e99"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), RIGHT)
+def test_an_answer_that_means_the_same_is_right(gold, answer):
+    assert is_correct(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), WRONG)
+def test_any_other_is_wrong(gold, answer):
+    assert not is_correct(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), [("5", "9^{9^{9^9}}"), ("9^{9^{9^9}}", "5")])
+def test_a_comparison_that_takes_too_long_is_wrong_and_the_next_one_works(gold, answer):
+    is_correct(r"\sqrt{2}", "2^{1/2}")  # its process runs
+    began = time.monotonic()
+    assert not is_correct(gold, answer, deadline_s=0.5)
+    assert time.monotonic() - began < 5
+    assert is_correct(r"\sqrt{3}", "3^{1/2}")
+
+
+def test_answers_are_compared_in_any_thread():
+    verdicts = []
+    threads = [threading.Thread(target=lambda: verdicts.append(is_correct(r"2\sqrt{3}", r"\sqrt{12}"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [True] * 3
+
+
+def test_answers_are_compared_in_a_daemon_process():
+    """A worker of the pool is one, and may have no children of multiprocessing."""
+    context = multiprocessing.get_context("fork")
+    verdicts = context.SimpleQueue()
+
+    def compare():
+        verdicts.put(is_correct(r"\sqrt{12}", r"2\sqrt{3}"))
+        math_checking._checker().stop()
+
+    process = context.Process(target=compare, daemon=True)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and verdicts.get()
+
+
+def test_without_math_verify_it_is_said(monkeypatch):
+    monkeypatch.setattr(math_checking, "_checker", math_checking._Checker)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert is_correct("42", "42.0")
+    with pytest.raises(ConfigError, match=r'math-verify is not installed: .*pip install "sdar\[math\]"'):
+        is_correct("x+1", "1+y")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} and \boxed{2}", "2"),
+        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{ 3 }", "3"),
+        (r"\fbox{3} \boxed {4}", "4"),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+        (r"\boxed{}", ""),
+        (r"\boxed{ }", ""),
+        ("42", None),
+        (r"\boxed{{}", None),
+        ("", None),
+    ],
+)
+def test_the_last_complete_box_counts(text, content):
+    assert last_boxed(text) == content
+
+
+@given(st.text(alphabet="\\boxed{} a1", max_size=60))
+def test_a_box_lies_in_its_text(text):
+    span = boxed_span(text)
+    assert span is None or 0 <= span[0] <= span[1] <= len(text)
+
+
+@given(st.fractions())
+def test_fractions_are_read_exactly(value):
+    assert number(str(value)) == value
+    assert number(rf"\frac{{{value.numerator}}}{{{value.denominator}}}") == value
+    assert is_correct(str(value), str(value)) and not is_correct(str(value), str(value + 1))
+
+
+@given(st.text(max_size=200))
+def test_any_text_can_be_made_plain(text):
+    assert isinstance(plain(text), str)
+    number(plain(text))

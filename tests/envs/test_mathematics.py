@@ -1,0 +1,269 @@
+"""Mathematics as an environment: problems from files and generated, rewards, tool calls, faults."""
+
+import copy
+import json
+import pickle
+
+import pytest
+
+from sdar.envs import FencedMathProtocol, HermesMathProtocol, MathEnv
+from sdar.envs.math_protocol import ANSWER, PYTHON
+from sdar.envs.mathematics import MALFORMED, NO_CALLS_LEFT, NO_OUTPUT, score, shorten, tell
+from sdar.errors import ConfigError, EnvironmentFault, PanelError
+from sdar.rollout.pool import LocalPool
+from sdar.sandbox import CodeRunner, Limits, Result
+from sdar.sandbox.base import Program
+from sdar.types import Status
+
+
+class Canned(CodeRunner):
+    """Gives the results that the test wants, without running anything."""
+
+    limits = Limits()
+
+    def __init__(self, *results: Result):
+        self.results = list(results)
+        self.programs: list[Program] = []
+
+    @property
+    def layers(self):
+        return ("none",)
+
+    def _execute(self, program, limits):
+        self.programs.append(program)
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+OK = Result("ok", "5\n")
+
+
+def begin(env, split="train"):
+    task = env.task(env.task_ids(split, 1, 0)[0])
+    env.reset(task)
+    return task
+
+
+def test_a_problem_is_solved_with_the_real_interpreter():
+    env = MathEnv(level="easy", reward="signed")
+    for task_id in env.task_ids("unseen", 6, 0):
+        task = env.task(task_id)
+        assert env.reset(task) == task.instruction
+        call, answer = env.demonstration(task)
+        seen = env.step(call)
+        assert seen.observation == task.facts["answer"] and not seen.done and seen.valid and seen.reward == 0.0
+        end = env.step(answer)
+        assert end.done and end.success and end.reward == 1.0
+        assert end.scores == {"correct": 1.0, "tool_error_share": 0.0}
+        assert task.facts["answer"] in env.solution(task) and env.hint(task)
+    env.close()
+
+
+def test_an_expert_runs_the_program_and_then_answers():
+    env = MathEnv(level="easy", runner=Canned(Result("error", "", "oops"), OK))
+    task = begin(env)
+    expert = env.expert({}, None)
+    assert expert.act() == expert.act() == PYTHON + env.problem(task.id).program
+    env.running.computed = task.facts["answer"]
+    assert expert.act() == ANSWER + task.facts["answer"]
+
+
+@pytest.mark.parametrize(
+    ("right", "calls", "kind", "reward"),
+    [
+        (True, 0, "binary", 1.0),
+        (False, 3, "binary", 0.0),
+        (True, 5, "signed", 1.0),
+        (False, 5, "signed", -1.0),
+        (True, 2, "sod", 1.0),
+        (False, 0, "sod", -1.0),
+        (False, 1, "sod", -0.9),
+        (False, 3, "sod", -0.7),
+        (False, 4, "sod", -0.6),
+        (False, 15, "sod", -0.6),
+    ],
+)
+def test_rewards(right, calls, kind, reward):
+    assert score(right, calls, kind) == pytest.approx(reward)
+
+
+def test_the_reward_comes_once_at_the_end():
+    env = MathEnv(runner=Canned(OK), reward="sod", horizon=5)
+    begin(env)
+    rewards = [env.step(PYTHON + "5").reward for _ in range(3)]
+    end = env.step(ANSWER + "no number")
+    assert rewards == [0.0] * 3 and end.done and end.reward == pytest.approx(-0.7) and not end.success and end.valid
+
+
+def test_the_horizon_ends_an_episode_as_a_wrong_one():
+    env = MathEnv(runner=Canned(OK), reward="signed", horizon=2)
+    begin(env)
+    assert not env.step(PYTHON + "5").done
+    end = env.step(PYTHON + "5")
+    assert end.done and not end.success and end.reward == -1.0 and end.observation == "5" and end.valid
+    task = begin(env)
+    env.step(PYTHON + "5")
+    assert env.step(ANSWER + task.facts["answer"]).success
+
+
+def test_calls_may_be_fewer_than_turns():
+    env = MathEnv(runner=Canned(OK), max_tool_calls=1)
+    begin(env)
+    assert env.step(PYTHON + "5").observation == "5"
+    assert env.step(PYTHON + "5").observation == NO_CALLS_LEFT
+    assert len(env.runner.programs) == 1
+
+
+def test_what_went_wrong_with_calls_is_told_and_counted():
+    late = Result("timeout", "half\n", "", 10.0, "wall")
+    env = MathEnv(runner=Canned(Result("error", "", "ZeroDivisionError: x\n"), late, Result("ok")))
+    begin(env)
+    assert env.step(PYTHON + "1/0").observation == "ZeroDivisionError: x"
+    assert env.step(PYTHON + "x").observation == "half\n[stopped: more than the allowed time (wall limit)]"
+    assert env.step(PYTHON + "x = 1").observation == NO_OUTPUT
+    seen = env.step("")
+    assert seen.observation == MALFORMED and not seen.valid and seen.scores["tool_error_share"] == 0.75
+    assert tell(Result("killed", layer="signal 11")) == "[the process was killed (signal 11)]"
+
+
+def test_a_runner_that_is_down_ends_the_episode_with_a_status():
+    env = MathEnv(runner=Canned(EnvironmentFault("the service is down")))
+    pool = LocalPool(env)
+    task = env.task(env.task_ids("train", 1, 0)[0])
+    pool.reset({0: task})
+    seen = pool.step({0: PYTHON + "1"})[0]
+    assert seen.fault == Status.ENV_ERROR and seen.error == "EnvironmentFault: the service is down"
+
+
+def test_state_is_kept_only_when_asked_for_and_survives_a_save():
+    for stateful in (False, True):
+        env = MathEnv(stateful=stateful, runner=Canned(OK, Result("timeout", layer="wall"), Result("error"), OK))
+        begin(env)
+        for code in ("a = 1", "loop", "b = 1/0"):
+            env.step(PYTHON + code)
+        twin = MathEnv(stateful=stateful, runner=Canned(OK))
+        twin.restore(env.save())
+        for one in (env, twin):
+            one.step(PYTHON + "a")
+        assert one.runner.programs[-1].cells == (("a = 1", "b = 1/0", "a") if stateful else ("a",))
+        assert env.running == twin.running
+
+
+def test_long_output_is_cut_in_the_middle_visibly():
+    text = "a" * 500 + "b" * 500
+    assert shorten(text, 1000) == text
+    assert shorten(text, 100) == "a" * 50 + "\n[... 900 characters cut ...]\n" + "b" * 50
+
+
+def message(role, content):
+    return {"role": role, "content": content}
+
+
+def test_problems_come_from_files(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [
+        {"problem": "What is 6 * 7?", "answer": "42", "id": "a", "data_source": "aime"},
+        {"question": "What is 1/2?", "answer": 0.5},
+        {
+            "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "Root of 2?"}],
+            "reward_model": {"ground_truth": "\\sqrt{2}"},
+        },
+        {"problem": "Three?", "solution": "It is \\boxed{3}."},
+    ]
+    train, unseen = tmp_path / "train.jsonl", tmp_path / "unseen.parquet"
+    train.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    column = {
+        "prompt": [[{"role": "user", "content": "Q?"}]],
+        "reward_model": [{"style": "rule", "ground_truth": "5"}],
+        "data_source": ["dapo"],
+    }
+    pyarrow.parquet.write_table(pyarrow.table(column), unseen)
+    env = MathEnv(files={"train": str(train), "unseen": str(unseen)}, runner=Canned(OK))
+    assert env.splits == ("train", "unseen")
+    tasks = {t.instruction: t for t in map(env.task, env.task_ids("train", 4, 0))}
+    assert tasks["What is 6 * 7?"].family == "aime" and tasks["Three?"].family == "math"
+    assert {q: t.facts["answer"] for q, t in tasks.items()} == {
+        "What is 6 * 7?": "42", "What is 1/2?": "0.5", "Root of 2?": "\\sqrt{2}", "Three?": "3"
+    }  # fmt: skip
+    assert env.task_ids("train", 4, 0) != env.task_ids("train", 4, 1) and set(env.task_ids("train", 4, 1)) == {
+        t.id for t in tasks.values()
+    }
+    root = tasks["Root of 2?"]
+    env.reset(root)
+    assert env.step(ANSWER + "2^{1/2}").success
+    assert env.demonstration(root) == [ANSWER + "\\sqrt{2}"]
+    with pytest.raises(ConfigError, match="has no hints"):
+        env.hint(root)
+    with pytest.raises(PanelError, match=r"unseen\.parquet has 1 problems, but a panel of 2 is asked for"):
+        env.task_ids("unseen", 2, 0)
+    with pytest.raises(PanelError, match="MathEnv has no split 'seen'"):
+        env.task_ids("seen", 1, 0)
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert twin.task(root.id) == root
+    train.write_text(train.read_text().replace("42", "43"))
+    from sdar.envs import mathematics
+
+    mathematics._file_problems.cache_clear()
+    with pytest.raises(PanelError, match="it would be another problem under the same name"):
+        MathEnv(files={"train": str(train), "unseen": str(unseen)}).task(root.id)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", "holds no problem"),
+        ("{", r"line 1: no JSON"),
+        ("[]", r"row 1: list instead of an object"),
+        ('{"text": "x"}', r"row 1 has no problem: .* Its columns: text"),
+        ('{"problem": "x", "answer": null}', r"row 1 has no answer"),
+        ('{"problem": "x", "answer": " "}', r"row 1 has no answer"),
+        ('{"prompt": [5], "answer": "1"}', r"row 1 has no problem"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_with_the_row(tmp_path, text, match):
+    file = tmp_path / "x.jsonl"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        MathEnv(files={"train": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"horizon": 0}, r"env\.horizon is 0: it must be at least 1"),
+        ({"max_tool_calls": -1}, r"env\.max_tool_calls is -1"),
+        ({"output_chars": 5}, r"env\.output_chars is 5"),
+        ({"reward": "plus"}, r"env\.reward is 'plus'"),
+        ({"level": "hard"}, r"env\.level is 'hard'"),
+        ({"families": ["digit"]}, r"env\.families names 'digit': no such family. Did you mean 'digits'\?"),
+        ({"split": "test"}, r"env\.split is 'test', but there are problems for train, seen, unseen"),
+        ({"files": {"train": "/no/such.jsonl"}}, r"env\.files names /no/such\.jsonl, which does not exist"),
+        ({"files": {"train": "x"}, "families": ["digits"]}, r"env\.families chooses among generated problems"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings, match):
+    with pytest.raises(ConfigError, match=match):
+        MathEnv(**settings)
+
+
+def test_an_id_of_other_settings_is_refused():
+    env, other = MathEnv(level="easy"), MathEnv(level="full")
+    with pytest.raises(PanelError, match="belongs to other settings or files"):
+        other.task(env.task_ids("train", 1, 0)[0])
+    for wrong in ("math", "math-x-train-0-000000", "math-12345678-train-row-0", ""):
+        with pytest.raises(PanelError):
+            env.task(wrong)
+    with pytest.raises(ConfigError, match="asked to act before `reset`"):
+        env.step("x")
+
+
+@pytest.mark.parametrize("protocol", [HermesMathProtocol(), FencedMathProtocol()])
+def test_demonstrations_are_written_and_read_back(protocol):
+    env = MathEnv(level="easy", runner=Canned(OK))
+    for task in map(env.task, env.task_ids("train", 12, 0)):
+        for action in env.demonstration(task):
+            assert protocol.parse(protocol.write(action), ()) == (action, True)
