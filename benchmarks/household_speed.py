@@ -21,7 +21,7 @@ from pathlib import Path
 from sdar.envs import HouseholdEnv
 from sdar.envs.alfworld import Original, original
 from sdar.envs.household_engine import World
-from sdar.envs.household_files import GAME_FILE, TEXTS, Logic, read_game
+from sdar.envs.household_files import DOMAIN_TEXT, GAME_FILE, TEXTS, Logic, read_game
 from sdar.envs.household_official import export_games
 from sdar.errors import ConfigError
 from sdar.rollout.pool import LocalPool
@@ -149,7 +149,7 @@ def _logic() -> Logic:
     try:
         return Logic.installed()
     except ConfigError:
-        return Logic("", "\n".join([*TEXTS, json.dumps({"rhs": "Your task is to: UNKNOWN GOAL."})]))
+        return Logic(DOMAIN_TEXT, "\n".join([*TEXTS, json.dumps({"rhs": "Your task is to: UNKNOWN GOAL."})]))
 
 
 def _original() -> Original | None:

@@ -138,13 +138,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder for logs and checkpoints")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/methods"), help="folder for one file a run")
+    parser.add_argument("--table-only", action="store_true", help="run nothing: table and pictures of what is there")
     parser.add_argument("--pictures", type=Path, help="folder for one picture of the curves a method (needs matplotlib)")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for method in args.only:
             file = args.results / f"{method}-{seed}.json"
-            if not file.exists():
+            if not (args.table_only or file.exists()):
                 print(method, seed, flush=True)
                 found = run(method, seed, args.env_steps, args.runs / method / str(seed))
                 file.write_text(json.dumps(found) + "\n")

@@ -258,7 +258,8 @@ class Protocol(ABC):
     def window(
         self, task: Task, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
     ) -> list[dict[str, str]]:
-        """Messages of a turn's own prompt (turn layout); `history` holds (observation, action), oldest first."""
+        """Messages of a turn's own prompt (turn layout); `history` holds (observation, action), oldest first: from a rollout a
+        `History`, which also says how many there were altogether."""
 
     @abstractmethod
     def parse(self, text: str, admissible: Sequence[str]) -> tuple[str, bool]:

@@ -9,7 +9,7 @@ Token ids are the truth; text is derived for people. One episode with two turns,
 In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and each turn becomes a row of its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import NamedTuple
@@ -65,6 +65,14 @@ class Turn:
     reward: float = 0.0
     imitated: bool = True
     """False for turns that somebody else took: they carry no loss."""
+
+
+class History(list[tuple[str, str]]):
+    """The last (observation, action) pairs of an episode, oldest first, and how many there were altogether."""
+
+    def __init__(self, shown: Sequence[tuple[str, str]], taken: int):
+        super().__init__(shown)
+        self.taken = taken
 
 
 @dataclass

@@ -8,7 +8,6 @@ from sdar.envs.math_protocol import HermesMathProtocol as HermesMathProtocol
 from sdar.envs.mathematics import MathEnv as MathEnv
 from sdar.envs.protocols import CompactProtocol as CompactProtocol
 from sdar.envs.protocols import CountedThinkActProtocol as CountedThinkActProtocol
-from sdar.envs.protocols import History as History
 from sdar.envs.protocols import ThinkActProtocol as ThinkActProtocol
 from sdar.envs.search import EncyclopediaBackend as EncyclopediaBackend
 from sdar.envs.search import SearchEnv as SearchEnv

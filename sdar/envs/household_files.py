@@ -21,7 +21,9 @@ from sdar.envs.household_types import FAMILIES, FLAGS, ORIGINAL, Game, GameError
 from sdar.errors import ConfigError
 
 __all__ = [
+    "DOMAIN_TEXT",
     "GAME_FILE",
+    "TEXTS",
     "TRAJ_FILE",
     "Logic",
     "folder_name",
@@ -42,6 +44,9 @@ TEXTS = (
     '"You move the {o.name} to the {r.name}."', '"You are not carrying anything."', '"This is a cold {o.name}."',
 )  # fmt: skip
 """What a grammar holds if the engine speaks as it does: commands and sentences that differ between versions of ALFWorld."""
+
+DOMAIN_TEXT = "(?l - location, ?r - receptacle)"
+"""What a domain holds if, as in the engine, only the object in hand can be examined: its comma makes the other case impossible."""
 
 _SLOT = "UNKNOWN GOAL"
 _TASK = re.compile(r'"Your task is to: ((?:[^"\\]|\\.)*)"')
@@ -98,7 +103,7 @@ def read_game(folder: str | Path, task: str | None = None) -> Game:
     path = Path(folder) / GAME_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        domain, grammar, problem = data["pddl_domain"], data["grammar"], data["pddl_problem"]
+        domain, grammar, problem = (data[name] + "" for name in ("pddl_domain", "grammar", "pddl_problem"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GameError(
             f"{path} cannot be read ({error!r}): a game file is JSON with pddl_domain, grammar and pddl_problem."
@@ -346,11 +351,11 @@ def sentence(grammar: str) -> str:
 
 @lru_cache(maxsize=8)
 def _check_logic(domain: str, grammar: str) -> None:
-    missing = [text for text in TEXTS if text not in grammar]
+    missing = [text for text in TEXTS if text not in grammar] + [DOMAIN_TEXT] * (DOMAIN_TEXT not in domain)
     if missing:
         raise GameError(
-            f"its grammar lacks {len(missing)} of {len(TEXTS)} texts that the engine writes (the first is {missing[0]}): it is of "
-            "another version of ALFWorld, and would read differently there. Get the files that alfworld 0.4 downloads, or play "
+            f"it lacks {len(missing)} of {len(TEXTS) + 1} texts that the engine is made for (the first is {missing[0]}): it is of "
+            "another version of ALFWorld, and would play differently there. Get the files that alfworld 0.4 downloads, or play "
             "this one with ALFWorldEnv."
         )
 

@@ -8,15 +8,7 @@ from typing import Any
 from sdar.errors import ConfigError
 from sdar.parts import Protocol
 from sdar.registry import did_you_mean, register
-from sdar.types import Task
-
-
-class History(list[tuple[str, str]]):
-    """The last (observation, action) pairs of an episode, oldest first, and how many there were altogether."""
-
-    def __init__(self, shown: Sequence[tuple[str, str]], taken: int):
-        super().__init__(shown)
-        self.taken = taken
+from sdar.types import History, Task
 
 
 class Templates:

@@ -9,7 +9,7 @@ from sdar.chat import ChatFormat
 from sdar.errors import ConfigError
 from sdar.parts import Completion, Draw, PrivilegedView, Protocol, Sampler
 from sdar.rollout.pool import EnvPool, Seen
-from sdar.types import Episode, Retrieval, Status, Task, Turn
+from sdar.types import Episode, History, Retrieval, Status, Task, Turn
 
 LAYOUTS = ("trajectory", "turn")
 
@@ -126,7 +126,8 @@ class Rollout:
     def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
         """Ids that the next response of an episode answers; `context` is all that the model was told and said before."""
         if self.layout == "turn":
-            past = [(t.observation, t.action) for t in episode.turns][-self.history :] if self.history else []
+            past = [(t.observation, t.action) for t in episode.turns]
+            past = History(past[max(0, len(past) - self.history) :], taken=len(past))
             episode.windows.append(self.protocol.window(episode.task, past, observation, admissible))
             return self.view.prompt(self.chat, episode.windows[-1], episode.told)
         if not episode.turns:

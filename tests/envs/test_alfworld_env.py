@@ -14,13 +14,13 @@ import pytest
 from sdar.envs import ALFWorldEnv, HouseholdEnv
 from sdar.envs import household_official as official
 from sdar.envs.alfworld import original
-from sdar.envs.household_files import TEXTS, Logic
+from sdar.envs.household_files import DOMAIN_TEXT, TEXTS, Logic
 from sdar.envs.household_official import export_games
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.rollout.pool import LocalPool
 from sdar.types import Status
 
-LOGIC = Logic("(define (domain alfred))", "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
+LOGIC = Logic(DOMAIN_TEXT, "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
 
 STAND_IN = """#!{python}
 import json, sys

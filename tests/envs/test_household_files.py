@@ -10,14 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdar.envs.household_engine import FAMILIES, ORIGINAL, World
-from sdar.envs.household_files import TEXTS, Logic, folder_name, game_names, parse_game, problem_pddl, read_game, write_game
+from sdar.envs.household_files import (
+    DOMAIN_TEXT,
+    TEXTS,
+    Logic,
+    folder_name,
+    game_names,
+    parse_game,
+    problem_pddl,
+    read_game,
+    write_game,
+)
 from sdar.envs.household_games import FAMILY_ROOMS, make_game
 from sdar.envs.household_planner import plan
 from sdar.envs.household_scenes import make_scene
 from sdar.envs.household_types import GameError
 from sdar.errors import ConfigError
 
-LOGIC = Logic("(define (domain alfred))", "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
+LOGIC = Logic(DOMAIN_TEXT, "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
 """A grammar that says no more than what the reader looks for."""
 
 PROBLEM = """
@@ -142,13 +152,16 @@ def test_a_file_of_another_version_or_none_is_refused(tmp_path: Path) -> None:
         read_game(tmp_path / "trial")
     old = Logic(LOGIC.domain, LOGIC.grammar.replace('"move {o} to {r}"', '"put {o} in/on {r}"'))
     write_game(game, tmp_path / "old", old)
-    with pytest.raises(GameError, match=r'lacks 1 of 14 texts .*"move \{o\} to \{r\}".*another version of ALFWorld'):
+    with pytest.raises(GameError, match=r'lacks 1 of 15 texts .*"move \{o\} to \{r\}".*another version of ALFWorld'):
         read_game(tmp_path / "old")
+    write_game(game, tmp_path / "domain", Logic("(define (domain alfred))", LOGIC.grammar))
+    with pytest.raises(GameError, match=r"lacks 1 of 15 texts .*\(\?l - location, \?r - receptacle\)"):
+        read_game(tmp_path / "domain")
     (tmp_path / "list").mkdir()
     (tmp_path / "list" / "game.tw-pddl").write_text("[]")
     with pytest.raises(GameError, match="cannot be read"):
         read_game(tmp_path / "list")
-    write_game(game, tmp_path / "open", Logic("", LOGIC.grammar.replace("UNKNOWN GOAL.", "UNKNOWN GOAL")))
+    write_game(game, tmp_path / "open", Logic(DOMAIN_TEXT, LOGIC.grammar.replace("UNKNOWN GOAL.", "UNKNOWN GOAL")))
     with pytest.raises(GameError, match="a sentence with a full stop is expected"):
         read_game(tmp_path / "open")
     with pytest.raises(ConfigError, match="no slot 'UNKNOWN GOAL'"):

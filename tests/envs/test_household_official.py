@@ -11,11 +11,11 @@ import pytest
 from sdar.envs import HouseholdEnv
 from sdar.envs import household_official as official
 from sdar.envs.household_engine import FAMILIES
-from sdar.envs.household_files import TEXTS, Logic
+from sdar.envs.household_files import DOMAIN_TEXT, TEXTS, Logic
 from sdar.envs.household_official import FOLDERS, export_games
 from sdar.errors import ConfigError, PanelError
 
-LOGIC = Logic("(define (domain alfred))", "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
+LOGIC = Logic(DOMAIN_TEXT, "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
 MADE = HouseholdEnv(receptacles="full")
 
 
@@ -56,7 +56,7 @@ def test_ids_do_not_depend_on_the_folders_place_or_order_but_on_what_the_games_a
 
     game = next((other / "train").rglob("game.tw-pddl"))
     told = json.loads(game.read_text())
-    game.write_text(json.dumps(told | {"walkthrough": [], "pddl_domain": "x"}))  # not what the task is
+    game.write_text(json.dumps(told | {"walkthrough": [], "pddl_domain": "x " + DOMAIN_TEXT}))  # not what the task is
     official._trials.cache_clear()
     assert HouseholdEnv(data=str(other)).task_ids("train", 12, 0) == ids
     game.write_text(json.dumps(told | {"pddl_problem": told["pddl_problem"].replace("(:init", "(:init (checked agent1)")}))

@@ -11,7 +11,10 @@ ABSENT = {  # those that need what a test cannot always have, and have tests of 
     "ALFWorldEnv",  # the original package, in an environment of its own
     "WebShopHTTPEnv",  # a server
 }
-WORLDS = {cls.__name__: cls for cls in registry.parts("environments").values() if cls.__name__ not in ABSENT}
+OURS = [
+    cls for cls in registry.parts("environments").values() if cls.__module__.startswith("sdar.")
+]  # other tests register some, too
+WORLDS = {cls.__name__: cls for cls in OURS if cls.__name__ not in ABSENT}
 
 
 def made(name: str, **settings: object) -> Environment:
