@@ -87,7 +87,7 @@ def points(estimate: list[float]) -> str:
 
 
 def table(results: dict[str, list[dict[str, Any] | None]]) -> str:
-    """One line a method: success before and after for each seed, and the teacher's in the first validation."""
+    """One line a method: success before (of each run) and after, and the teacher's in the first run's first validation."""
     seeds = max(map(len, results.values()))
     lines = [
         "| method | before | " + " | ".join(f"seed {s}" for s in range(seeds)) + " | mean | teacher | env steps |",
@@ -98,7 +98,10 @@ def table(results: dict[str, list[dict[str, Any] | None]]) -> str:
         if there:
             mean = sum(r["after"][0] for r in there) / len(there)
             teacher = points(there[0]["teacher"]) if there[0]["teacher"] else "-"
-            cells = [points(there[0]["before"]), *("-" if r is None else points(r["after"]) for r in runs)]
+            cells = [
+                ", ".join(f"{100 * r['before'][0]:.1f}" for r in there),
+                *("-" if r is None else points(r["after"]) for r in runs),
+            ]
             steps = ", ".join(str(r["env_steps"]) for r in there)
             lines.append(f"| {method} | {' | '.join(cells)} | {100 * mean:.1f} | {teacher} | {steps} |")
     return "\n".join(lines)
