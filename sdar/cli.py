@@ -123,10 +123,7 @@ def main(args: list[str] | None = None) -> int:
             print("\n\n".join(listing(args[1:])))
             return 0
         if args[:1] and args[0] in TOOLS:
-            tool = pydoc.locate(TOOLS[args[0]])
-            told = {"prog": f"sdar {args[0]}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
-            auto_cli(tool, args=args[1:], as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
-            return 0
+            return use_tool(*args)
         if len(args) == 1 and args[0] in COMMAND_HELP:
             raise ConfigError(
                 f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml."
@@ -140,10 +137,24 @@ def main(args: list[str] | None = None) -> int:
     except ConfigError as error:
         _fail(2, error)
         return 2
-    except KeyboardInterrupt:  # how a server is stopped
-        return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0
+
+
+def use_tool(name: str, *args: str) -> int:
+    """Run a command that is a function, and return the exit code."""
+    tool = pydoc.locate(TOOLS[name])
+    told = {"prog": f"sdar {name}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
+    try:
+        auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
+    except KeyboardInterrupt:  # how a server is stopped
+        return 130
+    except ConfigError:
+        raise
+    except (SdarError, OSError, OverflowError) as error:  # a broken corpus; a port that is taken or none
+        _fail(1, error)
+        return 1
     return 0
 
 

@@ -246,9 +246,9 @@ class Protocol(ABC):
     tags: tuple[str, ...] = ()
     """Names of the spans that a response may hold, e.g. ``("think", "action")``."""
 
-    @abstractmethod
     def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        """Messages of the first prompt."""
+        """Messages of the first prompt; by default a turn's own prompt without a history."""
+        return self.window(task, (), observation, admissible)
 
     @abstractmethod
     def answer(self, observation: str, admissible: Sequence[str]) -> str:

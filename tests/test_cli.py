@@ -16,11 +16,12 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from sdar import Gate, Retriever, registry
-from sdar.cli import AtomicCheckpointIO, main
+from sdar.cli import TOOLS, AtomicCheckpointIO, main
 from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
-from sdar.parser import findings
+from sdar.parser import COMMANDS, findings
+from sdar.search import BM25Backend
 from sdar.types import Retrieval, Task, TokenView
 
 
@@ -695,3 +696,28 @@ def test_the_command_in_a_process_of_its_own(folder: Path) -> None:
     assert "my_package.half_open" in Path("runs/version_0/config.yaml").read_text()
     for noise in ("many workers", "manual optimization", "Tip:", "Warning"):
         assert noise not in done.stderr
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_tool_teaches_by_its_help_and_refuses_what_it_does_not_know(sdar, tool) -> None:
+    assert tool in COMMANDS and f"sdar {tool}" in sdar("--help")[1]
+    code, out, _ = sdar(tool, "--help")
+    assert code == 0 and f"usage: sdar {tool}" in out and "Lightning" not in out
+    code, _, err = sdar(tool, "--colour", "red")
+    assert code == 2 and "there is no 'colour'" in err
+
+
+def test_a_tool_does_its_work_or_says_in_one_line_why_not(sdar, tmp_path, monkeypatch) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text('{"id": "0", "contents": "\\"Rome\\"\\nRome lies on the Tiber."}\n')
+    assert sdar("build-index", "--corpus", str(corpus), "--out", str(tmp_path / "index"), "--progress", "false")[0] == 0
+    assert BM25Backend(str(tmp_path / "index")).search(["Tiber"], 1)[0][0].title == "Rome"
+    code, _, err = sdar("build-index", "--corpus", str(tmp_path / "none.jsonl"), "--out", str(tmp_path / "other"))
+    assert code == 2 and err.startswith("error: corpus ") and "does not exist" in err
+    monkeypatch.setattr("aiohttp.web.run_app", taken)
+    code, _, err = sdar("serve-search", "--backend", "BM25Backend", "--backend.index", str(tmp_path / "index"))
+    assert (code, err.splitlines()[-1]) == (1, "error: OSError: the port is taken")
+
+
+def taken(*args: Any, **kwargs: Any) -> None:
+    raise OSError("the port is taken")

@@ -62,9 +62,6 @@ class CompactProtocol(Protocol):
     def __init__(self, prompt: str | None = None, exchange: str | None = None):
         self.templates = Templates(self.TEMPLATES, {"prompt": prompt, "exchange": exchange}, self.SLOTS)
 
-    def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return self.window(task, (), observation, admissible)
-
     def answer(self, observation: str, admissible: Sequence[str]) -> str:
         return observation
 
@@ -146,9 +143,6 @@ class ThinkActProtocol(Protocol):
         self.list_admissible = list_admissible
         given = {"first": first, "later": later, "situation": situation, "exchange": exchange}
         self.templates = Templates(self.TEMPLATES, given, self.SLOTS)
-
-    def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return self.window(task, (), observation, admissible)
 
     def answer(self, observation: str, admissible: Sequence[str]) -> str:
         return self._fill("situation", observation=observation, admissible=admissible)

@@ -44,9 +44,6 @@ class TagProtocol(Protocol):
         """The pair of tags in `heard` that acts: group 1 is its name, group 2 its content."""
         return re.search(r"<(search|answer)>(.*?)</\1>", heard(text), self.flags)
 
-    def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return self.window(task, (), observation, admissible)
-
     def write(self, action: str) -> str:
         read = read_action(action)
         if read is None:
@@ -154,9 +151,6 @@ class CompactSearchProtocol(Protocol):
     """For small policies: the world's own sentences as user turns, ``search: query`` or ``answer: text`` as the response."""
 
     tags = ("search", "answer")
-
-    def opening(self, task: Task, observation: str, admissible: Sequence[str]) -> list[dict[str, str]]:
-        return self.window(task, (), observation, admissible)
 
     def answer(self, observation: str, admissible: Sequence[str]) -> str:
         return observation
