@@ -58,7 +58,7 @@ class TaskModule(LightningDataModule):
         panel_files: Panel files that replace generated panels, by split.
         workers: Worker processes for the world; 0 runs it in this process.
         threads: In this process, run that many calls of the world at once: for worlds that wait for a server.
-        deadline: Seconds that one call of a world in a worker or thread may take.
+        deadline: Seconds that one call of a world in a worker or thread may take; None: 30.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class TaskModule(LightningDataModule):
         panel_files: dict[str, str] | None = None,
         workers: int = 0,
         threads: int = 0,
-        deadline: float = 30.0,
+        deadline: float | None = None,
     ):
         super().__init__()
         for name, value, least in (
@@ -93,6 +93,11 @@ class TaskModule(LightningDataModule):
         ):
             if value < least:
                 raise ConfigError(f"data.{name} is {value}: it must be at least {least}.")
+        if deadline is not None and not (workers or threads):
+            raise ConfigError(
+                f"data.deadline is {deadline} seconds, but the world runs in this process, where a call cannot be stopped. Set "
+                "data.workers or data.threads, or remove the deadline."
+            )
         self.env = env
         self.tasks_per_step = tasks_per_step
         self.group_size = group_size
@@ -102,7 +107,7 @@ class TaskModule(LightningDataModule):
         self.val_attempts = val_attempts
         self.val_batch = val_batch
         self.workers, self.threads = workers, threads
-        self.deadline = deadline
+        self.deadline = 30.0 if deadline is None else deadline
         self._pool: EnvPool | None = None
         split = getattr(env, "split", "train")
         files = dict(panel_files or {})

@@ -190,6 +190,16 @@ class Environment(ABC):
         """Go on from where `save` was called. The state is trusted: it is no format for data of other people."""
         self.running = pickle.loads(state)
 
+    def ongoing(self) -> Any:
+        """The episode that runs.
+
+        Raises:
+            ConfigError: none was begun.
+        """
+        if self.running is None:
+            raise ConfigError(f"{type(self).__name__} was asked to act before `reset`: begin an episode first.")
+        return self.running
+
     def close(self) -> None:
         """Let go of processes and connections; the object is not used afterwards."""
 

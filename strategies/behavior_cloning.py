@@ -99,5 +99,10 @@ class BehaviorCloning(AgentModule):
     def temptation(self, admissible: list[str], rng: random.Random) -> str:
         """An action off the course: a random verb, then a random command with it."""
         commands = [a for a in admissible if " " in a] or admissible
+        if not commands:
+            raise ConfigError(
+                f"model.astray_share is {self.astray_share}: demonstrations should go off course by other admissible commands, but "
+                "this world lists none. Set it to 0."
+            )
         verb = rng.choice(sorted({c.split()[0] for c in commands}))
         return rng.choice([c for c in commands if c.split()[0] == verb])

@@ -157,6 +157,7 @@ def test_test_panels_that_are_not_validated_on_are_made_too() -> None:
         ({"val_attempts": 0}, r"data.val_attempts is 0"),
         ({"val_batch": 0}, r"data.val_batch is 0"),
         ({"workers": -1}, r"data.workers is -1: it must be at least 0"),
+        ({"deadline": 60.0}, r"data.deadline is 60.0 seconds, but the world runs in this process"),
         ({"panel_files": {"sene": "x.json"}}, r"data.panel_files names \['sene'\], which no panel of this run uses"),
     ],
 )

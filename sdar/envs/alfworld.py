@@ -79,7 +79,7 @@ class ALFWorldEnv(HouseholdEnv):
         return self.running.answer["observation"]
 
     def step(self, action: str) -> StepResult:
-        played = self._played()
+        played = self.ongoing()
         answer = self._seated().act(played, action, *self._file(played.task_id))
         played.actions.append(action)
         played.answer = answer
@@ -92,11 +92,11 @@ class ALFWorldEnv(HouseholdEnv):
         )
 
     def admissible(self) -> list[str]:
-        return list(self._played().answer["admissible"])
+        return list(self.ongoing().answer["admissible"])
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> HouseholdExpert:
         """Our planner, beside our engine in the same state."""
-        played = self._played()
+        played = self.ongoing()
         world = World(self.game(played.task_id))
         for action in played.actions:
             world.step(action)
@@ -115,11 +115,6 @@ class ALFWorldEnv(HouseholdEnv):
 
     def __del__(self) -> None:
         self._leave()
-
-    def _played(self) -> Played:
-        if self.running is None:
-            raise ConfigError("ALFWorld was asked to act before `reset`: begin an episode first.")
-        return self.running
 
     def _file(self, task_id: str) -> tuple[str, str | None]:
         """Path of the game file, and the sentence to ask for the task with where it is another than the file's."""

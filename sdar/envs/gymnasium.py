@@ -92,9 +92,7 @@ class GymnasiumEnv(Environment):
         return self._text(observation)
 
     def step(self, action: str) -> StepResult:
-        if self.running is None:
-            raise ConfigError(f"{self.env_id} was asked to act before `reset`: begin an episode first.")
-        episode = self.running
+        episode: _Episode = self.ongoing()
         observation, reward, terminated, truncated, info = episode.env.step(action)
         episode.actions.append(action)
         episode.reward += float(reward)

@@ -172,7 +172,7 @@ class HouseholdEnv(Environment):
         return self.running.reset()
 
     def step(self, action: str) -> StepResult:
-        world = self._world()
+        world: World = self.ongoing()
         observation = world.step(action)
         won = world.won
         return StepResult(
@@ -184,10 +184,10 @@ class HouseholdEnv(Environment):
         )
 
     def admissible(self) -> list[str]:
-        return self._world().admissible
+        return self.ongoing().admissible
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "HouseholdExpert":
-        return HouseholdExpert(self._world(), facts, rng)
+        return HouseholdExpert(self.ongoing(), facts, rng)
 
     def demonstration(self, task: Task) -> list[str]:
         """A short way, of somebody who knows where everything is."""
@@ -217,11 +217,6 @@ class HouseholdEnv(Environment):
         for facts in (world_facts(seed) for seed in range(40)):
             texts += [f"The {thing} is usually in the {place}." for thing, place in facts.items()]
         return texts, PHRASES
-
-    def _world(self) -> World:
-        if self.running is None:
-            raise ConfigError("the household was asked to act before `reset`: begin an episode first.")
-        return self.running
 
     def _recipe(self) -> str:
         return json.dumps(

@@ -30,7 +30,8 @@ NO_CALLS_LEFT = "No tool calls are left. Give the final answer."
 NO_OUTPUT = "[no output: print what you want to see]"
 RIGHT, WRONG = "Correct.", "Incorrect."
 TURN_BONUS, BEST_WRONG = 0.1, -0.6
-"""SOD: a wrong answer gets this much for each tool turn, up to this reward."""
+"""SOD: a wrong answer gets this much for each tool turn, up to this reward. A call that nobody could run is no tool turn: text
+that looks like a call would be paid otherwise."""
 
 PHRASES = [
     "```python\n",
@@ -72,8 +73,11 @@ class Attempt:
     task_id: str
     turns: int = 0
     calls: int = 0
+    """Programs that were run."""
+    malformed: int = 0
+    """Calls that could not be read. They earn nothing."""
     failed: int = 0
-    """Calls that raised, took too long or were malformed."""
+    """Programs that raised or broke a limit."""
     cells: tuple[str, ...] = ()
     """What was run before, where the interpreter keeps its state."""
     computed: str = ""
@@ -99,7 +103,7 @@ class MathEnv(Environment):
         horizon: Most responses in an episode, answers included (SOD: 16).
         max_tool_calls: Most calls in an episode; None: as many as there are responses.
         reward: ``binary``: 1 or 0. ``signed``: 1 or -1 (ReTool, math_dapo). ``sod``: signed, but a wrong answer gets 0.1 for
-            each call, at most -0.6 together.
+            each program that was run, at most -0.6 together.
         output_chars: Most characters of an output that are told; the middle is cut.
     """
 
@@ -207,14 +211,13 @@ class MathEnv(Environment):
         return self.problem(task.id).text
 
     def step(self, action: str) -> StepResult:
-        attempt = self._attempt()
+        attempt: Attempt = self.ongoing()
         attempt.turns += 1
         if action.startswith(ANSWER):
             return self._judge(attempt, action.removeprefix(ANSWER))
         valid = action.startswith(PYTHON)
         if not valid:
-            attempt.failed += 1
-            attempt.calls += 1
+            attempt.malformed += 1
             observation = MALFORMED
         elif self.max_tool_calls is not None and attempt.calls >= self.max_tool_calls:
             observation = NO_CALLS_LEFT
@@ -228,7 +231,7 @@ class MathEnv(Environment):
         self.runner.close()
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "MathExpert":
-        return MathExpert(self, self.problem(self._attempt().task_id))
+        return MathExpert(self, self.problem(self.ongoing().task_id))
 
     def demonstration(self, task: Task) -> list[str]:
         """One call of the reference program where there is one, then the answer."""
@@ -271,15 +274,11 @@ class MathEnv(Environment):
         return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
 
     def _scores(self, attempt: Attempt, right: bool) -> dict[str, float]:
-        return {"correct": float(right), "tool_error_share": attempt.failed / max(1, attempt.calls)}
+        failed, calls = attempt.failed + attempt.malformed, attempt.calls + attempt.malformed
+        return {"correct": float(right), "tool_error_share": failed / max(1, calls)}
 
     def _rows(self, split: str) -> tuple[Problem, ...]:
         return _file_problems(str(resolve(self.files[split])))[0]
-
-    def _attempt(self) -> Attempt:
-        if self.running is None:
-            raise ConfigError("mathematics was asked to act before `reset`: begin an episode first.")
-        return self.running
 
 
 class MathExpert(Expert):
@@ -289,7 +288,7 @@ class MathExpert(Expert):
         self.env, self.problem = env, problem
 
     def act(self) -> str:
-        known = self.env._attempt().computed == self.problem.answer or not self.problem.program
+        known = self.env.ongoing().computed == self.problem.answer or not self.problem.program
         return ANSWER + self.problem.answer if known else PYTHON + self.problem.program
 
     def watch(self, action: str) -> None:
@@ -297,7 +296,7 @@ class MathExpert(Expert):
 
 
 def score(right: bool, calls: int, reward: str) -> float:
-    """The reward of an episode that ended after `calls` tool calls."""
+    """The reward of an episode in which `calls` programs were run."""
     if reward == "binary":
         return float(right)
     if right:

@@ -196,7 +196,7 @@ class SearchEnv(Environment):
         return f"Question: {self.running.question.text}"
 
     def step(self, action: str) -> StepResult:
-        episode = self._episode()
+        episode: SearchEpisode = self.ongoing()
         episode.turns += 1
         read = read_action(action)
         episode.kept = episode.kept and read is not None and read[2]
@@ -218,7 +218,7 @@ class SearchEnv(Environment):
         return StepResult(text)
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "SearchExpert":
-        episode = self._episode()
+        episode: SearchEpisode = self.ongoing()
         return SearchExpert(episode, self.demonstration_of(episode.question), "answer" in facts)
 
     def demonstration(self, task: Task) -> list[str]:
@@ -280,11 +280,6 @@ class SearchEnv(Environment):
             worth = overlap if self.reward == "f1" else float(correct)
         scores = {"em": float(correct), "f1": overlap, "sub_em": float(substring_match(answer, golds))}
         return StepResult("", self.success_reward * worth, done=True, success=correct, valid=valid, scores=scores)
-
-    def _episode(self) -> SearchEpisode:
-        if self.running is None:
-            raise ConfigError("the search world was asked to act before `reset`: begin an episode first.")
-        return self.running
 
 
 PHRASES = (

@@ -184,7 +184,8 @@ class WebShopEnv(Environment):
         return self.shop.observe(self.running, self.mode)
 
     def step(self, action: str) -> StepResult:
-        visit, shop = self._visit(), self.shop
+        visit: Visit = self.ongoing()
+        shop = self.shop
         valid = shop.act(visit, action)
         bought = visit.at == "done"
         success = bought and visit.score == 1.0
@@ -198,13 +199,13 @@ class WebShopEnv(Environment):
         )
 
     def admissible(self) -> list[str]:
-        page = self.shop.page(self._visit())
+        page = self.shop.page(self.ongoing())
         search = [SEARCH_ACTION] if page.search_bar else []
         return search + [f"click[{name}]" for name in page.clickables() if name != "search"]
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> Shopper:
         """Somebody who follows the instruction; it says all that the facts say."""
-        return Shopper(self.shop, self._visit())
+        return Shopper(self.shop, self.ongoing())
 
     def demonstration(self, task: Task) -> list[str]:
         """The expert's way from the search page: one search, the first product that fits, its options, the purchase."""
@@ -241,11 +242,6 @@ class WebShopEnv(Environment):
         product = self.shop.by_asin[goal.asin.lower()]
         facts = {"product": product.title, "asin": product.asin, "price": product.price_tag, "query": goal.query}
         return facts | {f"option {name}": value for name, value in exact_options(product, goal).items()}
-
-    def _visit(self) -> Visit:
-        if self.running is None:
-            raise ConfigError("the shop was asked to act before `reset`: begin an episode first.")
-        return self.running
 
     def _number(self, task_id: str) -> int:
         name, _, rest = task_id.partition("-")

@@ -136,7 +136,7 @@ class WebShopHTTPEnv(Environment):
         return self._observe(self.running)
 
     def step(self, action: str) -> StepResult:
-        visit = self._visit()
+        visit: RemoteVisit = self.ongoing()
         valid = self._act(visit, action)
         visit.actions += 1
         score = visit.shown.score
@@ -151,7 +151,7 @@ class WebShopHTTPEnv(Environment):
         )
 
     def admissible(self) -> list[str]:
-        page = self._visit().shown.page
+        page = self.ongoing().shown.page
         search = [SEARCH_ACTION] if page.search_bar else []
         return search + [f"click[{name}]" for name in page.clickables() if name != "search"]
 
@@ -218,11 +218,6 @@ class WebShopHTTPEnv(Environment):
             f"the WebShop server gave no page for {method} {url[:200]} in {attempt + 1} tries ({trouble[:300]}): the episode cannot "
             "go on. Check that the server runs at env.url and how many goals it has."
         )
-
-    def _visit(self) -> RemoteVisit:
-        if self.running is None:
-            raise ConfigError("the shop was asked to act before `reset`: begin an episode first.")
-        return self.running
 
     def _number(self, task_id: str) -> int:
         name, _, rest = task_id.partition("-")

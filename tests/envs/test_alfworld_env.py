@@ -195,5 +195,5 @@ def test_an_interpreter_that_is_not_there_or_has_no_alfworld_is_refused(data, tm
     bare.chmod(0o755)
     with pytest.raises(ConfigError, match=r"does not start with .*bare: No module named .*pip install alfworld"):
         ALFWorldEnv(data=str(data), python=str(bare)).reset(task)
-    with pytest.raises(ConfigError, match="before `reset`"):
+    with pytest.raises(ConfigError, match="ALFWorldEnv was asked to act before `reset`"):
         ALFWorldEnv(data=str(data)).step("look")

@@ -196,7 +196,7 @@ def test_in_a_world_without_facts_the_hint_is_the_first_step() -> None:
 
 
 def test_an_action_before_reset_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"the household was asked to act before `reset`"):
+    with pytest.raises(ConfigError, match=r"HouseholdEnv was asked to act before `reset`"):
         HouseholdEnv().step("look")
 
 

@@ -108,6 +108,14 @@ def test_the_horizon_ends_an_episode_as_a_wrong_one():
     assert env.step(ANSWER + task.facts["answer"]).success
 
 
+def test_calls_that_nobody_could_run_are_not_paid_for():
+    for calls in ([PYTHON + "5"], [PYTHON + "5", "", ""], ["", "", PYTHON + "5", ""]):
+        env = MathEnv(runner=Canned(OK), reward="sod", max_tool_calls=1)
+        begin(env)
+        assert all(not env.step(call).done for call in calls)
+        assert env.step(ANSWER + "no").reward == pytest.approx(-0.9)
+
+
 def test_calls_may_be_fewer_than_turns():
     env = MathEnv(runner=Canned(OK), max_tool_calls=1)
     begin(env)

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import random
 import re
 from pathlib import Path
 
@@ -334,6 +335,12 @@ def test_skill_prompt_validates_with_and_without_skills_and_refuses_to_train(sma
 def test_settings_that_cannot_work_are_refused(small, cls, settings, message):
     with pytest.raises(ConfigError, match=message):
         small.strategy(cls, **settings)
+
+
+def test_a_world_that_lists_no_actions_offers_no_temptation(small):
+    strategy = small.strategy(BehaviorCloning, retriever=NoRetriever(), astray_share=0.25)
+    with pytest.raises(ConfigError, match=r"astray_share is 0\.25.*this world lists none\. Set it to 0"):
+        strategy.temptation([], random.Random(0))
 
 
 def test_the_ungated_baseline_gives_every_token_the_same_trust(small):
