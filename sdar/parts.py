@@ -8,7 +8,7 @@ import pickle
 import random
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -115,6 +115,8 @@ class Sampler(ABC):
     """Longest response, in tokens."""
     context: int
     """Longest prompt and response together, in tokens; known after `bind`."""
+    own_engine = False
+    """True: an engine of its own samples, with a copy of the weights that `load` brings up to date. False: the given network does."""
 
     @abstractmethod
     def bind(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], context: int) -> None:
@@ -126,6 +128,21 @@ class Sampler(ABC):
 
     def reset(self) -> None:
         """Forget everything that was cached: the weights changed or another rollout begins."""
+
+    def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Give the engine other weights; called before `sample` where they are not those of `version` yet, on every rank.
+
+        Args:
+            version: Names a network and its optimizer step, e.g. ``policy@12``.
+            weights: (name in the network's state dict, whole tensor). Making a tensor may need all ranks: each rank must take every
+                one, also where only one rank passes them on.
+        """
+
+    def rest(self) -> None:
+        """The rollout is over: an engine that shares the training's accelerator gives its memory back until the next call."""
+
+    def close(self) -> None:
+        """Let go of processes and connections."""
 
 
 @dataclass
