@@ -45,5 +45,13 @@ class EnvironmentFault(SdarError, RuntimeError):
     """An environment raised, hung or died; the episode ends with a status."""
 
 
+class EngineFault(SdarError, RuntimeError):
+    """A sampling engine, or all servers of one, failed for longer than the sampler waits."""
+
+
 class NonFiniteLossError(SdarError, ArithmeticError):
     """Too many optimizer steps in a row had a loss or gradient that is not a number."""
+
+
+class RankError(SdarError, RuntimeError):
+    """Another process of the run failed, is gone, or did not come in time."""

@@ -16,7 +16,9 @@ teacher, a loss term); both call ``super()``, so that they add up. Everything el
 import copy
 import os
 import random
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,7 +31,9 @@ from torch import Tensor, nn
 from sdar import reporting
 from sdar.chat import ChatFormat
 from sdar.data import Step, TaskModule
-from sdar.errors import ConfigError, NonFiniteLossError, PanelError
+from sdar.distributed.ranks import ALONE, Group, Ranks
+from sdar.distributed.sharding import Sharding, sharding_of
+from sdar.errors import CheckpointError, ConfigError, NonFiniteLossError, PanelError
 from sdar.evaluate.validation import Validation
 from sdar.functional import log_prob_gap, masked_mean
 from sdar.parts import (
@@ -138,18 +142,30 @@ class AgentModule(LightningModule):
         self.view: PrivilegedView = SkillView()
         self.model: nn.Module | None = None
         self.initial: nn.Module | None = None
+        self.teacher_networks = nn.ModuleDict()
         self.teacher_heads: list[Head] = []
         self.iteration = 0
         self.env_steps = 0
         self.skipped = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.tally = Tally()
+        self.ranks: Ranks = ALONE
+        self.sharding = Sharding(self)
         self._rng_state: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ the algorithm box
 
     def training_step(self, step: Step, batch_idx: int) -> None:
-        """One iteration: roll out, give credit, score, then several optimizer steps on what was seen."""
+        """One iteration: roll out, give credit, score, then several optimizer steps on what was seen.
+
+        Every rank knows all episodes and rows; rollouts, forward and backward passes are divided.
+        """
+        self.ranks.beat = f"iteration {self.iteration}"
+        with self.ranks.watch():
+            self.iterate(step)
+
+    def iterate(self, step: Step) -> None:
+        """The algorithm."""
         with self.tally.timed("time/rollout_s", rate="rollout/tokens_per_second"):
             episodes = self.collect(step)
         batch = self.rows(episodes)
@@ -179,7 +195,7 @@ class AgentModule(LightningModule):
 
     def collect(self, step: Step) -> list[Episode]:
         """Episodes of an iteration: the attempts of each task, one after the other, then what was asked for on seeing them."""
-        episodes = self.rollout(self.model, self.requests(step, self.student_sees_skills))
+        episodes = self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
         extra = self.extra_requests(reporting.groups(episodes))
         return episodes + (self.play_as_teacher(self.rollout, extra) if extra else [])
 
@@ -188,6 +204,28 @@ class AgentModule(LightningModule):
         return []
 
     # ------------------------------------------------------------------ its parts, in order
+
+    def play(self, rollout: Rollout, network: nn.Module, requests: list[Request]) -> list[Episode]:
+        """Episodes played by a network, in the order of the requests; each rank plays a share."""
+        with self.acting(rollout.sampler, network) as actor:
+            episodes = self.ranks.spread(lambda mine: rollout(actor, mine), requests, "episodes")
+        return episodes
+
+    @contextmanager
+    def acting(self, sampler: Sampler, network: nn.Module) -> Iterator[nn.Module]:
+        """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
+        if not sampler.own_engine:
+            with self.sharding.whole(network) as actor:
+                yield actor
+            return
+        name = next(i for i, known in enumerate(self.networks()) if known is network)
+        sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", self.sharding.weights(network))
+        yield network
+        sampler.rest()
+
+    def networks(self) -> list[nn.Module]:
+        """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
+        return [n for n in (self.model, self.initial, *self.teacher_networks.values()) if n is not None]
 
     def requests(self, step: Step, privileged: bool, training: bool = True) -> list[Request]:
         """Every attempt at every task of a step; attempts of one task share a retrieval."""
@@ -221,7 +259,7 @@ class AgentModule(LightningModule):
         played: dict[int, Episode] = {}
         for network in {id(n): n for n in whose}.values():
             mine = [i for i, n in enumerate(whose) if n is network]
-            played |= dict(zip(mine, rollout(network, [requests[i] for i in mine]), strict=True))
+            played |= dict(zip(mine, self.play(rollout, network, [requests[i] for i in mine]), strict=True))
         return [played[i] for i in range(len(requests))]
 
     def rows(self, episodes: list[Episode]) -> Batch | None:
@@ -252,13 +290,15 @@ class AgentModule(LightningModule):
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Fill in old and reference log-probabilities and the teacher's payload, all with the weights before the update."""
         told = (batch.ids, batch.attention_mask, batch.response_mask)
-        old = self.scorer.score(self.model, *told, self.micro_batch_tokens)
+        shared = {"sharding": self.sharding, "ranks": self.ranks}
+        old = self.scorer.score(self.model, *told, self.micro_batch_tokens, **shared)
         batch.old_logp, batch.old_entropy = old.logp, old.entropy
         if self.needs_reference:
-            batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens).logp
+            batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens, **shared).logp
         if self.teacher is not None:
             networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode.tolist()]
-            self.teacher_heads = consult(batch, networks, self.scorer, self.micro_batch_tokens, self.payload, self.support)
+            asked = (self.scorer, self.micro_batch_tokens, self.payload, self.support)
+            self.teacher_heads = consult(batch, networks, *asked, **shared)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
 
     def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
@@ -296,7 +336,13 @@ class AgentModule(LightningModule):
         sampler = copy.copy(self.sampler)
         sampler.reset()
         sampler.max_new_tokens, sampler.context = length, max(map(len, prefixes)) + length
-        return sampler.sample(model, prefixes, draws)
+        asked = list(zip(prefixes, draws, strict=True))
+        with self.acting(sampler, model) as actor:
+
+            def said(mine: list[tuple[list[int], Draw]]) -> list[Completion]:
+                return sampler.sample(actor, [p for p, _ in mine], [d for _, d in mine]) if mine else []
+
+            return self.ranks.spread(said, asked, "continuations")
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""
@@ -310,33 +356,61 @@ class AgentModule(LightningModule):
 
     def optimize(self, update: Batch) -> None:
         """One optimizer step. The normaliser is taken over the whole step before the first backward, so micro-batches,
-        packing and order do not change the gradient."""
+        packing, order and ranks do not change the gradient."""
         optimizer = self.optimizers()
         optimizer.zero_grad()
         tokens = self.normalizer(update)
         self.tally.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
-        finite = True
-        for rows in micro_batches(update.attention_mask.sum(1), self.micro_batch_tokens):
-            part = update.select(rows).to(self.device)
-            now = self(part.ids, part.attention_mask, part.response_mask)
-            loss = masked_mean(self.token_loss(part, now), part.response_mask, tokens)
-            self.tally.add("train/loss", float(loss.detach()), 0)
-            self.tally.tokens("train/entropy", now.entropy, part.response_mask)
-            finite = finite and bool(torch.isfinite(loss))
-            if finite:
+        parts = self.share(update)
+        for number, (_, part) in enumerate(parts, 1):
+            with self.sharding.micro_batch(last=number == len(parts)):
+                loss = self.sharding.run(lambda part=part: self.loss(part, tokens))
                 self.manual_backward(loss)
+            self.tally.add("train/loss", float(loss.detach()), 0)
         self.tally.add("train/loss", 0.0, 1)
-        norm = nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm) if finite else torch.tensor(torch.nan)
-        self._step_if_finite(optimizer, norm)
+        self._step(optimizer)
+
+    def share(self, batch: Batch) -> list[tuple[Tensor, Batch]]:
+        """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
+        that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
+        lengths = batch.attention_mask.sum(1)
+        pieces = list(micro_batches(lengths, self.micro_batch_tokens))
+        self.ranks.agree((len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches")
+        spare = lengths.argmin()[None]
+        mine = [(rows, batch.select(rows)) for rows in self.ranks.deal(pieces, spare)]
+        for rows, part in mine:
+            if rows is spare:
+                part.response_mask = torch.zeros_like(part.response_mask)
+        return [(rows, part.to(self.device)) for rows, part in mine]
+
+    @torch.no_grad()
+    def measured(self, batch: Batch, measure: Callable[[Batch, StudentPass], Tensor]) -> Tensor:
+        """What `measure` gives for each micro-batch and the current student, for all rows: ``[batch, time]``."""
+        out = torch.zeros(batch.ids.shape)
+        for rows, part in self.share(batch):
+            values = self.sharding.run(lambda part=part: measure(part, self.student(part)))
+            if part.response_mask.any():
+                out[rows, : values.shape[1]] = values.to(out)
+        return self.ranks.total(out, "measurements")
+
+    def loss(self, part: Batch, tokens: Tensor) -> Tensor:
+        """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
+        now = self.student(part)
+        self.tally.tokens("train/entropy", now.entropy, part.response_mask)
+        return self.ranks.world * masked_mean(self.token_loss(part, now), part.response_mask, tokens)
+
+    def student(self, part: Batch) -> StudentPass:
+        """The current student's statistics of the response tokens; carries the gradient."""
+        return self.scorer(self.model, part.ids, part.attention_mask, part.response_mask)
 
     def normalizer(self, update: Batch) -> Tensor:
         """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
         attempts = update.response_mask[~update.extra].sum()
         return attempts if attempts else update.response_mask.sum()
 
-    def forward(self, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> StudentPass:
-        """The student's statistics of response tokens."""
-        return self.scorer(self.model, ids, attention_mask, response_mask)
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Whatever passes through the networks, as one call: strategies of Lightning hang what they do on it."""
+        return work()
 
     def conclude(self, episodes: list[Episode]) -> None:
         """Tell retriever and teacher, count, log; only attempts say how the policy does."""
@@ -362,16 +436,17 @@ class AgentModule(LightningModule):
         self.tally.add("train/iteration", self.iteration)
         self.tally.add("train/env_steps", self.env_steps)
         self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
-        metrics = self.tally.means()
+        metrics = Tally.joined(self.ranks.gather(self.tally, "metrics")).means()
+        self.tally = Tally()
         bar = {k: metrics.pop(k) for k in ("success/train",) if k in metrics}
         self.log_dict(bar, prog_bar=True, batch_size=len(episodes))
         self.log_dict(metrics, batch_size=len(episodes))
-        if self.log_episodes_every and self.iteration % self.log_episodes_every == 0:
+        if self.log_episodes_every and self.iteration % self.log_episodes_every == 0 and self.trainer.is_global_zero:
             reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
 
-    def _step_if_finite(self, optimizer: Any, norm: Tensor) -> None:
+    def _step(self, optimizer: Any) -> None:
+        norm = self.sharding.step(optimizer, self.max_grad_norm)  # taken only if it is finite
         if torch.isfinite(norm):
-            optimizer.step()
             if self.teacher is not None:
                 self.teacher.after_step(self.model)
             if (schedule := self.lr_schedulers()) is not None:
@@ -379,7 +454,6 @@ class AgentModule(LightningModule):
             self.skipped = 0
             self.tally.add("train/grad_norm", float(norm))
         else:
-            optimizer.zero_grad()
             self.skipped += 1
         self.tally.add("train/skipped_steps", float(self.skipped > 0))
         if self.skipped > self.max_skipped_steps:
@@ -397,10 +471,9 @@ class AgentModule(LightningModule):
             raise ConfigError(
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
+        self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
-            raise ConfigError(
-                f"trainer asks for {self.trainer.world_size} processes: this version trains in one. Set devices and num_nodes to 1."
-            )
+            self.ranks = Group(self.trainer.strategy.deadline)
         if self.retriever is not None and not self.view.uses_retrieval():
             raise ConfigError(
                 f"model.retriever is set, but {part_name(self.view)} tells nothing that was retrieved: the skills would reach nobody. "
@@ -430,6 +503,10 @@ class AgentModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
+        with self.sharding.building():
+            self._build()
+
+    def _build(self) -> None:
         self.model = self.policy.load_model()
         self.scorer.check(self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
@@ -441,8 +518,11 @@ class AgentModule(LightningModule):
             )
         if self.teacher is not None:
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
-            for network in self.teacher.networks():
+            self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
+            for network in self.teacher_networks.values():
                 self.scorer.check(network)
+        for network in self.networks():
+            self.sharding.adopt(network)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
@@ -469,7 +549,8 @@ class AgentModule(LightningModule):
 
     def teardown(self, stage: str) -> None:
         """Last of all, when no progress bar follows: what changed and where everything is."""
-        if stage == "fit":
+        self.ranks.close()
+        if stage == "fit" and self.trainer.is_global_zero:
             lines = [*self.validation.changes(), *reporting.places(self.trainer, self.export)]
             print("\n".join(["", *lines]), flush=True)
 
@@ -488,13 +569,17 @@ class AgentModule(LightningModule):
         self.validation.report()
 
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Episode]:
-        episodes = self.validation.rollout(self.model, self.requests(step, self.student_sees_skills, training=False))
-        reporting.write_episodes(self.trainer, f"predict-{step.panel.name}-{batch_idx:04d}", episodes)
+        requests = self.requests(step, self.student_sees_skills, training=False)
+        episodes = self.play(self.validation.rollout, self.model, requests)
+        if self.trainer.is_global_zero:
+            reporting.write_episodes(self.trainer, f"predict-{step.panel.name}-{batch_idx:04d}", episodes)
         return episodes
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name in self._weights_from_elsewhere():
+            checkpoint.get("state_dict", {}).pop(name, None)
         python = random.getstate()
         checkpoint["sdar"] = {
             "iteration": self.iteration,
@@ -503,7 +588,6 @@ class AgentModule(LightningModule):
             "skipped": self.skipped,
             "panels": {p.name: p.hash for p in self.trainer.datamodule.panels()},
             "retriever": {} if self.retriever is None else self.retriever.state_dict(),
-            "teacher": {} if self.teacher is None else self.teacher.state_dict(),
             "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
             "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
         }
@@ -522,6 +606,17 @@ class AgentModule(LightningModule):
         self.rollout.seed = self.validation.rollout.seed = self.seed
         if self.retriever is not None:
             self.retriever.load_state_dict(state["retriever"])
-        if self.teacher is not None:
-            self.teacher.load_state_dict(state["teacher"])
         self._rng_state = state["rng"]
+        if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
+            checkpoint["state_dict"] |= self._weights_from_elsewhere()
+            wanted = {name for name in self.state_dict() if name.startswith("teacher_networks.")}
+            if wanted - set(checkpoint["state_dict"]):
+                raise CheckpointError(
+                    f"the checkpoint holds no weights for {type(self.teacher).__name__}: it was made with another teacher, and going on "
+                    "would silently start from a copy of the student. Use the teacher of the checkpoint's run."
+                )
+
+    def _weights_from_elsewhere(self) -> dict[str, Tensor]:
+        """What of the state dict no checkpoint holds."""
+        names = set() if self.teacher is None else self.teacher.external()
+        return {k: v for k, v in self.state_dict().items() if any(k.startswith(f"teacher_networks.{name}.") for name in names)}

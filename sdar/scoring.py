@@ -1,18 +1,22 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sdar.distributed.ranks import ALONE, Ranks
+from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
 from sdar.parts import Divergence
 from sdar.registry import part_name
 from sdar.types import Batch, Payload, StudentTokens, TokenView
+
+R = TypeVar("R")
 
 
 class Scorer:
@@ -39,18 +43,23 @@ class Scorer:
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
         states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         hidden = states.last_hidden_state[:, :-1][predicts]
-        head = self.head(model)
-        stats = chunked_token_stats(
-            hidden,
-            head.weight,
-            ids[:, 1:][predicts],
-            bias=head.bias,
-            temperature=self.temperature,
-            forbidden_ids=self.forbidden_ids,
-            softcap=head.softcap,
-            chunk=self.chunk,
-        )
-        return StudentPass(*(_spread(values, predicts) for values in stats), hidden, predicts, head, self)
+        targets = ids[:, 1:][predicts]
+
+        def project(hidden: Tensor) -> tuple[Tensor, ...]:
+            head = self.head(model)
+            return chunked_token_stats(
+                hidden,
+                head.weight,
+                targets,
+                bias=head.bias,
+                temperature=self.temperature,
+                forbidden_ids=self.forbidden_ids,
+                softcap=head.softcap,
+                chunk=self.chunk,
+            )
+
+        stats = through(model.get_output_embeddings(), project, hidden)
+        return StudentPass(*(_spread(values, predicts) for values in stats), hidden, predicts, model, self)
 
     def head(self, model: nn.Module) -> "Head":
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
@@ -79,29 +88,58 @@ class Scorer:
         max_tokens: int,
         payload: Payload = Payload.SAMPLED,
         k: int = 0,
+        sharding: Sharding | None = None,
+        ranks: Ranks = ALONE,
     ) -> "Scored":
         """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs.
 
         `payload` TOP_K adds the `k` likeliest ids of each place, FULL its hidden state.
+
+        Args:
+            sharding: How the model lies on the ranks.
+            ranks: Who shares the work; each gets everything.
         """
         device = next(model.parameters()).device
         out: Scored | None = None
-        for rows in micro_batches(attention_mask.sum(1), max_tokens):
+        pieces = list(micro_batches(attention_mask.sum(1), max_tokens))
+        spare = attention_mask.sum(1).argmin()[None]
+        for rows in ranks.deal(pieces, spare):
             length = int(attention_mask[rows].sum(1).max())
-            part = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
-            now = self(model, *part)
-            found = {"logp": now.logp, "entropy": now.entropy, "allowed_logmass": now.allowed_logmass}
-            if payload == Payload.TOP_K:
-                pieces = [self.log_probs(h, now.head).topk(k) for h in now.hidden.split(self.chunk)]
-                found["top_ids"] = _spread(torch.cat([p.indices for p in pieces]), now.predicts)
-                found["top_logp"] = _spread(torch.cat([p.values for p in pieces]), now.predicts)
-            elif payload == Payload.FULL:
-                found["hidden"] = _spread(now.hidden, now.predicts)
+            part = [t[rows, :length].to(device) for t in (ids, attention_mask, response_mask)]
+            if rows is spare:
+                part[2] = torch.zeros_like(part[2])
+
+            def read(part: list[Tensor] = part) -> dict[str, Tensor]:
+                return self.read(model, *part, payload, k)
+
+            found = read() if sharding is None else sharding.run(read)
             if out is None:
                 out = Scored(**{n: v.new_zeros(*ids.shape, *v.shape[2:], device=ids.device) for n, v in found.items()})
-            for name, values in found.items():
-                getattr(out, name)[rows, :length] = values.to(ids.device)
+            if rows is not spare:
+                for name, values in found.items():
+                    getattr(out, name)[rows, :length] = values.to(ids.device)
+        for values in vars(out).values():
+            if values is not None:
+                ranks.total(values, "scores")  # each row was scored once, and is zero elsewhere
         return out
+
+    def read(
+        self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor, payload: Payload, k: int
+    ) -> dict[str, Tensor]:
+        """One micro-batch of `score`."""
+        now = self(model, ids, attention_mask, response_mask)
+        found = {"logp": now.logp, "entropy": now.entropy, "allowed_logmass": now.allowed_logmass}
+        if payload == Payload.TOP_K:
+
+            def likeliest(hidden: Tensor) -> tuple[Tensor, Tensor]:
+                pieces = [self.log_probs(h, self.head(model)).topk(k) for h in hidden.split(self.chunk)]
+                return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
+
+            top_ids, top_logp = through(model.get_output_embeddings(), likeliest, now.hidden)
+            found |= {"top_ids": _spread(top_ids, now.predicts), "top_logp": _spread(top_logp, now.predicts)}
+        elif payload == Payload.FULL:
+            found["hidden"] = _spread(now.hidden, now.predicts)
+        return found
 
     @torch.no_grad()
     def check(self, model: nn.Module) -> None:
@@ -166,7 +204,7 @@ class StudentPass:
     """[tokens, hidden] states that predict the response tokens."""
     predicts: Tensor
     """[batch, time - 1] which states those are."""
-    head: Head
+    model: nn.Module
     scorer: Scorer
 
     def compare(
@@ -193,21 +231,25 @@ class StudentPass:
                 f"{part_name(divergence)} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
                 "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
             )
-        flat, logp, entropy = tokens.at(response), self.logp[response], self.entropy[response]
-        out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
+        flat = tokens.at(response)
         everything = torch.ones_like(response[:, 0])
-        for head, states, rows in teachers if payload == Payload.FULL else [(None, None, everything)]:
-            chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
-            its = None if states is None else states[response]
-            for piece in chosen.split(self.scorer.chunk):
-                view = flat.at(piece)
-                seen = None if its is None else its[piece]
-                values = checkpoint(
-                    self._compare, divergence, self.hidden[piece], logp[piece], entropy[piece], view, head, seen,
-                    use_reentrant=False, preserve_rng_state=False,
-                )  # fmt: skip
-                out = out.index_put((piece,), values.to(out.dtype))
-        return _spread(out, self.predicts)
+        asked = teachers if payload == Payload.FULL else [(None, None, everything)]
+
+        def project(hidden: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
+            out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
+            for head, states, rows in asked:
+                chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
+                its = None if states is None else states[response]
+                for piece in chosen.split(self.scorer.chunk) if len(chosen) else [chosen]:
+                    values = checkpoint(
+                        self._compare, divergence, hidden[piece], logp[piece], entropy[piece], flat.at(piece), head,
+                        None if its is None else its[piece], use_reentrant=False, preserve_rng_state=False,
+                    )  # fmt: skip
+                    out = out.index_put((piece,), values.to(out.dtype))
+            return out
+
+        values = through(self.model.get_output_embeddings(), project, self.hidden, self.logp[response], self.entropy[response])
+        return _spread(values, self.predicts)
 
     def _compare(
         self, divergence: Divergence, hidden: Tensor, logp: Tensor, entropy: Tensor, tokens: TokenView, head: Head | None,
@@ -216,12 +258,26 @@ class StudentPass:
         if states is not None:
             with torch.no_grad():
                 tokens = replace(tokens, teacher_logits=self.scorer.log_probs(states, head))
-        return divergence(StudentTokens(logp, entropy, self.scorer.log_probs(hidden, self.head)), tokens)
+        logits = self.scorer.log_probs(hidden, self.scorer.head(self.model))
+        return divergence(StudentTokens(logp, entropy, logits), tokens)
+
+
+def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
+    """`work` as the forward of a layer whose weights it uses: they are there (gathered, under ZeRO-3) until its backward is over."""
+    own = layer.__dict__.get("forward")  # somebody may have put one there already
+    layer.forward = work
+    try:
+        return layer(*inputs)
+    finally:
+        del layer.forward
+        if own is not None:
+            layer.forward = own
 
 
 def consult(
-    batch: Batch, networks: Sequence[nn.Module], scorer: Scorer, max_tokens: int, payload: Payload, k: int
-) -> list[Head]:
+    batch: Batch, networks: Sequence[nn.Module], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+    sharding: Sharding | None = None, ranks: Ranks = ALONE,
+) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
 
     Args:
@@ -236,7 +292,7 @@ def consult(
         ids, attention, mask = (
             t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
         )
-        seen = scorer.score(network, ids, attention, mask, max_tokens, payload, k)
+        seen = scorer.score(network, ids, attention, mask, max_tokens, payload, k, sharding, ranks)
         for name, field in names.items():
             values = getattr(seen, name)
             if values is None:
@@ -250,7 +306,17 @@ def consult(
             own = batch.response_mask & (batch.teacher_index == i)[:, None]
             filled[own] = values[mask].to(filled.dtype)  # the same tokens, in order
             setattr(batch, field, filled)
-    return [scorer.head(network).kept() for network in distinct] if payload == Payload.FULL else []
+    return [keep_head(scorer, network, sharding) for network in distinct] if payload == Payload.FULL else []
+
+
+def keep_head(scorer: Scorer, network: nn.Module, sharding: Sharding | None) -> Head:
+    """A network's head as it is now, whole."""
+
+    def kept() -> Head:
+        return through(network.get_output_embeddings(), lambda: scorer.head(network).kept())
+
+    with torch.no_grad():
+        return kept() if sharding is None else sharding.run(kept)
 
 
 def _spread(values: Tensor, predicts: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Means over everything that an iteration saw, whatever the order and the pieces it came in."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor
@@ -33,6 +33,15 @@ class Tally:
         self.add(name, seconds)
         if rate is not None:
             self.add(rate, 0.0, seconds)
+
+    @classmethod
+    def joined(cls, tallies: "Iterable[Tally]") -> "Tally":
+        """All of them together. What each rank adds as a whole counts as often in the sum as in the count."""
+        out = cls()
+        for tally in tallies:
+            for name, total in tally._sums.items():
+                out.add(name, total, tally._counts[name])
+        return out
 
     def means(self) -> dict[str, float]:
         """The means; empty ones are left out. The tally starts anew."""

@@ -71,7 +71,8 @@ class CriticSearch(GRPO):
                 "guess. Use SolutionView in a world with solutions, or SkillView with a retriever that knows every task."
             )
         with self.tally.timed("time/judge_s"):
-            labels = self.judge([episodes[e] for e in seen], answers)
+            asked = list(zip((episodes[e] for e in seen), answers, strict=True))
+            labels = self.ranks.spread(lambda mine: self.judge(*zip(*mine, strict=True)) if mine else [], asked, "judge's labels")
         of_episode = dict(zip(seen, labels, strict=True))
         said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
         known = torch.tensor([label is not None for label in said])

@@ -17,7 +17,6 @@ from sdar.errors import ConfigError
 from sdar.functional import token_importance, weighted_subset
 from sdar.parts import Divergence, PrivilegedView, Teacher
 from sdar.registry import part_name, register
-from sdar.scoring import micro_batches
 from sdar.teachers import PlainView
 from sdar.types import Batch, Episode, Payload
 
@@ -74,12 +73,6 @@ class TIP(Distillation):
         batch.response_mask, batch.weights = kept, batch.weights * kept
         return batch.select(kept.any(1).nonzero()[:, 0])
 
-    @torch.no_grad()
     def distance(self, batch: Batch) -> Tensor:
         """JSD of teacher and student at every response token, ``[batch, time]``."""
-        out = torch.zeros_like(batch.old_logp)
-        for rows in micro_batches(batch.attention_mask.sum(1), self.micro_batch_tokens):
-            part = batch.select(rows).to(self.device)
-            values = self.compare(JensenShannon(), part, self(part.ids, part.attention_mask, part.response_mask))
-            out[rows, : values.shape[1]] = values.to(out.device)
-        return out
+        return self.measured(batch, lambda part, now: self.compare(JensenShannon(), part, now))

@@ -32,7 +32,7 @@ class Validation:
         """One piece of a panel, by the policy and, if there is one that can act, by the teacher with what it may see."""
         module, played = self.module, self._played[step.panel.name]
         self._panels[step.panel.name] = step.panel
-        attempts = self.rollout(module.model, module.requests(step, privileged=False, training=False))
+        attempts = module.play(self.rollout, module.model, module.requests(step, privileged=False, training=False))
         played["policy"] += attempts
         if module.teacher is not None or module.retriever is not None:
             played["privileged"] += module.play_as_teacher(self.rollout, module.informed_requests(reporting.groups(attempts)))

@@ -1,13 +1,14 @@
 """Whose weights the teacher has."""
 
 import copy
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sdar.errors import CheckpointError, ConfigError, PolicyError
+from sdar.distributed.sharding import shards
+from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
 from sdar.parts import Policy, Teacher
 from sdar.registry import did_you_mean, register
@@ -41,27 +42,20 @@ class FollowingTeacher(Teacher):
     def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.copy = copy.deepcopy(live).requires_grad_(False).eval()
 
+    def networks(self) -> dict[str, nn.Module]:
+        return {"copy": self.copy}
+
     def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
-        return self.copy.to(next(live.parameters()).device)
+        return self.copy
 
     @torch.no_grad()
     def follow(self, live: nn.Module, rate: float) -> None:
-        """copy <- (1 - rate) copy + rate live, in at least float32."""
+        """copy <- (1 - rate) copy + rate live, in at least float32; each rank moves what it holds."""
         for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
-            own.copy_(widen(own).lerp(widen(its.to(own.device)), rate))
+            for kept, shown in zip(shards(own), shards(its), strict=True):
+                kept.copy_(widen(kept).lerp(widen(shown), rate))
         for own, its in zip(self.copy.buffers(), live.buffers(), strict=True):
             own.copy_(its)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": self.copy.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "weights" not in state:
-            raise CheckpointError(
-                f"the checkpoint holds no weights for {type(self).__name__}: it was made with another teacher, and going on would "
-                "silently start from a copy of the student. Use the teacher of the checkpoint's run."
-            )
-        self.copy.load_state_dict(state["weights"])
 
 
 @register("ema")
@@ -130,15 +124,18 @@ class ExternalTeacher(Teacher):
                 "the last ones. Resize its embeddings, or use a teacher that knows every token."
             )
 
-    def networks(self) -> list[nn.Module]:
-        return [] if self.network is None else [self.network]
+    def networks(self) -> dict[str, nn.Module]:
+        return {} if self.network is None else {"external": self.network}
+
+    def external(self) -> set[str]:
+        return {"external"}
 
     def context(self, task: Task) -> int | None:
         return self.policy.context()
 
     def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
         assert self.network is not None, "prepare is called before training"
-        return self.network.to(next(live.parameters()).device)
+        return self.network
 
 
 @register("routed")
@@ -159,8 +156,10 @@ class RoutedTeacher(Teacher):
 
     def _all(self) -> list[Teacher]:
         """Each teacher once, though several families may share it."""
-        teachers = [*self.routes.values(), *([self.default] if self.default else [])]
-        return list({id(t): t for t in teachers}.values())
+        return list({id(t): t for _, t in self._named()}.values())
+
+    def _named(self) -> list[tuple[str, Teacher]]:
+        return [*self.routes.items(), *([("", self.default)] if self.default else [])]
 
     def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         for teacher in self._all():
@@ -182,8 +181,11 @@ class RoutedTeacher(Teacher):
     def context(self, task: Task) -> int | None:
         return self.of(task).context(task)
 
-    def networks(self) -> list[nn.Module]:
-        return [network for teacher in self._all() for network in teacher.networks()]
+    def networks(self) -> dict[str, nn.Module]:
+        return {f"{family}/{name}": network for family, t in self._named() for name, network in t.networks().items()}
+
+    def external(self) -> set[str]:
+        return {f"{family}/{name}" for family, t in self._named() for name in t.external()}
 
     def after_step(self, live: nn.Module) -> None:
         for teacher in self._all():
@@ -192,16 +194,6 @@ class RoutedTeacher(Teacher):
     def after_iteration(self, live: nn.Module, iteration: int) -> None:
         for teacher in self._all():
             teacher.after_iteration(live, iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        default = {} if self.default is None else self.default.state_dict()
-        return {"routes": {family: t.state_dict() for family, t in self.routes.items()}, "default": default}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for family, teacher in self.routes.items():
-            teacher.load_state_dict(state.get("routes", {}).get(family, {}))
-        if self.default is not None:
-            self.default.load_state_dict(state.get("default", {}))
 
 
 def check_same_tokens(

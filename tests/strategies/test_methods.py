@@ -20,7 +20,7 @@ from sdar.credit import GroupAdvantage
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import K1PolicyGradient, TopKReverseKL
 from sdar.envs import HouseholdEnv, ThinkActProtocol
-from sdar.errors import ConfigError
+from sdar.errors import CheckpointError, ConfigError
 from sdar.parts import Completion, Judge
 from sdar.policies import world_tokenizer
 from sdar.retrievers import FactRetriever, NoRetriever
@@ -83,7 +83,7 @@ def one_step(small, strategy, data=None, play=None, iteration=0) -> SimpleNamesp
         return seen.batch
 
     strategy.collect, strategy.weigh = collected, weighed
-    strategy._step_if_finite = lambda optimizer, norm: vars(seen).update(gradient=gradients(strategy))
+    strategy._step = lambda optimizer: vars(seen).update(gradient=gradients(strategy))
     trainer = small.trainer(1, limit_train_batches=1)
     trainer.fit_loop.max_epochs = 1
     trainer.fit(strategy, data or small.data())
@@ -515,7 +515,7 @@ def test_skill_sds_divergence_is_the_importance_weighted_k3(small):
     """Student twice as likely as before the update, teacher three times as likely as the student: rho = 2, gap = ln 3."""
     strategy = small.strategy(SkillSD, retriever=FactRetriever(), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0)
     batch = one_step(small, strategy, play=playing(["look"])).batch  # a group of one without a reward: no advantage
-    now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
+    now = strategy.student(batch)
     logp = now.logp.detach().requires_grad_()
     batch.old_logp, batch.teacher_logp = logp.detach() - math.log(2), logp.detach() + math.log(3)
     loss = strategy.token_loss(batch, replace(now, logp=logp))
@@ -953,7 +953,7 @@ def test_sdpos_teacher_is_the_moving_average_of_the_student(small, per):
 def test_sdpo_caps_the_importance_ratio(small, cap, ratios):
     strategy = small.strategy(SDPO, ratio_cap=cap)
     batch = one_step(small, strategy, play=playing(LOST)).batch
-    now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
+    now = strategy.student(batch)
     plain = strategy.token_loss(batch, now)[batch.response_mask]
     for ratio, expected in zip((0.5, 1.5, 3.0), ratios, strict=True):
         batch.old_logp = now.logp.detach() - math.log(ratio)
@@ -1207,13 +1207,21 @@ def test_a_checkpoint_holds_the_moving_average_and_restores_it(small):
     keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
     first, taught, _ = followed(small, EMATeacher(0.5), enable_checkpointing=True, callbacks=[keep])
     path = small.folder / "kept" / "last.ckpt"
-    stored = torch.load(path, weights_only=True)["sdar"]["teacher"]["weights"]
+    stored = torch.load(path, weights_only=True)["state_dict"]
     copied = first.teacher.copy.state_dict()
-    assert stored.keys() == copied.keys() and all(torch.equal(stored[n], copied[n]) for n in copied)
+    assert all(torch.equal(stored[f"teacher_networks.copy.{n}"], copied[n]) for n in copied)
     second = small.strategy(OPSD, teacher=EMATeacher(0.5))
     small.fit(second, steps=2, ckpt_path=path)  # there is no step left
     assert torch.equal(weights(second.teacher.copy), taught[-1])
     assert not torch.equal(weights(second.teacher.copy), weights(second.model))
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(small):
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    small.fit(small.strategy(OPSD), steps=1, enable_checkpointing=True, callbacks=[keep])
+    message = r"holds no weights for EMATeacher: it was made with another teacher.*Use the teacher of the checkpoint's run"
+    with pytest.raises(CheckpointError, match=message):
+        small.fit(small.strategy(OPSD, teacher=EMATeacher(0.5)), steps=2, ckpt_path=small.folder / "kept" / "last.ckpt")
 
 
 # ------------------------------------------------------------------ views and retrievers

@@ -161,7 +161,7 @@ def test_without_a_retrieval_the_distillation_gradient_is_that_of_half_the_score
 
     def gradient(loss_of):
         strategy.model.zero_grad()
-        now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
+        now = strategy.student(batch)
         masked_mean(loss_of(now), batch.response_mask).backward()
         return torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
 
@@ -179,7 +179,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, la
         policy = DoublePolicy(small.policy())
         strategy = rewarded(TRAINING[name](small, policy=policy, micro_batch_tokens=micro_batch_tokens))
         kept = {}
-        strategy._step_if_finite = lambda optimizer, norm: kept.update(
+        strategy._step = lambda optimizer: kept.update(
             {n: p.grad.clone() for n, p in strategy.model.named_parameters()}
         )
         strategy.max_grad_norm = 1e9
@@ -354,7 +354,7 @@ def test_sdars_loss_is_grpos_plus_the_gated_lift(small):
         SDAR, retriever=NoRetriever(), gate=GapGate(1.0), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0
     )
     batch, _ = score_one_step(small, strategy)
-    now = strategy(batch.ids, batch.attention_mask, batch.response_mask)
+    now = strategy.student(batch)
     told = copy.copy(batch)
     told.teacher_logp = batch.old_logp + 1.0  # gap 1: gate sigmoid(1) = 0.7310586, lift 1
     told.advantages = torch.ones_like(batch.old_logp)  # ratio 1: policy loss -1

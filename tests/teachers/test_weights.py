@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from sdar.errors import CheckpointError, ConfigError, PolicyError
+from sdar.errors import ConfigError, PolicyError
 from sdar.parts import Policy, Teacher
 from sdar.policies import world_tokenizer
 from sdar.registry import load_parts, parts
@@ -64,6 +64,11 @@ class Shelf(Policy):
         return 77
 
 
+def kept(teacher: Teacher) -> nn.ModuleDict:
+    """What a strategy keeps of a teacher."""
+    return nn.ModuleDict(teacher.networks())
+
+
 def filled(value: float) -> Net:
     return fill(Net(), value)
 
@@ -111,7 +116,7 @@ def test_a_teacher_is_frozen_and_only_the_live_one_is_the_student(name: str) -> 
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_the_state_of_a_teacher_is_plain_and_brings_it_back(name: str, tmp_path) -> None:
+def test_the_networks_of_a_teacher_are_its_state(name: str, tmp_path) -> None:
     live = filled(1.0)
     initial = copy.deepcopy(live).requires_grad_(False)
 
@@ -124,9 +129,9 @@ def test_the_state_of_a_teacher_is_plain_and_brings_it_back(name: str, tmp_path)
         fill(live, 2.0 + iteration)
         teacher.after_step(live)
         teacher.after_iteration(live, iteration)
-    torch.save(teacher.state_dict(), tmp_path / "state")
+    torch.save(kept(teacher).state_dict(), tmp_path / "state")
     resumed = new()
-    resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    kept(resumed).load_state_dict(torch.load(tmp_path / "state", weights_only=True))
     for step in range(2):  # as it was, and it goes on alike
         for family in ("heat", "cool"):
             ours, its = (t.model(live, initial, task(family)).state_dict() for t in (teacher, resumed))
@@ -189,17 +194,6 @@ def test_a_stale_copy_is_made_every_few_iterations(every: int, known: list[int])
         [value] = numbers(teacher.model(live, None, task()))
         seen.append(value)
     assert seen == known
-
-
-@pytest.mark.parametrize("teacher", [EMATeacher(), StaleTeacher()])
-def test_a_checkpoint_of_another_teacher_is_refused(teacher: Teacher) -> None:
-    prepared(teacher, Net())
-    message = rf"holds no weights for {type(teacher).__name__}: it was made with another teacher.*Use the teacher of the"
-    for other in (LiveTeacher(), prepared(ExternalTeacher(Shelf()), Net())):
-        with pytest.raises(CheckpointError, match=message):
-            teacher.load_state_dict(other.state_dict())
-    with pytest.raises(CheckpointError, match=message):
-        prepared(RoutedTeacher({"heat": teacher}), Net()).load_state_dict(prepared(EMATeacher(), Net()).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -272,17 +266,18 @@ def test_another_model_does_not_move() -> None:
     teacher.after_step(live)
     teacher.after_iteration(live, 0)
     assert all(torch.equal(before[k], v) for k, v in teacher.model(live, None, task()).state_dict().items())
-    assert teacher.state_dict() == {}  # it is where it was: nothing of it goes into checkpoints
+    assert teacher.external() == set(teacher.networks())  # it is where it was: nothing of it goes into checkpoints
 
 
-def test_networks_that_are_no_copies_of_the_student_are_told() -> None:
-    """They have to be looked at; a copy of the student is as good as the student."""
-    live, external = Net(), ExternalTeacher(Shelf())
-    assert external.networks() == []
-    prepared(external, live)
-    assert external.networks() == [external.model(live, None, task())]
-    assert RoutedTeacher({"heat": EMATeacher(), "cool": external}, external).networks() == external.networks()
-    assert all(prepared(t, live).networks() == [] for t in (LiveTeacher(), InitialTeacher(), EMATeacher(), StaleTeacher()))
+def test_a_teacher_tells_its_networks_and_which_come_from_elsewhere() -> None:
+    live, external, average = Net(), ExternalTeacher(Shelf()), EMATeacher()
+    assert external.networks() == {}
+    routed = prepared(RoutedTeacher({"heat": average, "cool": external}, external), live)
+    assert routed.networks() == {"heat/copy": average.copy, "cool/external": external.network, "/external": external.network}
+    assert routed.external() == {"cool/external", "/external"} and external.external() == {"external"}
+    assert all(t.networks() == {} and not t.external() for t in (LiveTeacher(), InitialTeacher()))
+    stale = prepared(StaleTeacher(), live)
+    assert stale.networks() == {"copy": stale.copy} and not stale.external()
 
 
 # ------------------------------------------------------------------ one for each family
@@ -326,11 +321,9 @@ def test_routed_weights_come_back_to_their_family() -> None:
     saved = prepared(RoutedTeacher({f: EMATeacher(r) for f, r in rates.items()}, EMATeacher(0.125)), live)
     saved.after_step(fill(live, 1.0))
     resumed = prepared(RoutedTeacher({f: EMATeacher(rates[f]) for f in ("clean", "heat")}, EMATeacher(0.125)), live)
-    resumed.load_state_dict(copy.deepcopy(saved.state_dict()))
+    kept(resumed).load_state_dict(kept(saved).state_dict(), strict=False)  # one family is left out
     of = {f: numbers(resumed.model(live, None, task(f))) for f in ("heat", "clean", "anything")}
     assert of == {"heat": {0.5}, "clean": {1.0}, "anything": {0.125}}
-    with pytest.raises(CheckpointError, match=r"holds no weights for EMATeacher"):  # a family that the run did not have
-        prepared(RoutedTeacher({"cook": EMATeacher()}), live).load_state_dict(saved.state_dict())
 
 
 def test_every_routed_teacher_must_read_the_students_tokens() -> None:

@@ -1,0 +1,64 @@
+"""Lightning's strategies, made for steps that consist of several forward and backward passes."""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from sdar.distributed.sharding import Replicated, Sharding
+from sdar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdar.module import AgentModule
+
+
+class Direct:
+    """Steps are called as they are: only what they ask for passes through the wrapped module, one micro-batch at a time."""
+
+    deadline: float
+
+    def waiting(self, deadline: float) -> dict[str, Any]:
+        """Remember the deadline; it is also that of torch's collectives."""
+        if deadline <= 0:
+            raise ConfigError(
+                f"trainer.strategy.deadline is {deadline} seconds: every rank would be late. Give a positive number."
+            )
+        self.deadline = deadline
+        return {"timeout": timedelta(seconds=deadline)}
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.train_step_context():
+            return self.lightning_module.training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.val_step_context():
+            return self.lightning_module.validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.test_step_context():
+            return self.lightning_module.test_step(*args, **kwargs)
+
+    def predict_step(self, *args: Any, **kwargs: Any) -> Any:
+        with self.precision_plugin.predict_step_context():
+            return self.lightning_module.predict_step(*args, **kwargs)
+
+    def sharding(self, module: "AgentModule") -> Sharding:
+        raise NotImplementedError
+
+
+class ReplicatedStrategy(Direct, DDPStrategy):
+    """DistributedDataParallel. Ranks never differ in which parameters have a gradient, and networks have no buffers to keep equal.
+
+    Args:
+        deadline: Seconds that ranks wait for each other.
+        **kwargs: Those of DDPStrategy.
+    """
+
+    def __init__(self, deadline: float = 1800.0, **kwargs: Any):
+        super().__init__(**self.waiting(deadline), **({"broadcast_buffers": False} | kwargs))
+
+    def pre_backward(self, closure_loss: Any) -> None:
+        """The forward of the micro-batch has prepared the reducer."""
+
+    def sharding(self, module: "AgentModule") -> Sharding:
+        return Replicated(module)

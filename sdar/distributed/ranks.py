@@ -1,0 +1,207 @@
+"""The processes of a run and what they tell each other: small objects, with a deadline that names who is missing.
+
+Every rank knows every episode and every number about a token; only networks, and the work of running them, are divided. So a
+method is written as for one process, and gives the same on any number of them.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import Tensor
+
+from sdar.errors import RankError, SdarError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SIGN_OF_LIFE_S = 1.0
+SILENT_S = 5.0
+"""A process that gave no sign of life for this long is gone."""
+
+
+class Ranks:
+    """One process, alone.
+
+    Attributes:
+        rank: Number of this process.
+        world: How many there are.
+        beat: What the run is doing, for errors, e.g. ``iteration 12``.
+    """
+
+    rank, world = 0, 1
+    beat = "start"
+
+    def gather(self, value: T, what: str) -> list[T]:
+        """The value of every rank, in their order. `what` names the meeting in errors."""
+        return [value]
+
+    def total(self, tensor: Tensor, what: str) -> Tensor:
+        """The sum over all ranks, in place."""
+        return tensor
+
+    def deal(self, pieces: Sequence[T], spare: T) -> list[T]:
+        """This rank's pieces, equally many on each rank: neighbours run at the same time, and `spare` stands where there are none."""
+        filled = [*pieces, *[spare] * (-len(pieces) % self.world)]
+        return filled[self.rank :: self.world]
+
+    def spread(self, work: Callable[[list[T]], Sequence[R]], items: Sequence[T], what: str) -> list[R]:
+        """`work` on a share of the items in each rank; all results, in the order of the items."""
+        shares = self.gather(list(work(list(items[self.rank :: self.world]))), what)
+        out: list[Any] = [None] * len(items)
+        for rank, share in enumerate(shares):
+            out[rank :: self.world] = share
+        return out
+
+    def agree(self, value: object, what: str) -> None:
+        """Make sure that all ranks have come to the same.
+
+        Raises:
+            RankError: they have not.
+        """
+        values = self.gather(value, what)
+        if others := [r for r, other in enumerate(values) if other != values[0]]:
+            raise RankError(
+                f"{self.beat}: ranks disagree about {what}: rank 0 has {values[0]}, rank {others[0]} has {values[others[0]]}. They "
+                "must run the same code with the same settings and files on the same kind of machine."
+            )
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """What fails in here is told to the other ranks; what fails because of another rank names it."""
+        yield
+
+    def close(self) -> None:
+        """Nobody waits for anybody any more."""
+
+
+ALONE = Ranks()
+
+
+class Group(Ranks):
+    """Several processes, joined by torch.distributed, which has been initialised.
+
+    Args:
+        deadline: Seconds that a rank is waited for.
+    """
+
+    def __init__(self, deadline: float):
+        self.rank, self.world, self.deadline = dist.get_rank(), dist.get_world_size(), deadline
+        self._meetings = 0
+        patience = timedelta(seconds=deadline)
+        self._group = dist.new_group(backend="gloo", timeout=patience)  # objects go from memory to memory, whatever trains
+        place: list[Any] = [None]
+        if self.rank == 0:
+            store = dist.TCPStore("0.0.0.0", 0, self.world, is_master=True, wait_for_workers=False, timeout=patience)
+            place = [(_own_address(), store.port)]
+        dist.broadcast_object_list(place, src=0, group=self._group)
+        host, port = place[0]
+        self._store = store if self.rank == 0 else dist.TCPStore(host, port, self.world, is_master=False, timeout=patience)
+        self._closed = threading.Event()
+        beating = dist.TCPStore(
+            host, port, self.world, is_master=False, timeout=patience
+        )  # of its own: calls wait for each other
+        self._told = threading.Lock()
+        threading.Thread(target=self._live, args=(beating,), daemon=True, name="sdar-sign-of-life").start()
+
+    def gather(self, value: T, what: str) -> list[T]:
+        self._meet(what)
+        out: list[Any] = [None] * self.world
+        with self.watch():
+            dist.all_gather_object(out, value, group=self._group)
+        return out
+
+    def total(self, tensor: Tensor, what: str) -> Tensor:
+        self._meet(what)
+        with self.watch():
+            dist.all_reduce(tensor, group=self._group if tensor.device.type == "cpu" else None)
+        return tensor
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        try:
+            yield
+        except RankError:
+            raise
+        except Exception as error:
+            if not isinstance(error, SdarError) and isinstance(error, RuntimeError) and _is_about_others(error):
+                raise RankError(self._missing(str(error).strip().splitlines()[0][:200])) from error
+            with suppress(RuntimeError):
+                self._store.set(f"failed/{self.rank}", f"{self.beat}: {type(error).__name__}: {str(error)[:500]}")
+            raise
+
+    def close(self) -> None:
+        self._closed.set()
+
+    def _live(self, store: dist.Store) -> None:
+        with suppress(RuntimeError):
+            while not self._closed.wait(SIGN_OF_LIFE_S):
+                store.add(f"alive/{self.rank}", 1)
+
+    def _meet(self, what: str) -> None:
+        """Wait until every rank has come here."""
+        number, self._meetings = self._meetings, self._meetings + 1
+        meeting = f"meeting/{number}"
+        due, pause = time.monotonic() + self.deadline, 1e-4
+        try:
+            self._store.set(f"at/{self.rank}", f"{number}|{self.beat}, {what}")
+            self._store.add(meeting, 1)
+            while self._store.add(meeting, 0) < self.world:
+                if any(self._store.check([f"failed/{r}"]) for r in range(self.world)):
+                    raise RankError(self._missing("it failed"))
+                if time.monotonic() > due:
+                    raise RankError(self._missing(f"it did not come to {what} within {self.deadline:g} s"))
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            if self.rank == 0 and number > 1:
+                self._store.delete_key(f"meeting/{number - 2}")  # all have left that one, as all have come to the next
+        except RankError:
+            raise
+        except RuntimeError as error:
+            raise RankError(self._missing(str(error).splitlines()[0][:200])) from error
+
+    def _missing(self, why: str) -> str:
+        """Which ranks are missing and what each did last."""
+        advice = "Nothing was lost but this iteration: correct what stopped it and go on from the last checkpoint."
+        try:
+            self._store.set(f"waits/{self.rank}", "1")
+            before = [self._store.add(f"alive/{r}", 0) for r in range(self.world)]
+            told: list[str] = []
+            due = time.monotonic() + SILENT_S
+            while time.monotonic() < due:
+                if all(self._store.check([f"waits/{r}"]) or self._store.check([f"failed/{r}"]) for r in range(self.world)):
+                    break
+                time.sleep(0.1)
+            for r in range(self.world):
+                if self._store.check([f"failed/{r}"]):
+                    told.append(f"rank {r} failed at {self._store.get(f'failed/{r}').decode()}")
+            for r in range(self.world):
+                if r == self.rank or self._store.check([f"waits/{r}"]) or self._store.check([f"failed/{r}"]):
+                    continue
+                last = self._store.get(f"at/{r}").decode().partition("|")[2] if self._store.check([f"at/{r}"]) else "its start"
+                dead = self._store.add(f"alive/{r}", 0) == before[r]
+                told.append(
+                    f"rank {r} {'is gone' if dead else 'is alive, but did not come'}; the last that it said was: {last}"
+                )
+        except RuntimeError:
+            told = ["rank 0 is gone (what the others said was kept there)"]
+        return f"{self.beat}: rank {self.rank} cannot go on ({why}): {'; '.join(told) or 'every rank was reached'}. {advice}"
+
+
+def _is_about_others(error: RuntimeError) -> bool:
+    """Whether an error of torch means that another process did not do its part."""
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("gloo", "connection closed by peer", "connection reset by peer", "timed out waiting"))
+
+
+def _own_address() -> str:
+    """The address that the other ranks reach this machine at."""
+    return os.environ.get("MASTER_ADDR") or socket.gethostbyname(socket.gethostname())

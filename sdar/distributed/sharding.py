@@ -1,0 +1,102 @@
+"""How the networks of a run lie on its ranks, and what an optimizer step needs to know about it."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sdar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdar.module import AgentModule
+
+R = TypeVar("R")
+
+
+class Sharding:
+    """One process: every network lies here, whole."""
+
+    def __init__(self, module: "AgentModule"):
+        self.module = module
+
+    def run(self, work: Callable[[], R]) -> R:
+        """`work` as the module's forward, so that whatever hangs on it happens: a gathering of weights, a reducer's preparation.
+
+        Under ZeRO-3 all ranks must call it equally often.
+        """
+        return self.module.trainer.strategy.model(work)
+
+    def building(self) -> AbstractContextManager[Any]:
+        """Around the making of networks."""
+        return nullcontext()
+
+    def adopt(self, network: nn.Module) -> None:
+        """Called with each network when it is made, before the ranks divide it."""
+
+    def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
+        """Around a forward and its backward; gradients meet those of the other ranks in the last of a step."""
+        return nullcontext()
+
+    def step(self, optimizer: Any, max_norm: float) -> Tensor:
+        """Clip, and take the step unless the gradient is not finite; the gradient's norm before clipping."""
+        norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], max_norm)
+        if torch.isfinite(norm):
+            optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+        """A network with the same weights whose calls concern no other rank, for sampling. All ranks enter and leave together."""
+        yield network
+
+    def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Names of the state dict and whole tensors, one after the other. All ranks must take all of them."""
+        yield from network.state_dict().items()
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
+def sharding_of(module: "AgentModule") -> Sharding:
+    """That of the strategy that the trainer runs with.
+
+    Raises:
+        ConfigError: several processes with a strategy that was not made for several backward passes a step.
+    """
+    strategy = module.trainer.strategy
+    if hasattr(strategy, "sharding"):
+        return strategy.sharding(module)
+    if module.trainer.world_size > 1:
+        raise ConfigError(
+            f"trainer.strategy is {type(strategy).__name__} with {module.trainer.world_size} processes: its steps have one backward pass "
+            "each, and here they have several. Use ddp or deepspeed_stage_1, _2, _3 with the `sdar` command, or "
+            "sdar.distributed.ReplicatedStrategy and ZeROStrategy."
+        )
+    return Sharding(module)
+
+
+class Replicated(Sharding):
+    """DistributedDataParallel: every rank has every network; gradients are averaged in the last backward of a step."""
+
+    @contextmanager
+    def micro_batch(self, last: bool) -> Iterator[None]:
+        self.module.trainer.strategy.model.require_backward_grad_sync = last
+        yield
+
+
+def shards(parameter: Tensor) -> list[Tensor]:
+    """What this rank holds of a parameter, to be changed in place: everything, unless ZeRO-3 keeps a part here only."""
+    if not hasattr(parameter, "ds_tensor"):
+        return [parameter.data]
+    kept = parameter.ds_status.name == "AVAILABLE"  # small ones stay whole beside their part
+    return [parameter.ds_tensor.data, parameter.data] if kept else [parameter.ds_tensor.data]
+
+
+def hollow(network: nn.Module) -> nn.Module:
+    """A copy whose parameters are empty; they may still be one another's."""
+    empty = {id(p): nn.Parameter(p.data.new_empty(0), requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, empty).eval()
