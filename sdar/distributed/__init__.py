@@ -1,1 +1,13 @@
 """Many processes: what they tell each other, how networks lie on them, and Lightning's strategies made for it."""
+
+from typing import Any
+
+from sdar.distributed.direct import ReplicatedStrategy as ReplicatedStrategy
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ZeROStrategy":  # DeepSpeed is an extra, and slow to import
+        from sdar.distributed.zero import ZeROStrategy
+
+        return ZeROStrategy
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -158,7 +158,7 @@ class Group(Ranks):
                 if time.monotonic() > due:
                     raise RankError(self._missing(f"it did not come to {what} within {self.deadline:g} s"))
                 time.sleep(pause)
-                pause = min(2 * pause, 0.1)
+                pause = min(2 * pause, 0.01)
             if self.rank == 0 and number > 1:
                 self._store.delete_key(f"meeting/{number - 2}")  # all have left that one, as all have come to the next
         except RankError:

@@ -36,7 +36,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def __init__(self, deadline: float = 1800.0, **kwargs: Any):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        super().__init__(**self.waiting(deadline), **kwargs)
+        super().__init__(**self.waiting(deadline), **({"logging_batch_size_per_gpu": 1} | kwargs))
         if "zero_optimization" in self.config:
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the optimizer of the settings
 
@@ -140,9 +140,9 @@ class ShardedParameters(ShardedOptimizer):
 
 
 def _gathered(parameters: list[Tensor]) -> Any:
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(parameters)
+    return deepspeed.zero.GatheredParameters(parameters)
 
 
 def _pieces(network: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
