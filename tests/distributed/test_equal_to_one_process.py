@@ -42,12 +42,13 @@ def trained(world, kinds, folder):
 def test_ranks_end_where_one_process_ends(alone, together, world, kind):
     payload = kind.partition("-")[2]
     one, many = alone[f"one-{payload}" if payload else "one"], together(world)[kind]
-    assert len(one["losses"]) == 5 and max(map(abs, one["losses"])) > 1e-3 and min(one["norms"]) > 1e-3
+    assert len(one["losses"]) == 5 and max(map(abs, one["losses"])) > 1e-3 and min(one["norms"]) > 1e-2
     torch.testing.assert_close(many["losses"], one["losses"], rtol=0, atol=1e-6)
-    torch.testing.assert_close(many["norms"], one["norms"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(many["norms"], one["norms"], rtol=1e-5, atol=1e-6)
     for network in ("weights", "teacher"):
         assert many[network].keys() == one[network].keys()
         for name, values in one[network].items():
             torch.testing.assert_close(many[network][name], values, rtol=0, atol=1e-5, msg=f"{network} {name}")
     assert many["skills"] == one["skills"]
-    assert any(not torch.equal(one["weights"][name], one["teacher"][name]) for name in one["weights"])  # it learned
+    moved = [(one["weights"][name] - one["teacher"][name]).abs().max() for name in one["weights"]]
+    assert max(moved) > 1e-3  # it learned, and the average lags behind

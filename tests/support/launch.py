@@ -58,6 +58,6 @@ def run(world: int, script: str, *arguments: object, folder: Path, deadline: flo
     ranks = start(world, script, *arguments, folder=folder)
     codes = finish(ranks, deadline)
     assert codes == [0] * world, "\n".join(
-        f"rank {i}: exit {c}\n{r.said[-3000:]}" for i, (c, r) in enumerate(zip(codes, ranks))
+        f"rank {i}: exit {c}\n{r.said[-3000:]}" for i, (c, r) in enumerate(zip(codes, ranks, strict=True))
     )
     return ranks
