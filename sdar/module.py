@@ -578,7 +578,7 @@ class AgentModule(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in self._weights_from_elsewhere():
+        for name in self.unsaved():
             checkpoint.get("state_dict", {}).pop(name, None)
         python = random.getstate()
         checkpoint["sdar"] = {
@@ -608,15 +608,15 @@ class AgentModule(LightningModule):
             self.retriever.load_state_dict(state["retriever"])
         self._rng_state = state["rng"]
         if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
-            checkpoint["state_dict"] |= self._weights_from_elsewhere()
-            wanted = {name for name in self.state_dict() if name.startswith("teacher_networks.")}
-            if wanted - set(checkpoint["state_dict"]):
+            ours, unsaved = self.state_dict(), self.unsaved()
+            checkpoint["state_dict"] |= {name: ours[name] for name in unsaved}
+            if any(name.startswith("teacher_networks.") and name not in checkpoint["state_dict"] for name in ours):
                 raise CheckpointError(
                     f"the checkpoint holds no weights for {type(self.teacher).__name__}: it was made with another teacher, and going on "
                     "would silently start from a copy of the student. Use the teacher of the checkpoint's run."
                 )
 
-    def _weights_from_elsewhere(self) -> dict[str, Tensor]:
-        """What of the state dict no checkpoint holds."""
+    def unsaved(self) -> set[str]:
+        """Names in the state dict that no checkpoint holds: networks that never change and come from elsewhere."""
         names = set() if self.teacher is None else self.teacher.external()
-        return {k: v for k, v in self.state_dict().items() if any(k.startswith(f"teacher_networks.{name}.") for name in names)}
+        return {k for k in self.state_dict() if any(k.startswith(f"teacher_networks.{name}.") for name in names)}

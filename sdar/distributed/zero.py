@@ -2,8 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 
 from sdar.distributed.direct import Direct
 from sdar.distributed.sharding import Sharding, hollow
+from sdar.distributed.zero_state import put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
+from sdar.errors import CheckpointError
 
 if TYPE_CHECKING:
     from sdar.module import AgentModule
@@ -30,15 +34,22 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     Args:
         deadline: Seconds that ranks wait for each other.
+        sharded_checkpoint: Each rank writes its part, as DeepSpeed does: fast, and readable by as many ranks of the same stage only. By
+            default rank 0 writes one file with whole weights and optimizer states in float32: the same as from one process, which any
+            strategy and number of ranks go on from.
         **kwargs: Those of DeepSpeedStrategy.
     """
 
-    def __init__(self, deadline: float = 1800.0, **kwargs: Any):
+    def __init__(self, deadline: float = 1800.0, sharded_checkpoint: bool = False, **kwargs: Any):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         super().__init__(**self.waiting(deadline), **({"logging_batch_size_per_gpu": 1} | kwargs))
         if "zero_optimization" in self.config:
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the optimizer of the settings
+        self.sharded_checkpoint = sharded_checkpoint
+        self._trained: list[list[Tensor]] = []
+
+    _from_one_file = True
 
     def setup_environment(self) -> None:
         if isinstance(self.accelerator, CUDAAccelerator):
@@ -59,6 +70,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
         import deepspeed
 
+        self._trained = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
         engine, optimizer, _, _ = deepspeed.initialize(
             args=argparse.Namespace(device_rank=self.local_rank if self.root_device.index is None else self.root_device.index),
             config=self.config,
@@ -73,6 +85,57 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def _format_config(self) -> None:
         super()._format_config()
         self.config["gradient_clipping"] = getattr(self.lightning_module, "max_grad_norm", self.config["gradient_clipping"])
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {} if self.sharded_checkpoint else whole_weights(self.lightning_module, keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        return {} if self.sharded_checkpoint else whole_optimizer_state(optimizer, self._trained, keep=self.is_global_zero)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Whenever the process is killed, a complete checkpoint is there."""
+        if not self.sharded_checkpoint:
+            return DDPStrategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(str(filepath)))
+        current = path.parent / os.readlink(path) if path.is_symlink() else None
+        folder = path.with_name(f"{path.name}.{checkpoint['global_step']}")
+        folder = folder.with_name(f"{folder.name}b") if folder == current else folder
+        self.barrier("checkpoint begins")
+        super().save_checkpoint(checkpoint, folder, storage_options)
+        self.barrier("checkpoint is written")
+        if self.is_global_zero:
+            link = path.with_name(f"{path.name}.link")
+            link.unlink(missing_ok=True)
+            link.symlink_to(folder.name)
+            os.replace(link, path)
+            for other in path.parent.glob(f"{path.name}.*"):
+                if other != folder:
+                    shutil.rmtree(other)
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        self._from_one_file = not os.path.isdir(checkpoint_path)
+        if self._from_one_file:
+            return DDPStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+        ranks = len(list(Path(checkpoint_path, "checkpoint").glob("*optim_states.pt")))
+        if ranks != self.world_size:
+            raise CheckpointError(
+                f"{checkpoint_path} was written in parts by {ranks} ranks, and {self.world_size} would go on from it: DeepSpeed reads such "
+                f"parts with as many ranks only. Use {ranks} ranks, and write the next checkpoints as one file (sharded_checkpoint: false)."
+            )
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return self._from_one_file
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        if self._from_one_file:
+            put_weights(self.lightning_module, checkpoint["state_dict"], skip=self.lightning_module.unsaved())
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        put_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
 
     def sharding(self, module: "AgentModule") -> Sharding:
         return ShardedParameters(module) if self.zero_stage_3 else ShardedOptimizer(module)

@@ -2,7 +2,7 @@
 
 A kind is a strategy, perhaps with how much of the teacher is asked for: ``zero3``, ``zero3-full``. Started with LOCAL_RANK and
 MASTER_PORT in the environment, as by any launcher; WORLD says how many processes there are. Rank 0 writes losses, gradient norms
-and whole weights after each run.
+and whole weights after each run. RESUME and SAVE in the environment name checkpoints; SAVE gets the kind as its ending.
 """
 
 import os
@@ -32,6 +32,7 @@ STRATEGIES = {
     "ddp": ReplicatedStrategy,
     "zero1": partial(ZeROStrategy, stage=1, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
     "zero2": partial(ZeROStrategy, stage=2, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
+    "sharded3": partial(ZeROStrategy, stage=3, sharded_checkpoint=True),
     "zero3": partial(ZeROStrategy, stage=3, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
 }
 PLAIN = {"optimizer": partial(torch.optim.SGD, lr=0.3), "distill_coef": 200.0}
@@ -107,7 +108,9 @@ def main(out, steps, *kinds):
         kind, _, payload = name.partition("-")
         module = strategy(**PAYLOADS[payload]())
         run = trainer(kind, int(steps), Path(out).parent)
-        run.fit(module, data())
+        run.fit(module, data(), ckpt_path=os.environ.get("RESUME"))
+        if "SAVE" in os.environ:
+            run.save_checkpoint(f"{os.environ['SAVE']}.{name}")
         weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
         teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
         if run.global_rank == 0:
