@@ -1,23 +1,31 @@
-"""Conversations as token ids, built from a chat template without ever decoding or re-encoding what a model sampled.
+"""Conversations as token ids, built from a chat template; what a model sampled stays the ids that were sampled.
 
 The template is rendered once per sequence of roles with placeholders for the contents; what lies between the placeholders is
 control text and may contain special tokens, what is put in their place is plain text and may not. So an observation that
-contains ``<|im_end|>`` is characters, and a sampled response is kept as the ids that were sampled.
+contains ``<|im_end|>`` is characters.
+
+A template that tells past responses otherwise than they were said (without their thinking, say) is rendered with the responses
+themselves, and placeholders for everything else. What it tells of a response is kept as the ids that were sampled where it is
+all of it or its end, cut between two tokens; otherwise it is encoded anew.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import count, takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import PolicyError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
+"""``role`` and ``content``; of a sampled response also its ``ids``."""
 
 THOUGHT = "<think>\nsdar thought\n</think>\n\nsdar action"
 """A response as a reasoning model gives it; templates that remove reasoning from the history look for the closing tag."""
+WRAPPED = re.compile(r"(<\w+>).*(</\w+>)", re.DOTALL)
+"""A content in a pair of tags. Templates look for ``<tool_response>``: thinking is kept while a tool is used."""
 
 
 class ChatFormat:
@@ -46,8 +54,11 @@ class ChatFormat:
         self.control = frozenset(control) | frozenset(tokenizer.all_special_ids)
         strings = sorted(control.values(), key=len, reverse=True)
         self._control_text = re.compile("|".join(map(re.escape, strings))) if strings else None
+        self._control_strings = control
         self.encode_text = lru_cache(maxsize=65536)(self._encode_text)
+        self.encode_control = lru_cache(maxsize=4096)(self._encode_control)
         self._control_pieces = lru_cache(maxsize=256)(self._render_pieces)
+        self._control_texts = lru_cache(maxsize=256)(self._render_texts)
         after_response = self._control_pieces(("user", "assistant"), False)[-1]
         end = [i for i in after_response[:1] if i in self.control]
         if not end:
@@ -65,7 +76,13 @@ class ChatFormat:
         """True when a past assistant turn is not told as it was generated (thinking removed, say)."""
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation, ready for the model to answer."""
+        """Ids of a conversation, ready for the model to answer.
+
+        Raises:
+            PolicyError: a template that rewrites history does so in a way that cannot be followed on ids.
+        """
+        if self.rewrites_history and any(m["role"] == "assistant" for m in messages):
+            return self._retold(messages)
         pieces = self._control_pieces(tuple(m["role"] for m in messages), True)
         ids = list(pieces[0])
         for message, piece in zip(messages, pieces[1:], strict=True):
@@ -85,12 +102,86 @@ class ChatFormat:
         """Ids of a response as a model would have to sample it: plain text and the end-of-turn token."""
         return [*self.encode_text(text), self.end_of_turn]
 
+    def said(self, response_ids: Sequence[int]) -> dict[str, Any]:
+        """A sampled response as a message of the conversation that follows."""
+        return {"role": "assistant", "content": self.decode(response_ids), "ids": list(response_ids)}
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, for people and for parsing; trailing stop tokens are left out."""
+        return self.tokenizer.decode(self._unended(ids), skip_special_tokens=False)
+
+    def _unended(self, ids: Sequence[int]) -> list[int]:
         ids = list(ids)
         while ids and ids[-1] in self.stop_ids:
             ids.pop()
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        return ids
+
+    def _retold(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation whose past responses the template tells in its own way."""
+        roles = tuple(m["role"] for m in messages)
+        said = [m["content"] for m in messages if m["role"] == "assistant"]
+        end = next(end for n in count() if not any((end := "s" * n + "lot") in text for text in said))
+        wraps = tuple(WRAPPED.fullmatch(m["content"]) if m["role"] != "assistant" else None for m in messages)
+        slots = tuple(f"{w[1]}sdar{i}{end}{w[2]}" if w else f"sdar{i}{end}" for i, w in enumerate(wraps))
+        around = self._control_texts(roles, slots, True)
+        told = [i for i, role in enumerate(roles) if role != "assistant"]
+        contents = [slots[i] if i in told else m["content"] for i, m in enumerate(messages)]
+        pieces = self._between([roles[i] for i in told], [slots[i] for i in told], self._render(roles, contents, True))
+        ids: list[int] = []
+        for first, last, piece in zip([-1, *told], [*told, len(messages)], pieces, strict=True):
+            if last - first > 2:
+                raise PolicyError(
+                    f"the conversation {'/'.join(roles)} has {last - first - 1} assistant messages in a row, and the chat template of "
+                    f"{self.name} rewrites them: which of them is told where cannot be said. Put a user message between them."
+                )
+            if last - first == 2:
+                ids += self._told_of(messages[first + 1], piece, around[first + 1], around[first + 2])
+            else:
+                ids += self.encode_control(piece)
+            if last < len(messages):
+                ids += self.encode_text(messages[last]["content"])
+        return ids
+
+    def _told_of(self, message: Message, piece: str, before: str, after: str) -> list[int]:
+        """Ids of a response as the template tells it, in the control text around it.
+
+        Args:
+            piece: What the template gives.
+            before, after: What it puts around a response that it tells in full.
+        """
+        text, sampled = message["content"], message.get("ids")
+        sampled = self.encode_text(text) if sampled is None else self._unended(sampled)
+        if not piece.endswith(after):
+            raise PolicyError(
+                f"the chat template of {self.name} ends a past response with {piece[-len(after) :]!r}, others with {after!r}: what it "
+                "tells of a response cannot be found. Use another template, or `layout: turn`."
+            )
+        piece = piece.removesuffix(after)
+        if piece.endswith(text):  # in full, behind whatever the template puts in front
+            head, told = piece.removesuffix(text), list(sampled)
+        else:
+            head = "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(piece, before, strict=False)))
+            told = self._told_ids(piece.removeprefix(head), text, sampled)
+        return [*self.encode_control(head), *told, *self.encode_control(after)]
+
+    def _told_ids(self, told: str, text: str, sampled: Sequence[int]) -> list[int]:
+        """Ids of what is told of a response: its own last ids where they spell it."""
+        if text.endswith(told):
+            low, high = 0, len(sampled)
+            while low < high:  # the first end of the response that is not longer than what is told
+                middle = (low + high) // 2
+                if len(self.tokenizer.decode(sampled[middle:], skip_special_tokens=False)) > len(told):
+                    low = middle + 1
+                else:
+                    high = middle
+            if self.tokenizer.decode(sampled[low:], skip_special_tokens=False) == told:
+                return list(sampled[low:])
+        own = sorted({self._control_strings[i] for i in sampled if i in self._control_strings}, key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, own))})", told) if own else [told]  # what it sampled may stay control
+        return [i for part in parts for i in (self.encode_control(part) if part in own else self.encode_text(part))]
+
+    def _encode_control(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
     def _encode_text(self, text: str) -> tuple[int, ...]:
         # half a surrogate pair (a web page can hold one) is no text to a tokenizer
@@ -128,8 +219,14 @@ class ChatFormat:
 
     def _render_pieces(self, roles: tuple[str, ...], generate: bool) -> list[tuple[int, ...]]:
         """Control ids before, between and after the contents of messages with these roles."""
-        slots = [f"sdar{i}slot" for i in range(len(roles))]
-        text = self._render(roles, slots, generate)
+        slots = tuple(f"sdar{i}slot" for i in range(len(roles)))
+        return [self.encode_control(piece) for piece in self._control_texts(roles, slots, generate)]
+
+    def _render_texts(self, roles: tuple[str, ...], slots: tuple[str, ...], generate: bool) -> list[str]:
+        return self._between(roles, slots, self._render(roles, slots, generate))
+
+    def _between(self, roles: Sequence[str], slots: Sequence[str], text: str) -> list[str]:
+        """What stands before, between and after the slots of messages with these roles."""
         pieces = []
         for slot in slots:
             before, found, text = text.partition(slot)
@@ -144,4 +241,4 @@ class ChatFormat:
                 f"the chat template of {self.name} tells a {again[0]} message of the conversation {'/'.join(roles)} twice or "
                 "out of order: ids could not be put together from one content each. Use another template."
             )
-        return [tuple(self.tokenizer.encode(p, add_special_tokens=False)) if p else () for p in [*pieces, text]]
+        return [*pieces, text]

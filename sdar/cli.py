@@ -25,23 +25,26 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import sdar
 from sdar import registry
 from sdar.data import TaskModule
-from sdar.errors import ConfigError, SdarError
+from sdar.distributed import ReplicatedStrategy
+from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
 from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger, find_config_files
+from sdar.trainer import AgentTrainer
 
 HELP = """Train language-model agents with reinforcement learning and on-policy self-distillation.
 
   sdar fit        train                              sdar validate   measure on the validation tasks
   sdar predict    play tasks, keep the episodes      sdar test       measure on the test tasks
-  sdar list       what a configuration can name      sdar COMMAND --help
+  sdar export     checkpoint to transformers' format sdar COMMAND --help
+  sdar list       what a configuration can name
   sdar build-index    passages to a search index     sdar serve-search   answer queries over HTTP
-  sdar serve-sandbox  run untrusted code over HTTP
+  sdar serve-sandbox  run untrusted code over HTTP     sdar serve-policy  sample for training runs over HTTP
 
 examples:
   sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
@@ -81,12 +84,18 @@ examples:
 examples:
   sdar predict -c runs/version_0/config.yaml --ckpt_path last
   sdar predict -c conf/quickstart/sdar.yaml                     # the untrained model""",
+    "export": """Write a checkpoint's policy as a directory that transformers and vLLM read.
+
+examples:
+  sdar export -c runs/version_0/config.yaml --ckpt_path last --to my_policy
+  sdar export -c runs/version_0/config.yaml --ckpt_path runs/checkpoints/last.ckpt --to my_policy --dtype float32""",
 }
 
 TOOLS = {
     "build-index": "sdar.search.index.build_index",
     "serve-search": "sdar.search.server.serve_search",
     "serve-sandbox": "sdar.sandbox.fusion_server.serve_sandbox",
+    "serve-policy": "sdar.serving.server.serve_policy",
 }
 """Commands that are a function each: its arguments are the command's, its docstring the help."""
 
@@ -104,12 +113,16 @@ MEANINGLESS = (  # each is about something that a user of this command neither c
     r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
     r"You have overridden `transfer_batch_to_device`",
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+    r"`torch\.distributed\.\w+` is deprecated",  # DeepSpeed's calls
+    r"`broadcast_buffers` is deprecated",
 )
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (the process's by default) and return the exit code."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say that it found nothing better
     try:
         args, plugins = _split_plugins(sys.argv[1:] if args is None else list(args))
         if args[:1] == ["--version"]:
@@ -247,6 +260,7 @@ class AgentCLI(LightningCLI):
             subclass_mode_data=True,
             parser_class=Parser,
             parser_kwargs=_parser_settings(args),
+            trainer_class=AgentTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
@@ -255,7 +269,8 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in self._commands}
+        known = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
+        return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"data": {"class_path": f"{TaskModule.__module__}.{TaskModule.__qualname__}"}})
@@ -307,10 +322,25 @@ class AgentCLI(LightningCLI):
                 )
             self.model.max_grad_norm = float(given["gradient_clip_val"])
             kwargs["gradient_clip_val"] = None
+        if (strategy := self._strategy(given)) is not None:
+            kwargs["strategy"] = strategy
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _strategy(self, given: Any) -> Strategy | None:
+        """Lightning's names mean its strategies, made for several backward passes a step; several processes mean ddp."""
+        several = given["devices"] not in (1, "1", "auto") or given["num_nodes"] > 1
+        name = "ddp" if given["strategy"] == "auto" and several else given["strategy"]
+        if not isinstance(name, str) or name == "auto":
+            return None
+        known = StrategyRegistry[name]
+        if issubclass(known["strategy"], DeepSpeedStrategy):
+            from sdar.distributed import ZeROStrategy
+
+            return ZeROStrategy(**known["init_params"])
+        return ReplicatedStrategy(**known["init_params"]) if known["strategy"] is DDPStrategy else None
 
     # LightningCLI runs a command's method of this name, where there is one, in place of the Trainer's.
 
@@ -326,9 +356,15 @@ class AgentCLI(LightningCLI):
     def predict(self, **arguments: Any) -> None:
         self._run(**arguments)
 
+    def export(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
     def _run(self, **arguments: Any) -> None:
         try:
             getattr(self.trainer, str(self.subcommand))(**arguments)
+        except StoppedError as stop:
+            sys.stderr.write(f"{stop}\n")
+            self._tell_checkpoint()
         except (SdarError, MisconfigurationException) as error:
             begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
             code = 2 if isinstance(error, (ConfigError, MisconfigurationException)) and not begun else 1

@@ -7,6 +7,7 @@ from typing import Literal
 
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch.utils.data import DataLoader, IterableDataset
 
 from sdar.chat import ChatFormat
@@ -128,7 +129,8 @@ class TaskModule(LightningDataModule):
         measured = {name: panel(name, val_tasks) for name in [*val_splits, *test_splits]}
         self.val_panels = [measured[name] for name in dict.fromkeys(val_splits)]
         self.test_panels = [measured[name] for name in dict.fromkeys(test_splits)]
-        check_disjoint(self.train_panel, *measured.values())
+        self.measured = list(measured.values())
+        check_disjoint(self.train_panel, *self.measured)
 
     def panels(self) -> list[Panel]:
         """Every panel of the run."""
@@ -140,6 +142,16 @@ class TaskModule(LightningDataModule):
             self._pool = make_pool(self.env, self.workers, self.deadline, self.threads)
         horizon = self.env.horizon
         return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed)
+
+    def setup(self, stage: str) -> None:
+        self.env.check()
+        if stage == "fit" and rank_zero_only.rank == 0:
+            for panel in self.measured:
+                if shared := self.env.shared(self.train_panel.task_ids, panel.task_ids):
+                    rank_zero_warn(
+                        f"{shared} of the {len(panel)} tasks of panel {panel.name!r} are, but for their ids, tasks of training too: its "
+                        "numbers tell in part what was learned by heart. A larger world repeats itself less."
+                    )
 
     def train_dataloader(self) -> DataLoader:
         module = self.trainer.lightning_module

@@ -53,5 +53,9 @@ class NonFiniteLossError(SdarError, ArithmeticError):
     """Too many optimizer steps in a row had a loss or gradient that is not a number."""
 
 
+class StoppedError(SdarError):
+    """The run was asked to stop, and did, with a checkpoint: no failure."""
+
+
 class RankError(SdarError, RuntimeError):
     """Another process of the run failed, is gone, or did not come in time."""

@@ -15,7 +15,11 @@ except ImportError as error:
     raise ConfigError('sdar.gym needs gymnasium, which is not installed: pip install "sdar[gym]".') from error
 
 from sdar import registry
+from sdar.errors import ConfigError
 from sdar.parts import Environment, StepResult
+
+ENDLESS = 4096
+"""Tasks of a world that makes as many as are asked for."""
 
 
 class AnyText(gymnasium.spaces.Text):
@@ -37,15 +41,28 @@ class TextEnv(gymnasium.Env[str, str]):
     Args:
         world: The environment.
         split: Where tasks come from.
-        tasks: How many different ones.
+        tasks: How many different ones; None: all of the split, and ENDLESS of a world that makes as many as are asked for.
         panel_seed: Seed of their list.
     """
 
     metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  (Gymnasium's own declaration)
 
     def __init__(
-        self, world: Environment, split: str = "train", tasks: int = 4096, panel_seed: int = 0, render_mode: str | None = None
+        self,
+        world: Environment,
+        split: str = "train",
+        tasks: int | None = None,
+        panel_seed: int = 0,
+        render_mode: str | None = None,
     ):
+        there = world.size(split)
+        if tasks is None:
+            tasks = ENDLESS if there is None else there
+        if tasks < 1 or (there is not None and tasks > there):
+            raise ConfigError(
+                f"tasks is {tasks}, but split {split!r} of {type(world).__name__} has {'any number' if there is None else there}: one is "
+                "drawn for each episode, and each counts once. Give from 1 to as many as there are, or leave `tasks` out."
+            )
         self.world = world
         self.task_ids = world.task_ids(split, tasks, panel_seed)
         self.observation_space = AnyText()
@@ -66,7 +83,7 @@ class TextEnv(gymnasium.Env[str, str]):
         result = self.world.step(action)
         self._steps += 1
         self._told = result.observation
-        late = not result.success and self._steps >= self.world.horizon
+        late = result.truncated or (not result.done and self._steps >= self.world.horizon)
         return result.observation, result.reward, result.done and not late, late, self._info(result)
 
     def render(self) -> str:
@@ -84,7 +101,12 @@ class TextEnv(gymnasium.Env[str, str]):
 
 
 def make(
-    env: str, split: str = "train", tasks: int = 4096, panel_seed: int = 0, render_mode: str | None = None, **settings: Any
+    env: str,
+    split: str = "train",
+    tasks: int | None = None,
+    panel_seed: int = 0,
+    render_mode: str | None = None,
+    **settings: Any,
 ) -> TextEnv:
     """The world of a class name with these settings."""
     return TextEnv(registry.names(Environment)[env](**settings), split, tasks, panel_seed, render_mode)

@@ -16,6 +16,8 @@ teacher, a loss term); both call ``super()``, so that they add up. Everything el
 import copy
 import os
 import random
+import signal
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sdar import reporting
@@ -33,9 +36,10 @@ from sdar.chat import ChatFormat
 from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import ALONE, Group, Ranks
 from sdar.distributed.sharding import Sharding, sharding_of
-from sdar.errors import CheckpointError, ConfigError, NonFiniteLossError, PanelError
+from sdar.errors import CheckpointError, ConfigError, NonFiniteLossError, PanelError, StoppedError
 from sdar.evaluate.validation import Validation
 from sdar.functional import log_prob_gap, masked_mean
+from sdar.lora import plain_weights
 from sdar.parts import (
     Completion,
     Divergence,
@@ -152,6 +156,7 @@ class AgentModule(LightningModule):
         self.ranks: Ranks = ALONE
         self.sharding = Sharding(self)
         self._rng_state: dict[str, Any] | None = None
+        self._asked_to_stop = False
 
     # ------------------------------------------------------------------ the algorithm box
 
@@ -166,16 +171,16 @@ class AgentModule(LightningModule):
 
     def iterate(self, step: Step) -> None:
         """The algorithm."""
-        with self.tally.timed("time/rollout_s", rate="rollout/tokens_per_second"):
+        with self.phase("rollout", rate="rollout/tokens_per_second"):
             episodes = self.collect(step)
         batch = self.rows(episodes)
         batch = batch and self.credit(batch, episodes)
         if batch:  # there is something to learn from
-            with self.tally.timed("time/score_s"):
+            with self.phase("score"):
                 self.score(batch, episodes)
                 batch = self.weigh(batch, episodes)
         if batch:
-            with self.tally.timed("time/update_s", rate="train/tokens_per_second"):
+            with self.phase("update", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
         self.conclude(episodes)
@@ -205,6 +210,13 @@ class AgentModule(LightningModule):
 
     # ------------------------------------------------------------------ its parts, in order
 
+    @contextmanager
+    def phase(self, name: str, rate: str | None = None) -> Iterator[None]:
+        """A part of an iteration: it is timed, and the other ranks can tell that this one is in it."""
+        self.ranks.note(name)
+        with self.tally.timed(f"time/{name}_s", rate):
+            yield
+
     def play(self, rollout: Rollout, network: nn.Module, requests: list[Request]) -> list[Episode]:
         """Episodes played by a network, in the order of the requests; each rank plays a share."""
         with self.acting(rollout.sampler, network) as actor:
@@ -214,14 +226,18 @@ class AgentModule(LightningModule):
     @contextmanager
     def acting(self, sampler: Sampler, network: nn.Module) -> Iterator[nn.Module]:
         """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
+        live = getattr(network, "live", None)  # of adapters that are off
         if not sampler.own_engine:
-            with self.sharding.whole(network) as actor:
-                yield actor
+            with self.sharding.whole(network if live is None else live) as actor:
+                yield actor if live is None else self.policy.frozen(actor)
             return
         name = next(i for i, known in enumerate(self.networks()) if known is network)
-        sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", self.sharding.weights(network))
-        yield network
-        sampler.rest()
+        weights = plain_weights(network, self.sharding.weights(network if live is None else live))
+        sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", weights)
+        try:
+            yield network
+        finally:
+            sampler.rest()
 
     def networks(self) -> list[nn.Module]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
@@ -420,6 +436,8 @@ class AgentModule(LightningModule):
             self.teacher.after_iteration(self.model, self.iteration)
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
+        self._asked_to_stop = any(self.ranks.gather(self._asked_to_stop, "signals"))
+        self.trainer.should_stop |= self._asked_to_stop
         self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
         self.report(attempts)
 
@@ -433,6 +451,8 @@ class AgentModule(LightningModule):
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
         reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
+        for name, value in self.sampler.metrics().items():
+            self.tally.add(name, value)
         self.tally.add("train/iteration", self.iteration)
         self.tally.add("train/env_steps", self.env_steps)
         self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
@@ -510,7 +530,7 @@ class AgentModule(LightningModule):
         self.model = self.policy.load_model()
         self.scorer.check(self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
-            self.initial = copy.deepcopy(self.model).requires_grad_(False).eval()
+            self.initial = self.policy.frozen(self.model)
         if self.support > self.scorer.vocab_size:
             raise ConfigError(
                 f"divergence.k is {self.support}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
@@ -522,7 +542,8 @@ class AgentModule(LightningModule):
             for network in self.teacher_networks.values():
                 self.scorer.check(network)
         for network in self.networks():
-            self.sharding.adopt(network)
+            if not hasattr(network, "live"):
+                self.sharding.adopt(network)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
@@ -532,6 +553,17 @@ class AgentModule(LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # tasks are not tensors
+
+    def on_fit_start(self) -> None:
+        """A preempted job ends between two iterations, all ranks together, with a checkpoint."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_asked_to_stop", True))
+
+    def on_train_batch_end(self, outputs: Any, step: Step, batch_idx: int) -> None:
+        if self._asked_to_stop:  # behind the callbacks, so that the checkpoint is written
+            raise StoppedError(
+                f"stopped by SIGTERM after iteration {self.iteration}. Nothing is lost: go on from the checkpoint."
+            )
 
     def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
         if self._rng_state is not None:  # not earlier: loaders draw from the global stream when they start
@@ -543,13 +575,15 @@ class AgentModule(LightningModule):
     def on_fit_end(self) -> None:
         """Export the policy."""
         if self.export is not None:
-            exported = copy.deepcopy(self.model).to(getattr(torch, self.export_dtype))
-            exported.save_pretrained(self.export)
-            self.chat.tokenizer.save_pretrained(self.export)
+            with self.sharding.whole(self.model) as network:
+                if self.trainer.is_global_zero:
+                    reporting.write_policy(self.policy, network, self.export, self.export_dtype)
 
     def teardown(self, stage: str) -> None:
         """Last of all, when no progress bar follows: what changed and where everything is."""
         self.ranks.close()
+        for sampler in (self.sampler, self.val_sampler):
+            sampler.close()
         if stage == "fit" and self.trainer.is_global_zero:
             lines = [*self.validation.changes(), *reporting.places(self.trainer, self.export)]
             print("\n".join(["", *lines]), flush=True)
@@ -583,6 +617,7 @@ class AgentModule(LightningModule):
         python = random.getstate()
         checkpoint["sdar"] = {
             "iteration": self.iteration,
+            "ranks": {"world": self.ranks.world, "strategy": type(self.trainer.strategy).__name__},
             "env_steps": self.env_steps,
             "seed": self.seed,
             "skipped": self.skipped,
@@ -607,6 +642,13 @@ class AgentModule(LightningModule):
         if self.retriever is not None:
             self.retriever.load_state_dict(state["retriever"])
         self._rng_state = state["rng"]
+        now = {"world": self.ranks.world, "strategy": type(self.trainer.strategy).__name__}
+        if state["ranks"] != now:
+            then = state["ranks"]
+            rank_zero_info(
+                f"the checkpoint was written by {then['world']} rank(s) with {then['strategy']}; {now['world']} with {now['strategy']} go "
+                "on from it. Tasks, episodes and their random numbers stay the same; sums are rounded in another order."
+            )
         if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
             ours, unsaved = self.state_dict(), self.unsaved()
             checkpoint["state_dict"] |= {name: ours[name] for name in unsaved}

@@ -363,7 +363,18 @@ def _no_command(m: Mistake) -> str:
     return f"a command is needed: {', '.join(COMMANDS)}. See sdar --help."
 
 
-COMMANDS = ("fit", "validate", "test", "predict", "list", "build-index", "serve-search", "serve-sandbox")
+COMMANDS = (
+    "fit",
+    "validate",
+    "test",
+    "predict",
+    "export",
+    "list",
+    "build-index",
+    "serve-search",
+    "serve-sandbox",
+    "serve-policy",
+)
 
 _RULES = (
     (r"Expected a dot import path string: (\S+)", _unknown_name),

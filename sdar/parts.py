@@ -4,6 +4,7 @@ A part is a class with a typed constructor below one of these bases; the annotat
 that YAML needs. ``sdar list`` prints the registered ones.
 """
 
+import copy
 import pickle
 import random
 import re
@@ -141,6 +142,10 @@ class Sampler(ABC):
     def rest(self) -> None:
         """The rollout is over: an engine that shares the training's accelerator gives its memory back until the next call."""
 
+    def metrics(self) -> dict[str, float]:
+        """What its engine counted since the last call, under the names that it is logged by (retries, failures, seconds)."""
+        return {}
+
     def close(self) -> None:
         """Let go of processes and connections."""
 
@@ -157,6 +162,8 @@ class StepResult:
     """False when the world did not understand or allow the action."""
     scores: dict[str, float] = field(default_factory=dict)
     """Numbers in [0, 1] about the episode so far, beside `success`: a partial score, F1. The last answer's are reported."""
+    truncated: bool = False
+    """`done` for no other reason than that the actions of the episode are used up: the world itself would go on."""
 
 
 @part_kind("environments")
@@ -169,7 +176,7 @@ class Environment(ABC):
     """
 
     splits: tuple[str, ...] = ("train", "seen", "unseen")
-    """Names of the panels that there are. Tasks of different splits are different."""
+    """Names of the panels that there are. Their tasks have different ids; `shared` counts those that are the same all the same."""
     horizon: int
     """Largest number of actions in an episode."""
     running: Any = None
@@ -183,9 +190,18 @@ class Environment(ABC):
             PanelError: no such split, or fewer tasks than asked for.
         """
 
+    def size(self, split: str) -> int | None:
+        """How many tasks there are in one of the `splits`; None: as many as are asked for."""
+        self.check_split(split)
+        return None
+
     @abstractmethod
     def task(self, task_id: str) -> Task:
         """The task of an id, the same on every machine."""
+
+    def shared(self, trained: Sequence[str], measured: Sequence[str]) -> int:
+        """How many of the `measured` tasks differ from each of the `trained` in nothing but their id."""
+        return 0
 
     @abstractmethod
     def reset(self, task: Task) -> str:
@@ -198,6 +214,14 @@ class Environment(ABC):
     def admissible(self) -> list[str]:
         """Actions that the world would accept now, where it can tell."""
         return []
+
+    def unfinished(self) -> StepResult:
+        """The rollout ends here, in the middle of the episode: what it is worth as it stands, beyond the rewards so far.
+
+        A world that makes an episode without an end cheaper than a bad end teaches a policy to fill its context. Without `scores`
+        those of the last answer stand.
+        """
+        return StepResult("", done=True, truncated=True)
 
     def save(self) -> bytes:
         """The running episode, to be taken up by `restore` in any copy of this environment, in any process."""
@@ -219,6 +243,13 @@ class Environment(ABC):
 
     def close(self) -> None:
         """Let go of processes and connections; the object is not used afterwards."""
+
+    def check(self) -> None:
+        """Called once before training: raise now what would fail after time on a GPU was spent.
+
+        Raises:
+            ConfigError: no episode can be played with these settings on this machine.
+        """
 
     def check_split(self, split: str) -> None:
         """Raise PanelError unless `split` is one of the world's."""
@@ -334,6 +365,14 @@ class Policy(ABC):
     def context(self) -> int:
         """Largest number of tokens that the model can attend to."""
 
+    def frozen(self, model: "PreTrainedModel") -> nn.Module:
+        """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy."""
+        return copy.deepcopy(model).requires_grad_(False).eval()
+
+    def exported(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """A copy of a trained model of this policy that plain transformers can save and load."""
+        return copy.deepcopy(model)
+
 
 @part_kind("teachers")
 class Teacher(ABC):
@@ -349,9 +388,14 @@ class Teacher(ABC):
             PolicyError: the teacher reads other tokens than the student writes.
         """
 
-    def networks(self) -> list[nn.Module]:
-        """Networks of its own that are no copies of the student."""
-        return []
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks of its own, by the name that they have in checkpoints. They lie as the student does: on which device, in which
+        shards."""
+        return {}
+
+    def external(self) -> set[str]:
+        """Those of them that never change and come from elsewhere: no checkpoint holds them."""
+        return set()
 
     def context(self, task: Task) -> int | None:
         """Largest number of tokens that the teacher of a task can attend to; None: as many as the student."""
@@ -366,13 +410,6 @@ class Teacher(ABC):
 
     def after_iteration(self, live: nn.Module, iteration: int) -> None:
         """The student finished an iteration (they count from 0)."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain Python only: it goes into the checkpoint."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo `state_dict`; after `prepare`."""
 
 
 Placement = Literal["system", "instruction", "template"]

@@ -20,11 +20,13 @@ T = TypeVar("T", bound=type)
 
 SHELVES = (
     "sdar.samplers",
+    "sdar.serving",
     "sdar.search",
     "sdar.sandbox",
     "sdar.envs",
     "sdar.teachers",
     "sdar.policies",
+    "sdar.lora",
     "sdar.credit",
     "sdar.policy_losses",
     "sdar.shaping",

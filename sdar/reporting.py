@@ -7,8 +7,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from sdar.parts import Policy
 from sdar.tally import Tally
 from sdar.types import Batch, Episode, Status
 
@@ -81,6 +83,12 @@ def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode]) -> 
         for e in all_episodes:
             out.write(json.dumps(record(e), ensure_ascii=False) + "\n")
     return path
+
+
+def write_policy(policy: Policy, network: nn.Module, folder: str, dtype: str) -> None:
+    """A directory that transformers reads: weights, configuration, tokenizer with its chat template."""
+    policy.exported(network).to(getattr(torch, dtype)).save_pretrained(folder)
+    policy.load_tokenizer().save_pretrained(folder)
 
 
 def places(trainer: Any, export: str | None) -> list[str]:

@@ -6,13 +6,14 @@ Token ids are the truth; text is derived for people. One episode with two turns,
     [p p p p p p p p]     [r r e]      [e? o o o o]          [r r r e]      e = end-of-turn token
     mask 0 0 0 ...        1 1 1        0 0 0 0 0             1 1 1 1
 
-In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and each turn becomes a row of its own.
+In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and each turn becomes a row of its own. Where a chat
+template tells the past otherwise than it was said (thinking removed), so does a turn of the trajectory layout that `restarts`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,8 @@ class Turn:
     reward: float = 0.0
     imitated: bool = True
     """False for turns that somebody else took: they carry no loss."""
+    restarts: bool = False
+    """True where `prompt_ids` does not go on from the turn before, in the trajectory layout: the turn begins a row."""
 
 
 class History(list[tuple[str, str]]):
@@ -104,6 +107,8 @@ class Episode:
     """Messages of the first prompt, before anything privileged was added."""
     windows: list[list[dict[str, str]]] = field(default_factory=list)
     """Messages of each turn's prompt in the turn layout; empty in the trajectory layout."""
+    dialogue: list[dict[str, Any]] = field(default_factory=list)
+    """What followed the opening, a response and an answer for each turn but the first; only where the chat template rewrites it."""
     final_observation: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     """What the world measured beside success, each in [0, 1]."""
@@ -126,7 +131,7 @@ class Row:
     episode: int
     """Index of the episode in the list that the rows were made from."""
     turn: int
-    """First turn of the row (its only one in the turn layout)."""
+    """First turn of the row (its only one in the turn layout, and where the template rewrites every response)."""
     spans: list[int] = field(default_factory=list)
     """Per token: 0, or 1 + the number of the tag (of the protocol) that it stands in."""
     teacher_ids: list[int] | None = None

@@ -83,6 +83,7 @@ class BehaviorCloning(AgentModule):
             ids = self.chat.response(data.protocol.write(action))
             unknown = [0.0] * len(ids)  # nobody sampled these tokens
             turn = Turn(rollout.told_since(context, prompt), ids, unknown, unknown, imitated=not astray)
+            turn.restarts = rollout.restarts(context, prompt)
             turn.text, turn.observation, turn.action = data.protocol.write(action), observation, action
             context = prompt + ids
             result = data.env.step(action)

@@ -1,9 +1,10 @@
 """Conversations on ids, under templates in the shapes that the common model families have."""
 
+import re
 from dataclasses import replace
 
 import pytest
-from families import FAMILIES, QWEN3, QWEN25, Family, chat_of, tokenizer_of
+from families import FAMILIES, QWEN3, QWEN25, Family, chat_of, sentencepiece_of, tokenizer_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
@@ -60,7 +61,7 @@ def test_the_template_of_a_fresh_policy_is_recognised(own):
 def test_thinking_that_is_removed_only_when_there_is_some_rewrites_history():
     # whatever is said is generated, and told later, behind "assistant\n": only a response with a thought shows the difference
     assert chat_of("qwen3").rewrites_history
-    keeping = QWEN3.replace("'</think>' in said", "false").replace("loop.index0 == last", "false")
+    keeping = QWEN3.replace("'</think>' in said", "false").replace("loop.index0 > question.at", "false")
     assert not ChatFormat(tokenizer_of(replace(FAMILIES["qwen3"], template=keeping))).rewrites_history
 
 
@@ -156,6 +157,101 @@ def test_a_response_is_read_back_as_it_was_written(own):
         assert chat.decode(ids) == "go to drawer 1"
 
 
+# ------------------------------------------------------------------ templates that tell the past in their own way
+
+thinking = pytest.mark.parametrize("thinking", [None, True, False])
+BITS = [
+    "<think>",
+    "</think>",
+    "\n",
+    "\n\n",
+    " ",
+    "go to",
+    " drawer",
+    "é",
+    "<|im_end|>",
+    "sdar1slot",
+    "lot",
+    "<think>\nso\n</think>\n\n",
+]
+responses = st.lists(st.tuples(st.sampled_from(BITS), st.booleans()), max_size=7)
+
+
+def sampled(chat: ChatFormat, bits: list[tuple[str, bool]], ended: bool = True) -> list[int]:
+    """Ids of a response in which thinking tags are tokens or spelled, and other texts are encoded or spelled byte by byte."""
+    ids: list[int] = []
+    for text, one in bits:
+        for part in re.split("(</?think>)", text):
+            if one and part in ("<think>", "</think>"):
+                ids.append(chat.tokenizer.convert_tokens_to_ids(part))
+            else:
+                ids += chat.encode_text(part) if one else [i for c in part for i in chat.encode_text(c)]
+    return [*ids, *[chat.end_of_turn] * ended]
+
+
+@thinking
+@given(first=responses, second=responses, tool=st.booleans())
+def test_a_conversation_is_told_as_a_rewriting_template_tells_it(thinking, first, second, tool):
+    chat = chat_of("qwen3", thinking)
+    answer = "<tool_response>\n4\n</tool_response>" if tool else "The drawer is open."
+    said = [chat.said(sampled(chat, first)), chat.said(sampled(chat, second, ended=False))]
+    messages = [*user("Go."), said[0], *user(answer), said[1], *user("<|im_end|>" if tool else answer)]
+    ids = chat.prompt(messages)
+    plain = [{"role": m["role"], "content": m["content"]} for m in messages]
+    text = chat.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, **chat.options)
+    assert chat.tokenizer.decode(ids) == text
+    starts = chat.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert ids.count(starts) == 6 and ids.count(chat.end_of_turn) == 5  # nobody's text is a control token
+
+
+@thinking
+def test_thinking_is_left_out_of_the_past_and_the_rest_keeps_its_ids(thinking):
+    chat = chat_of("qwen3", thinking)
+    spelled = [i for c in "open the drawer" for i in chat.encode_text(c)]
+    said = sampled(chat, [("<think>", True), ("\nso\n", True), ("</think>", True), ("\n\n", True)], ended=False) + spelled
+    ids = chat.prompt([*user("Go."), chat.said([*said, chat.end_of_turn]), *user("Done.")])
+    opening, last = chat.tokenizer.encode("<|im_start|>assistant\n"), chat.prompt(user("Done."))
+    at = next(i for i in range(len(ids)) if ids[i : i + len(spelled)] == spelled)
+    assert ids[at - len(opening) : at] == opening and ids[at + len(spelled)] == chat.end_of_turn
+    assert chat.tokenizer.convert_tokens_to_ids("</think>") not in ids[: -len(last)]
+
+
+def test_thinking_stays_while_a_tool_is_used():
+    chat = chat_of("qwen3")
+    said = sampled(chat, [("<think>\nso\n</think>\n\n", True), ("go to", False)])
+    first, result = chat.prompt(user("Go.")), "<tool_response>\n4\n</tool_response>"
+    assert chat.prompt([*user("Go."), chat.said(said), *user(result)])[: len(first) + len(said)] == [*first, *said]
+    assert chat.prompt([*user("Go."), chat.said(said), *user("4")])[: len(first) + len(said)] != [*first, *said]
+
+
+def test_a_response_that_is_cut_in_the_middle_of_a_token_is_encoded_anew():
+    template = QWEN25.replace("m.content", "m.content.split('oo')[-1]")
+    chat = ChatFormat(tokenizer_of(replace(FAMILIES["qwen2.5"], template=template)))
+    chat.rewrites_history = True
+    [room] = [i for i in range(len(chat.tokenizer)) if chat.tokenizer.decode([i]) == "room"]
+    ids = chat.prompt([*user("Go."), chat.said([room, chat.end_of_turn]), *user("Done.")])
+    assert room not in ids and "assistant\nm<|im_end|>" in chat.tokenizer.decode(ids)
+
+
+def test_two_responses_in_a_row_cannot_be_told_apart_by_a_rewriting_template():
+    chat = chat_of("qwen3")
+    said = chat.said(chat.response("look"))
+    with pytest.raises(
+        PolicyError, match=r"user/assistant/assistant/user has 2 assistant messages in a row, and the chat templ"
+    ):
+        chat.prompt([*user("Go."), said, said, *user("Done.")])
+
+
+def test_a_template_that_ends_responses_by_their_content_is_refused():
+    template = QWEN3.replace("said + '<|im_end|>\\n'", "said + ('' if 'now' in said else '<|im_end|>\\n')")
+    chat = ChatFormat(tokenizer_of(replace(FAMILIES["qwen3"], template=template)), name="odd")
+    assert chat.prompt([*user("Go."), chat.said(chat.response("look")), *user("Done.")])
+    with pytest.raises(
+        PolicyError, match=r"of odd ends a past response with .* others with '<\|im_end\|>\\n<\|im_start\|>user\\n'"
+    ):
+        chat.prompt([*user("Go."), chat.said(chat.response("look now")), *user("Done.")])
+
+
 # ------------------------------------------------------------------ untrusted text
 
 
@@ -248,6 +344,19 @@ def test_a_special_token_of_one_character_does_not_come_out_of_text():
 def test_half_a_surrogate_pair_is_replaced(own, name):
     for chat in (own, chat_of(name)):
         assert chat.tokenizer.decode(list(chat.encode_text("a\ud83db\ud83d\ude00"))) == "a\ufffdb😀"
+
+
+@given(data=st.data())
+def test_a_tokenizer_that_writes_spaces_as_a_sign_tells_texts_as_others_do(data):
+    family = FAMILIES["gemma"]
+    chat = ChatFormat(sentencepiece_of(family))
+    strings = (*family.special, "<table>")
+    text = data.draw(hostile(strings).filter(lambda t: "▁" not in t and not any(f"<0x{b:02X}>" in t for b in range(256))))
+    assert is_plain(chat, strings, text)
+    first, second = data.draw(words), data.draw(words)
+    ids = [*chat.prompt(user(first)), *chat.response(text), *chat.reply(second, ended=True)]
+    assert ids.count(chat.end_of_turn) == 3 and chat.decode(ids[len(chat.prompt(user(first))) :]).startswith(text)
+    assert chat.prompt(user(first)) == templated(chat, user(first))
 
 
 # ------------------------------------------------------------------ templates that cannot be used

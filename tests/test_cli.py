@@ -375,7 +375,7 @@ def test_broken_yaml_names_file_and_line(sdar) -> None:
     [
         (["fti", "-c", "base.yaml"], "there is no command 'fti'. Did you mean 'fit'?"),
         (["--model", "SDAR", "fit"], "there is no command 'SDAR'. The command comes first: fit, "),
-        (["-c", "base.yaml"], "a command is needed: fit, validate, test, predict, list"),
+        (["-c", "base.yaml"], "a command is needed: fit, validate, test, predict, export, list"),
         ([], "a command is needed"),
         (["fit"], "fit needs a configuration: give a file, e.g. sdar fit -c "),
         (["fit", "--data.env", "household"], "model: this command needs a strategy, e.g. --model SDAR"),

@@ -19,7 +19,16 @@ REST = {  # what a piece of a setting needs before it
     "quickstart": [],
     "env": ["method/sdar.yaml"],
     "method": ["env/alfworld.yaml"],
-    "policy": ["method/grpo.yaml", "env/alfworld.yaml"],
+    "policy": ["method/grpo.yaml", "env/quickstart.yaml"],
+    "teacher": ["env/quickstart.yaml", "method/sod.yaml"],
+    "scale": ["env/quickstart.yaml", "method/grpo.yaml"],
+    "env/search_rl.yaml": ["env/search_tiny.yaml", "method/grpo.yaml"],
+    "env/search_gigpo.yaml": ["env/search_tiny.yaml", "method/gigpo.yaml", "env/search_rl.yaml"],
+    "env/search_queries.yaml": ["env/search_tiny.yaml", "method/sd_search.yaml"],
+    "env/search_skills.yaml": ["env/search_tiny.yaml", "method/sdar.yaml"],
+    "env/webshop_rl.yaml": ["env/webshop_tiny.yaml", "method/grpo.yaml"],
+    "env/webshop_skills.yaml": ["env/webshop_tiny.yaml", "method/sdar.yaml"],
+    "env/math_rl.yaml": ["env/math_tiny.yaml", "method/sod.yaml"],
     "scale/tiny.yaml": ["env/search_tiny.yaml", "method/grpo.yaml"],
     "scale/tiny_warmup.yaml": ["env/search_tiny.yaml"],
     "scale/quickstart.yaml": ["env/quickstart.yaml", "method/grpo.yaml"],
@@ -62,11 +71,8 @@ def whole(file):
 def skills_of(file):
     """The bank of a world that is not the one which the methods' files name."""
     bank = Path(file).stem.partition("_")[0]
-    return (
-        ["--model.retriever.skills", f"conf/skills/{bank}"]
-        if file.startswith("env/") and (CONF / "skills" / bank).exists()
-        else []
-    )
+    told = file.startswith("env/") and "method/sdar.yaml" in whole(file) and (CONF / "skills" / bank).exists()
+    return ["--model.retriever.skills", f"conf/skills/{bank}"] if told else []
 
 
 def command(file, policy, folder):
@@ -80,7 +86,9 @@ def command(file, policy, folder):
         lines += [f"--{key}", str(value)]
     tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}}
     if "FreshPolicy" not in str(settings):
-        lines += ["--model.policy", str(tiny)]
+        lines += ["--model.policy.base" if "LoRAPolicy" in str(settings) else "--model.policy", str(tiny)]
+    if "gpu" in file:
+        lines += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
     lines += skills_of(file)
     told = " ".join((CONF / name).read_text() for name in files)
     if "ExternalTeacher" in told:

@@ -57,6 +57,24 @@ def test_a_pass_visits_every_task_once(tasks: int, per_step: int, seed: int) -> 
         assert sorted(task for task, _ in part) == sorted(data.train_panel.task_ids)
 
 
+def test_games_that_training_and_a_panel_share_are_counted_before_training(recwarn) -> None:
+    world = {"receptacles": 6, "rooms": 1, "distractors": 0, "instances": 1, "usual_share": 1.0, "world": 0, "horizon": 4}
+    env = HouseholdEnv(families=["pick_and_place_simple"], **world)
+    data = module(env, train_tasks=512, val_tasks=64)
+    games = {split: [env.game(i).hash() for i in env.task_ids(split, 512, 0)] for split in env.splits}
+    shared = len([g for g in games["seen"][:64] if g in games["train"]])
+    assert shared > 10 and not set(games["unseen"][:64]) & set(games["train"])
+    data.setup("test")
+    assert not recwarn.list  # what is measured without training is as it is
+    data.setup("fit")
+    told = [str(w.message) for w in recwarn.list]
+    assert len(told) == 1 and told[0].startswith(
+        f"{shared} of the 64 tasks of panel 'seen' are, but for their ids, tasks of training"
+    )
+    module().setup("fit")
+    assert len(recwarn.list) == 1
+
+
 def test_no_attempt_is_numbered_twice_in_a_run() -> None:
     """Task and attempt name every random number, so two attempts with one number would be one attempt twice."""
     data = module(tasks_per_step=4, group_size=3)

@@ -67,6 +67,31 @@ def test_an_episode_under_gymnasium_is_the_episode_of_the_world() -> None:
     assert ends == [(False, False)] * (world.horizon - 1) + [(False, True)]  # out of time is no end of the world
 
 
+def test_a_wrong_answer_on_the_last_step_ends_the_episode_and_is_not_out_of_time() -> None:
+    env = gymnasium.make("sdar.gym:sdar/Search-v0", passages=60, horizon=2)
+    env.reset(seed=0)
+    assert env.step("search[x]")[2:4] == (False, False)
+    assert env.step("answer[nobody knows]")[2:4] == (True, False)
+    env.reset(seed=0)
+    env.step("search[x]")
+    assert env.step("search[x]")[2:4] == (False, True)
+
+
+def test_a_world_has_as_many_tasks_as_there_are() -> None:
+    for cls in OURS:
+        settings = {"Household": SMALL, "Search": {"passages": 60}, "WebShop": {"num_products": 30}}
+        name = cls.__name__.removesuffix("Env")
+        if name not in ("Gymnasium", "ALFWorld", "WebShopHTTP"):
+            for split in cls.splits:
+                env = gymnasium.make(f"sdar/{name}-v0", split=split, **settings.get(name, {})).unwrapped
+                there = env.world.size(split)
+                assert len(env.task_ids) == (4096 if there is None else there) > 0
+    with pytest.raises(ConfigError, match=r"tasks is 5000, but split 'seen' of SearchEnv has \d+: .* or leave `tasks` out"):
+        gymnasium.make("sdar/Search-v0", split="seen", passages=60, tasks=5000)
+    with pytest.raises(ConfigError, match=r"tasks is 0, but split 'train' of HouseholdEnv has any number"):
+        gymnasium.make("sdar/Household-v0", tasks=0, **SMALL)
+
+
 def test_an_environment_of_gymnasium_is_a_world() -> None:
     world = GymnasiumEnv("tests/Countdown-v0", instruction="Count down.", family="numbers", horizon=6)
     task = world.task(world.task_ids("unseen", 3, 0)[1])

@@ -9,13 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3ForCausalLM
 
 import sdar.conf
 from sdar.chat import ChatFormat
 from sdar.envs.household import HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
+from sdar.parts import Draw
 from sdar.paths import resolve
 from sdar.policies import FreshPolicy, PretrainedPolicy, world_tokenizer
+from sdar.samplers import TorchSampler
+from sdar.scoring import Scorer
 
 SMALL = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 1, "intermediate_size": 16, "context": 128}
 
@@ -59,6 +63,56 @@ def test_weights_are_loaded_in_the_type_that_is_asked_for(tiny_policy_dir, dtype
 
 def test_the_attention_implementation_is_passed_on(tiny_policy_dir):
     assert PretrainedPolicy(str(tiny_policy_dir), attention="eager").load_model().config._attn_implementation == "eager"
+
+
+def stored(model, folder) -> str:
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def capped(tmp_path) -> str:
+    """A model whose attention logits are capped, which the fastest kernels cannot do."""
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    return stored(Gemma2ForCausalLM(Gemma2Config(vocab_size=64, num_key_value_heads=1, **size)), tmp_path / "capped")
+
+
+def test_an_architecture_gets_the_fastest_attention_that_is_right(tiny_policy_dir, capped):
+    assert PretrainedPolicy(str(tiny_policy_dir)).load_model().config._attn_implementation == "sdpa"
+    assert PretrainedPolicy(capped).load_model().config._attn_implementation == "eager"
+    with pytest.raises(
+        PolicyError, match=r"policy\.attention is 'sdpa', which .*capped cannot be loaded with: .* Leave it out for the"
+    ):
+        PretrainedPolicy(capped, attention="sdpa").load_model()
+
+
+def test_activations_that_are_computed_again_change_neither_gradients_nor_what_is_sampled(tiny_policy_dir):
+    generator = torch.Generator().manual_seed(0)
+    ids, mask = torch.randint(270, 400, (3, 12), generator=generator), torch.ones(3, 12, dtype=torch.long)
+    runs = []
+    for again in (False, True):
+        policy = PretrainedPolicy(str(tiny_policy_dir), gradient_checkpointing=again)
+        model, calls = policy.load_model(), []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        loss = Scorer(1.0, (0,), 400)(model, ids, mask, mask.bool()).logp.sum()
+        loss.backward()
+        sampler = TorchSampler(max_new_tokens=6)
+        sampler.bind(policy.load_tokenizer(), [1], 512)
+        said = sampler.sample(model, ids.tolist(), [Draw(0, "t", i, 0) for i in range(3)])
+        runs.append((loss, {n: p.grad for n, p in model.named_parameters()}, said))
+        assert calls[: 1 + again] == [True] * (1 + again) and not any(calls[1 + again :])  # once more in the backward pass
+        assert model.training is again
+    (loss, gradients, said), (other_loss, other_gradients, other_said) = runs
+    assert torch.equal(loss, other_loss) and said == other_said
+    assert gradients.keys() == other_gradients.keys() and all(torch.equal(g, other_gradients[n]) for n, g in gradients.items())
+
+
+def test_a_model_that_cannot_compute_activations_again_is_refused(tiny_policy_dir, monkeypatch):
+    monkeypatch.setattr(Qwen3ForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(
+        PolicyError, match=r"policy\.gradient_checkpointing is set, but Qwen3ForCausalLM cannot compute activations"
+    ):
+        PretrainedPolicy(str(tiny_policy_dir), gradient_checkpointing=True).load_model()
 
 
 def test_a_template_file_replaces_the_template(tiny_policy_dir, tmp_path):

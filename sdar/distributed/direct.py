@@ -1,10 +1,12 @@
 """Lightning's strategies, made for steps that consist of several forward and backward passes."""
 
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
+from sdar.distributed.ranks import ALONE
 from sdar.distributed.sharding import Replicated, Sharding
 from sdar.errors import ConfigError
 
@@ -41,6 +43,18 @@ class Direct:
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.predict_step_context():
             return self.lightning_module.predict_step(*args, **kwargs)
+
+    def barrier(self, *args: Any, **kwargs: Any) -> None:
+        with self._watch():
+            super().barrier(*args, **kwargs)
+
+    def broadcast(self, *args: Any, **kwargs: Any) -> Any:
+        with self._watch():
+            return super().broadcast(*args, **kwargs)
+
+    def _watch(self) -> AbstractContextManager[None]:
+        """Lightning's own meetings, at a checkpoint say, name who is missing, too."""
+        return getattr(self.lightning_module, "ranks", ALONE).watch()
 
     def sharding(self, module: "AgentModule") -> Sharding:
         raise NotImplementedError

@@ -22,8 +22,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 SIGN_OF_LIFE_S = 1.0
-SILENT_S = 5.0
-"""A process that gave no sign of life for this long is gone."""
+SILENT_S = 30.0
+"""A process that gave no sign of life for this long is gone, whatever the deadline."""
+EXPLAIN_S = 5.0
+"""How long ranks that cannot go on look at what became of the others."""
 
 
 class Ranks:
@@ -37,6 +39,9 @@ class Ranks:
 
     rank, world = 0, 1
     beat = "start"
+
+    def note(self, doing: str) -> None:
+        """Leave word of what this rank does now, for errors of the others."""
 
     def gather(self, value: T, what: str) -> list[T]:
         """The value of every rank, in their order. `what` names the meeting in errors."""
@@ -110,6 +115,10 @@ class Group(Ranks):
         self._told = threading.Lock()
         threading.Thread(target=self._live, args=(beating,), daemon=True, name="sdar-sign-of-life").start()
 
+    def note(self, doing: str) -> None:
+        with self.watch():
+            self._store.set(f"at/{self.rank}", f"{self.beat}, {doing}")
+
     def gather(self, value: T, what: str) -> list[T]:
         self._meet(what)
         out: list[Any] = [None] * self.world
@@ -149,14 +158,17 @@ class Group(Ranks):
         number, self._meetings = self._meetings, self._meetings + 1
         meeting = f"meeting/{number}"
         due, pause = time.monotonic() + self.deadline, 1e-4
+        beats: dict[int, tuple[int, float]] = {}
         try:
-            self._store.set(f"at/{self.rank}", f"{number}|{self.beat}, {what}")
+            self.note(f"waiting for the others at {what}")
             self._store.add(meeting, 1)
             while self._store.add(meeting, 0) < self.world:
                 if any(self._store.check([f"failed/{r}"]) for r in range(self.world)):
-                    raise RankError(self._missing("it failed"))
+                    raise RankError(self._missing("another failed"))
                 if time.monotonic() > due:
-                    raise RankError(self._missing(f"it did not come to {what} within {self.deadline:g} s"))
+                    raise RankError(self._missing(f"not all came to {what} within {self.deadline:g} s"))
+                if pause == 0.01 and any(self._is_silent(r, beats) for r in range(self.world)):
+                    raise RankError(self._missing(f"no sign of life for {SILENT_S:g} s"))
                 time.sleep(pause)
                 pause = min(2 * pause, 0.01)
             if self.rank == 0 and number > 1:
@@ -166,6 +178,14 @@ class Group(Ranks):
         except RuntimeError as error:
             raise RankError(self._missing(str(error).splitlines()[0][:200])) from error
 
+    def _is_silent(self, rank: int, beats: dict[int, tuple[int, float]]) -> bool:
+        """Whether a rank gave no sign since it was first looked at; looks once a second."""
+        count, since = beats.get(rank, (-1, 0.0))
+        now = time.monotonic()
+        if now - since > SIGN_OF_LIFE_S and (seen := self._store.add(f"alive/{rank}", 0)) != count:
+            beats[rank] = (seen, now)
+        return now - beats[rank][1] > SILENT_S
+
     def _missing(self, why: str) -> str:
         """Which ranks are missing and what each did last."""
         advice = "Nothing was lost but this iteration: correct what stopped it and go on from the last checkpoint."
@@ -173,7 +193,7 @@ class Group(Ranks):
             self._store.set(f"waits/{self.rank}", "1")
             before = [self._store.add(f"alive/{r}", 0) for r in range(self.world)]
             told: list[str] = []
-            due = time.monotonic() + SILENT_S
+            due = time.monotonic() + EXPLAIN_S
             while time.monotonic() < due:
                 if all(self._store.check([f"waits/{r}"]) or self._store.check([f"failed/{r}"]) for r in range(self.world)):
                     break
@@ -184,7 +204,7 @@ class Group(Ranks):
             for r in range(self.world):
                 if r == self.rank or self._store.check([f"waits/{r}"]) or self._store.check([f"failed/{r}"]):
                     continue
-                last = self._store.get(f"at/{r}").decode().partition("|")[2] if self._store.check([f"at/{r}"]) else "its start"
+                last = self._store.get(f"at/{r}").decode() if self._store.check([f"at/{r}"]) else "its start"
                 dead = self._store.add(f"alive/{r}", 0) == before[r]
                 told.append(
                     f"rank {r} {'is gone' if dead else 'is alive, but did not come'}; the last that it said was: {last}"

@@ -89,10 +89,12 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     # ------------------------------------------------------------------ checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        return {} if self.sharded_checkpoint else whole_weights(self.lightning_module, keep=self.is_global_zero)
+        with self._watch():
+            return {} if self.sharded_checkpoint else whole_weights(self.lightning_module, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        return {} if self.sharded_checkpoint else whole_optimizer_state(optimizer, self._trained, keep=self.is_global_zero)
+        with self._watch():
+            return {} if self.sharded_checkpoint else whole_optimizer_state(optimizer, self._trained, keep=self.is_global_zero)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Whenever the process is killed, a complete checkpoint is there."""

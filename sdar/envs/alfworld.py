@@ -83,12 +83,14 @@ class ALFWorldEnv(HouseholdEnv):
         answer = self._seated().act(played, action, *self._file(played.task_id))
         played.actions.append(action)
         played.answer = answer
+        won = answer["won"]
         return StepResult(
             observation=answer["observation"],
-            reward=self.success_reward * answer["won"],
-            done=answer["won"] or len(played.actions) >= self.horizon,
-            success=answer["won"],
+            reward=self.success_reward * won,
+            done=won or len(played.actions) >= self.horizon,
+            success=won,
             valid=answer["observation"] != NOTHING_HAPPENS,
+            truncated=not won and len(played.actions) >= self.horizon,
         )
 
     def admissible(self) -> list[str]:
@@ -106,6 +108,9 @@ class ALFWorldEnv(HouseholdEnv):
         """The actions are played again before the next one."""
         super().restore(state)
         self._leave()
+
+    def check(self) -> None:
+        original(self.python)
 
     def close(self) -> None:
         self._leave()
@@ -184,10 +189,14 @@ class Original:
         assert self._process.stdin is not None
         with self._lock:
             request["left"], self.left[:] = self.left[:], []
-            with contextlib.suppress(OSError):  # the process is gone: there is no answer, which says so
-                self._process.stdin.write(json.dumps(request) + "\n")
-                self._process.stdin.flush()
-            answer = self._answer()
+            try:
+                with contextlib.suppress(OSError):  # the process is gone: there is no answer, which says so
+                    self._process.stdin.write(json.dumps(request) + "\n")
+                    self._process.stdin.flush()
+                answer = self._answer()
+            except BaseException:  # its answer would be taken for that to the next request
+                self.close()
+                raise
         if "error" in answer:
             raise EnvironmentFault(f"the original engine failed at {str(request)[:300]}: {answer['error']}")
         return answer

@@ -85,7 +85,10 @@ class GymnasiumEnv(Environment):
 
     def reset(self, task: Task) -> str:
         if self.running is None:
-            self.running = _Episode(self._make(), task)
+            try:
+                self.running = _Episode(self._make(), task)
+            except ConfigError as error:  # it could be made when this world was: an accident of this episode
+                raise EnvironmentFault(str(error)) from error
         self.running = _Episode(self.running.env, task)
         observation, info = self.running.env.reset(seed=task.seed)
         self.running.admissible = _first(info, ADMISSIBLE, [])
@@ -100,7 +103,8 @@ class GymnasiumEnv(Environment):
         success = bool(_first(info, SUCCESS, episode.reward >= self.success_reward))
         done = terminated or truncated or len(episode.actions) >= self.horizon
         valid = bool(info.get("valid", True))
-        return StepResult(self._text(observation), float(reward), done, success, valid, dict(info.get("scores", {})))
+        scores = dict(info.get("scores", {}))
+        return StepResult(self._text(observation), float(reward), done, success, valid, scores, done and not terminated)
 
     def admissible(self) -> list[str]:
         return [] if self.running is None else list(self.running.admissible)

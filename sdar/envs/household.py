@@ -3,7 +3,7 @@
 import hashlib
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal
 
@@ -63,8 +63,9 @@ class HouseholdEnv(Environment):
 
     Args:
         split: Where training tasks come from. ``seen`` holds new tasks in the rooms of ``train``; ``unseen`` holds rooms of
-            its own (each room is its own furniture plus what a task needs). Panels of different splits never share a task.
-            Of ALFWorld's games they are train, valid_seen and valid_unseen.
+            its own (each room is its own furniture plus what a task needs). Of ALFWorld's games they are train, valid_seen and
+            valid_unseen. A very small world (few rooms, receptacles and things) may draw one game for ``train`` and ``seen``: how
+            many panels share is told before training.
         world: Seed of the hidden facts (object type -> the receptacle type where it usually is) that hold in every room. None:
             no such facts, every allowed place is as likely. "fresh": other facts in every task, so that only a policy that
             reads them knows them.
@@ -152,6 +153,12 @@ class HouseholdEnv(Environment):
             return choose(trials(data_root(self.data), split).items(), self.families, count, seed, split)
         return [f"household-{self.fingerprint}-{split}-{seed}-{i:06d}" for i in range(count)]
 
+    def size(self, split: str) -> int | None:
+        self.check_split(split)
+        if self.data is None:
+            return None
+        return sum(trial.family in self.families for trial in trials(data_root(self.data), split).values())
+
     def game(self, task_id: str) -> Game:
         """The game of a task id: plain data, the same on every machine."""
         if self.data is not None:
@@ -162,6 +169,19 @@ class HouseholdEnv(Environment):
         game = self.game(task_id)
         number = int(task_id.rpartition("-")[2]) if self.data is None else int(task_id.split("-")[2], 16)
         return Task(id=task_id, family=game.family, instruction=game.task, seed=number, facts=dict(game.facts))
+
+    def shared(self, trained: Sequence[str], measured: Sequence[str]) -> int:
+        """Generated games of one room and family are compared; scenes of the official size are never drawn twice."""
+        if self.data is not None or self.receptacles == "full":
+            return 0
+
+        def place(task_id: str) -> tuple[bool, str, int, int]:
+            _, _, split, seed, number = task_id.split("-")
+            return split == "unseen", seed, int(number) % self.rooms, int(number) % len(self.families)
+
+        places = set(map(place, measured))
+        games = {self.game(task_id).hash() for task_id in trained if place(task_id) in places}
+        return sum(self.game(task_id).hash() in games for task_id in measured) if games else 0
 
     def facts(self) -> dict[str, str]:
         """Where things usually are in this world; empty unless `world` is a seed."""
@@ -181,6 +201,7 @@ class HouseholdEnv(Environment):
             done=won or world.steps >= self.horizon,
             success=won,
             valid=observation != NOTHING_HAPPENS,
+            truncated=not won and world.steps >= self.horizon,
         )
 
     def admissible(self) -> list[str]:

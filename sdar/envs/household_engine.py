@@ -242,13 +242,6 @@ class World:
         new._actions, new._admissible = self._actions, self._admissible
         return new
 
-    def snapshot(self) -> tuple[object, ...]:
-        """The state as a hashable value: two worlds of one game behave alike from here on iff it is equal."""
-        return (
-            self.location, self.held, tuple(self.contents), tuple(self._places), self._missed,
-            self.opened, self.clean, self.hot, self.cool, self.on, self.sliced,
-        )  # fmt: skip
-
     def __getstate__(self) -> dict[str, Any]:
         kept = [name for name in self.__slots__ if name not in ("tables", "_actions", "_admissible")]
         return {name: getattr(self, name) for name in kept}

@@ -59,14 +59,6 @@ def data_root(data: str) -> Path:
     )
 
 
-def trials(root: Path, split: str, progress: bool = True) -> Mapping[str, Trial]:
-    """The games of a split by task id. They are read once; later scans of unchanged files come from the cache.
-
-    The cache's folder is ``$SDAR_CACHE``, else ``sdar`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
-    """
-    return _trials(root, split, progress)
-
-
 def trial_of(data: str, task_id: str) -> tuple[Path, Trial]:
     """The folder and the trial of a task id.
 
@@ -131,7 +123,11 @@ def room_number(game: Game) -> int:
 
 
 @lru_cache(maxsize=16)
-def _trials(root: Path, split: str, progress: bool) -> dict[str, Trial]:
+def trials(root: Path, split: str) -> Mapping[str, Trial]:
+    """The games of a split by task id. They are read once; later scans of unchanged files come from the cache.
+
+    The cache's folder is ``$SDAR_CACHE``, else ``sdar`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
     folder = root / FOLDERS[split]
     files = _listing(folder)
     if not files:
@@ -143,7 +139,7 @@ def _trials(root: Path, split: str, progress: bool) -> dict[str, Trial]:
     except (OSError, ValueError, TypeError):
         pass  # not scanned yet, or by a run that was interrupted
     found = {}
-    for name, *_ in tqdm(files, desc=f"games of {FOLDERS[split]}", unit=" files", disable=not progress):
+    for name, *_ in tqdm(files, desc=f"games of {FOLDERS[split]}", unit=" files"):
         one = _scan(folder, str(Path(name).parent), split) if name.endswith(GAME_FILE) else None
         if one is not None:
             found[one[0]] = one[1]

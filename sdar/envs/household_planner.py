@@ -59,10 +59,6 @@ class Expert:
         new._seen, new._moved = self._seen, self._moved
         return new
 
-    def knows(self, receptacle: str) -> bool:
-        """Whether an observation has shown what the receptacle holds."""
-        return bool(self._seen >> self._tables.receptacle_index[receptacle] & 1)
-
     def watch(self, world: World, command: str) -> None:
         """Remember what the observation after `command` showed; a command that did nothing showed nothing."""
         if not world.accepted:

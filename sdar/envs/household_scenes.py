@@ -26,7 +26,7 @@ from sdar.envs.household_games import (
 from sdar.envs.household_planner import PlanError, plan
 from sdar.envs.household_types import FAMILIES, ORIGINAL, Game, GameError, Goal, Item, Receptacle
 
-__all__ = ["make_scene", "scene_number"]
+__all__ = ["make_scene"]
 
 FIXTURES = {
     "kitchen": ("chair", "faucet", "lightswitch", "sink", "stoveknob", "window"),
@@ -39,8 +39,6 @@ FIXTURES = {
 SHARED, LATCHED, LOST, TWICE, NESTED, ASTRAY = 0.25, 0.3, 0.04, 0.05, 0.06, 0.05
 """Probabilities: a receptacle shares a location; a cabinet or drawer that need not open does not; a receptacle is nowhere; an
 object lies in two receptacles; in a movable one; has another viewpoint than its receptacle."""
-
-_FIRST_SCENE = {"kitchen": 1, "livingroom": 201, "bedroom": 301, "bathroom": 401}
 
 
 def make_scene(
@@ -69,11 +67,6 @@ def make_scene(
         except PlanError:
             continue  # its object or place ended up where nobody can go
     raise GameError(f"100 scenes of seed {seed!r} had no solution: too few object types are allowed. Allow more of them.")
-
-
-def scene_number(room: str, layout: int) -> int:
-    """A number for a room in ALFRED's manner, which keeps 30 of each kind."""
-    return _FIRST_SCENE[room] + layout % 30
 
 
 def _make(

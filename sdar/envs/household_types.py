@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdar.errors import SdarError
 
 if TYPE_CHECKING:
     from sdar.envs.household_engine import Tables
-
-FORMAT = 1
-"""Version of the JSON form of a game."""
 
 FLAGS = ("cleanable", "coolable", "heatable", "isreceptacleobject", "pickupable", "sliceable", "toggleable")
 """What an object can be or have done to it."""
@@ -144,57 +140,6 @@ class Game:
 
         return Tables(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The game as JSON-able data; `from_dict` is its inverse."""
-        return {
-            "format": FORMAT,
-            "task": self.task,
-            "goal": asdict(self.goal),
-            "start": self.start,
-            "receptacles": [_plain(receptacle) for receptacle in self.receptacles],
-            "objects": [_plain(item) for item in self.objects],
-            "can_contain": [list(pair) for pair in self.can_contain],
-            "facts": dict(self.facts),
-        } | ({} if self.rules == GENERATED else {"rules": self.rules})
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Game:
-        """The game that `to_dict` described."""
-        if data.get("format") != FORMAT:
-            raise GameError(
-                f"The game has format {data.get('format')!r} and this version reads format {FORMAT}. "
-                "Write it again with `Game.save` of this version."
-            )
-        try:
-            return cls(
-                receptacles=tuple(Receptacle(**part) for part in data["receptacles"]),
-                objects=tuple(_item(part) for part in data["objects"]),
-                can_contain=tuple((receptacle, thing) for receptacle, thing in data["can_contain"]),
-                start=data["start"],
-                task=data["task"],
-                goal=Goal(**data["goal"]),
-                facts=data["facts"],
-                rules=data.get("rules", GENERATED),
-            )
-        except (KeyError, TypeError) as error:
-            raise GameError(
-                f"The game lacks a part or has one too many ({error}), so it is not the form that `Game.to_dict` writes. "
-                "Write it again with `Game.save`."
-            ) from error
-
-    def save(self, path: str | Path) -> None:
-        """Write the game as one line of canonical JSON."""
-        Path(path).write_text(self._canonical() + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Game:
-        """Read a game that `save` wrote."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise GameError(f"{path} is not JSON ({error}), so it holds no game. Write it again with `Game.save`.") from error
-        return cls.from_dict(data)
-
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal: the same on every machine."""
         return self._digest
@@ -204,18 +149,23 @@ class Game:
         return hashlib.sha256(self._canonical().encode("utf-8")).hexdigest()
 
     def _canonical(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        data = {
+            "format": 1,  # the hashes of panels and tests depend on it
+            "task": self.task,
+            "goal": asdict(self.goal),
+            "start": self.start,
+            "receptacles": [_plain(receptacle) for receptacle in self.receptacles],
+            "objects": [_plain(item) for item in self.objects],
+            "can_contain": [list(pair) for pair in self.can_contain],
+            "facts": dict(self.facts),
+        } | ({} if self.rules == GENERATED else {"rules": self.rules})
+        return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def _plain(part: Receptacle | Item) -> dict[str, Any]:
     """Fields as JSON-able data; those that games of the first edition did not have only where they say something."""
     data = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(part).items()}
     return {k: v for k, v in data.items() if v or k not in ("opened", "states")}
-
-
-def _item(data: Mapping[str, Any]) -> Item:
-    parts: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
-    return Item(**parts)
 
 
 def _sorted_item(item: Item) -> Item:

@@ -93,6 +93,15 @@ def number(text: str) -> Fraction | None:
     return values[0] / values[1] if values[1] else None
 
 
+def check() -> None:
+    """Raise now what `is_correct` would raise, or get wrong, at the first answer that is no plain number."""
+    if not _checker().verify("x + 1", "1 + x", START_S):
+        raise EnvironmentFault(
+            "math-verify does not find x + 1 and 1 + x equal: answers other than plain numbers would all be wrong. Install it anew "
+            '(pip install "sdar[math]").'
+        )
+
+
 class _Checker:
     """The process of `math_verdicts`, replaced when it takes too long or dies."""
 
@@ -104,12 +113,7 @@ class _Checker:
         with self.lock:
             if self.process is None:
                 self.start()
-            with contextlib.suppress(OSError):
-                self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-            verdict = self.line(deadline_s)
-            if verdict is None:  # too late, or out of memory or stack
-                self.stop()
-            return verdict == b"true\n"
+            return self.ask(json.dumps([gold, answer]).encode() + b"\n", deadline_s) == b"true\n"
 
     def start(self) -> None:
         if importlib.util.find_spec("math_verify") is None:
@@ -121,18 +125,27 @@ class _Checker:
         self.process = subprocess.Popen(
             [sys.executable, "-P", SCRIPT], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0
         )
-        if self.line(START_S) is None:
-            self.stop()
+        if self.ask(b"", START_S) is None:
             raise EnvironmentFault(
                 f"the process that asks math-verify did not start within {START_S:.0f} s: `{sys.executable} -c 'import "
                 "math_verify'` says why, unless this machine is overloaded."
             )
 
-    def line(self, deadline_s: float) -> bytes | None:
-        """The next answer; None when there is none in time or at all."""
-        poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
-        return (self.process.stdout.readline() or None) if poll.poll(1000 * deadline_s) else None
+    def ask(self, question: bytes, deadline_s: float) -> bytes | None:
+        """The line that answers. None when there is none in time, or at all (out of memory or stack): without it, also when we are
+        interrupted, the process is stopped, for a later line would answer another question."""
+        said = None
+        try:
+            with contextlib.suppress(OSError):
+                self.process.stdin.write(question)
+            poll = select.poll()
+            poll.register(self.process.stdout, select.POLLIN)
+            if poll.poll(1000 * deadline_s):
+                said = self.process.stdout.readline() or None
+            return said
+        finally:
+            if said is None:
+                self.stop()
 
     def stop(self) -> None:
         self.process.kill()

@@ -10,7 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from sdar.envs import math_problems
+from lightning.pytorch.utilities import rank_zero_info
+
+from sdar.envs import math_checking, math_problems
+from sdar.envs.duplicates import distinct
 from sdar.envs.math_checking import is_correct, last_boxed
 from sdar.envs.math_problems import FAMILIES, LEVELS, Problem
 from sdar.envs.math_protocol import ANSWER, PYTHON
@@ -95,7 +98,8 @@ class MathEnv(Environment):
         split: Where training problems come from. Generated problems of different splits never have the same text.
         files: Split -> JSONL or parquet file, instead of generated problems. Columns: ``problem``, ``question`` or ``prompt``
             (text, or messages of which the last user's counts); ``answer``, ``solution`` (its last ``\boxed{}``) or
-            ``reward_model.ground_truth``; perhaps ``data_source``, which is the family.
+            ``reward_model.ground_truth``; perhaps ``data_source``, which is the family. A row that repeats the text of an earlier one
+            is left out, and a training row whose text stands in another split's file.
         families: Families of generated problems, all by default.
         level: Size of the numbers of generated problems.
         runner: What runs the code; by default the best sandbox of this machine.
@@ -159,6 +163,8 @@ class MathEnv(Environment):
         self.reward = reward
         self.output_chars = output_chars
         texts = {name: _file_problems(str(resolve(path)))[1] for name, path in (files or {}).items()}
+        for name in texts:
+            self._kept(name)  # what is left out is told now
         settings = texts if files else [GENERATOR, self.families, level]
         self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
 
@@ -166,14 +172,18 @@ class MathEnv(Environment):
         self.check_split(split)
         if self.files is None:
             return [f"math-{self.fingerprint}-{split}-{seed}-{i:06d}" for i in range(count)]
-        there = len(self._rows(split))
-        if count > there:
+        kept = self._kept(split)
+        if count > len(kept):
             raise PanelError(
-                f"{self.files[split]} has {there} problems, but a panel of {count} is asked for: a problem may count once. Ask for "
-                f"{there} or fewer."
+                f"{self.files[split]} has {len(kept)} problems, but a panel of {count} is asked for: a problem may count once. Ask for "
+                f"{len(kept)} or fewer."
             )
-        order = random.Random(f"math/{split}/{seed}").sample(range(there), count)
+        order = random.Random(f"math/{split}/{seed}").sample(kept, count)
         return [f"math-{self.fingerprint}-{split}-row-{i:06d}" for i in order]
+
+    def size(self, split: str) -> int | None:
+        self.check_split(split)
+        return None if self.files is None else len(self._kept(split))
 
     def problem(self, task_id: str) -> Problem:
         """The problem of a task id, the same on every machine."""
@@ -224,8 +234,18 @@ class MathEnv(Environment):
         else:
             observation = self._call(attempt, action.removeprefix(PYTHON))
         if attempt.turns >= self.horizon:
-            return replace(self._judge(attempt, ""), observation=observation, valid=valid)
+            return replace(self.unfinished(), observation=observation, valid=valid)
         return StepResult(observation, valid=valid, scores=self._scores(attempt, False))
+
+    def unfinished(self) -> StepResult:
+        """As a wrong answer: else a problem that is too hard would be worth more the longer the policy talks."""
+        return replace(self._judge(self.ongoing(), ""), truncated=True)
+
+    def check(self) -> None:
+        """Whether code can be run and answers compared on this machine; says what stands between the code and the machine."""
+        self.runner.check()
+        rank_zero_info(f"code sandbox: {', '.join(self.runner.layers)}")
+        math_checking.check()
 
     def close(self) -> None:
         self.runner.close()
@@ -279,6 +299,12 @@ class MathEnv(Environment):
 
     def _rows(self, split: str) -> tuple[Problem, ...]:
         return _file_problems(str(resolve(self.files[split])))[0]
+
+    def _kept(self, split: str) -> list[int]:
+        """Rows of a split's file that panels choose from."""
+        paths = {name: str(resolve(path)) for name, path in self.files.items()}
+        measured = [path for name, path in paths.items() if name != split] if split == self.split else []
+        return _kept(paths[split], tuple(measured))
 
 
 class MathExpert(Expert):
@@ -340,6 +366,12 @@ def _file_problems(path: str) -> tuple[tuple[Problem, ...], str]:
     if not problems:
         raise ConfigError(f"env.files: {path} holds no problem. Give a file with one row a problem.")
     return problems, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _kept(path: str, measured: tuple[str, ...]) -> list[int]:
+    others = [problem.text for other in measured for problem in _file_problems(other)[0]]
+    return distinct(path, [problem.text for problem in _file_problems(path)[0]], others)
 
 
 def _jsonl(file: Path) -> list[Any]:

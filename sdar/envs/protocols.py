@@ -150,13 +150,7 @@ class ThinkActProtocol(Protocol):
     def window(
         self, task: Task, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
     ) -> list[dict[str, str]]:
-        counts = sorted({"number", "step", "taken"} & self.templates.used)
-        if history and counts and not isinstance(history, History):
-            raise ConfigError(
-                f"the protocol's templates count steps ({', '.join(counts)}), but it was given {len(history)} exchanges without the "
-                "number of all: pass a History. Use ThinkActProtocol's own templates where nobody counts."
-            )
-        taken = history.taken if isinstance(history, History) else len(history)
+        taken = steps_taken(history, sorted({"number", "step", "taken"} & self.templates.used))
         told: dict[str, Any] = {"task": task.instruction, "taken": taken, "step": taken + 1, "shown": len(history)}
         past = [
             self._fill("exchange", number=number, observation=seen, action=action, **told)
@@ -204,6 +198,16 @@ class CountedThinkActProtocol(ThinkActProtocol):
         "{history}This is step {step}. {situation}",
         "exchange": "[Observation {number}: {observation!r}, Action {number}: {action!r}]\n",
     }
+
+
+def steps_taken(history: Sequence[tuple[str, str]], counts: Sequence[str]) -> int:
+    """How many turns there were altogether; `counts` names the slots that tell it."""
+    if history and counts and not isinstance(history, History):
+        raise ConfigError(
+            f"the protocol's templates count steps ({', '.join(counts)}), but it was given {len(history)} exchanges without the "
+            "number of all: pass a History. Use ThinkActProtocol's own templates where nobody counts."
+        )
+    return history.taken if isinstance(history, History) else len(history)
 
 
 def listed(admissible: Sequence[str]) -> str:

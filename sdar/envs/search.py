@@ -4,7 +4,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal, get_args
@@ -78,8 +78,8 @@ class SearchEnv(Environment):
 
     Args:
         backend: What is searched. None: BM25 over the generated encyclopedia, which needs no file.
-        data: Files of questions (.parquet or .jsonl of Search-R1, verl-agent or FlashRAG) for ``train`` and ``test``. None:
-            generated.
+        data: Files of questions (.parquet or .jsonl of Search-R1, verl-agent or FlashRAG) for ``train`` and ``test``. A text
+            counts once in a split, and not in training where it is a test question's. None: generated.
         in_domain: Datasets that are trained on; nq and hotpotqa by default.
         world: Seed of the generated encyclopedia.
         passages: About how many passages it has.
@@ -165,6 +165,10 @@ class SearchEnv(Environment):
         chosen = choose(self.questions()[split].values(), count, seed, f"split {split!r}")
         return [f"search-{self.fingerprint}-{split}-{name}" for name in chosen]
 
+    def size(self, split: str) -> int:
+        self.check_split(split)
+        return len(self.questions()[split])
+
     def task(self, task_id: str) -> Task:
         question = self.question(task_id)
         return Task(id=task_id, family=question.family, instruction=question.text, facts=told(question))
@@ -206,16 +210,20 @@ class SearchEnv(Environment):
         refusal = self._refusal(episode, read[1] if read else "")
         if refusal:
             episode.kept = False
-            return self._end(episode, None, valid=False) if last else StepResult(refusal, valid=False)
+            return replace(self.unfinished(), valid=False) if last else StepResult(refusal, valid=False)
         if last:
-            return self._end(episode, None)
+            return self.unfinished()
         assert read is not None
         episode.searches += 1
         episode.asked.append(read[1])
         [passages] = self.backend.search([read[1]], self.top_k)
-        text = tell(passages, self.telling, self.max_chars)
+        text = listed(passages, self.telling, self.max_chars)
         episode.found = episode.found or (bool(passages) and found_gold(text, episode.question.answers))
-        return StepResult(text)
+        return StepResult(framed(text, self.telling))
+
+    def unfinished(self) -> StepResult:
+        """What no answer is worth."""
+        return replace(self._end(self.ongoing(), None), truncated=True)
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "SearchExpert":
         episode: SearchEpisode = self.ongoing()
@@ -270,7 +278,7 @@ class SearchEnv(Environment):
             return f"All {self.max_searches} searches are used up: only an answer is left."
         return ""
 
-    def _end(self, episode: SearchEpisode, answer: str | None, valid: bool = True) -> StepResult:
+    def _end(self, episode: SearchEpisode, answer: str | None) -> StepResult:
         golds = episode.question.answers
         correct, overlap = exact_match(answer, golds), f1(answer, golds)
         if self.reward == "em_format":
@@ -279,7 +287,7 @@ class SearchEnv(Environment):
         else:
             worth = overlap if self.reward == "f1" else float(correct)
         scores = {"em": float(correct), "f1": overlap, "sub_em": float(substring_match(answer, golds))}
-        return StepResult("", self.success_reward * worth, done=True, success=correct, valid=valid, scores=scores)
+        return StepResult("", self.success_reward * worth, done=True, success=correct, scores=scores)
 
 
 PHRASES = (
@@ -318,13 +326,22 @@ class SearchExpert(Expert):
 
 def tell(passages: Sequence[Passage], telling: Telling, max_chars: int) -> str:
     """What the model is told of the passages that were found; `max_chars` counts their text without what stands around."""
+    return framed(listed(passages, telling, max_chars), telling)
+
+
+def listed(passages: Sequence[Passage], telling: Telling, max_chars: int) -> str:
+    """The passages as one text."""
     if telling == "search_r1":
         text = "".join(f"Doc {n}(Title: {p.heading}) {p.text}\n" for n, p in enumerate(passages, 1))
     elif telling == "verl_agent":
         text = "".join(f"Doc {n}: {p.contents.strip()}\n" for n, p in enumerate(passages, 1))
     else:
         text = "\n".join(p.text if p.title in p.text else f"{p.title}: {p.text}" for p in passages)
-    text = cut(text, max_chars) or "No passage fits."
+    return cut(text, max_chars) or "No passage fits."
+
+
+def framed(text: str, telling: Telling) -> str:
+    """The text of passages with what stands around."""
     if telling == "plain":
         return text
     return f"<information>{json.dumps({'result': text}) if telling == 'verl_agent' else text.strip()}</information>"

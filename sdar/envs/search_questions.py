@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from sdar.envs.duplicates import distinct
 from sdar.envs.search_encyclopedia import FORMS, MAKERS, Encyclopedia, make_encyclopedia
 from sdar.errors import ConfigError, PanelError
 
@@ -266,12 +267,12 @@ def file_questions(
 ) -> Questions:
     """Rows of files (path, size, time of change). Test rows of `in_domain` datasets are ``seen``, the others ``unseen``.
 
-    A row that repeats question and answers of another under the same id is the same question.
+    Of rows of a split with the same text one counts, whatever their order; a training row whose text is a test row's does not.
 
     Raises:
         ConfigError: an unreadable file, a row without a question or an answer, a training row that is not in the domain.
     """
-    splits: dict[str, dict[str, Question]] = {"train": {}, "seen": {}, "unseen": {}}
+    rows: dict[str, list[Question]] = {"train": [], "seen": [], "unseen": []}
     for files, training in ((train, True), (test, False)):
         for path, *_ in files:
             for number, row in enumerate(_rows(Path(path)), 1):
@@ -283,8 +284,15 @@ def file_questions(
                     )
                 split = "train" if training else "seen" if family in in_domain else "unseen"
                 id_ = f"{family}-{name}-{digest(text, *answers)}"
-                splits[split][id_] = Question(id_, family, text, answers)
-    return splits
+                rows[split].append(Question(id_, family, text, answers))
+    for found in rows.values():
+        found.sort(key=lambda q: q.id)  # an order of files or rows means nothing
+    measured = [q.text for split in ("seen", "unseen") for q in rows[split]]
+    kept = {
+        split: distinct(f"env.data, split {split}", [q.text for q in found], measured if split == "train" else ())
+        for split, found in rows.items()
+    }
+    return {split: {rows[split][i].id: rows[split][i] for i in indices} for split, indices in kept.items()}
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

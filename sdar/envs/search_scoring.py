@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)  # of ASCII only: a typographic quotation mark is part of a word
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _KEPT = re.compile(r"\s*<think>(.*?)</think>\s*<(search|answer)>(.*?)</\2>\s*", re.DOTALL)
 _TAG = re.compile(r"</?(?:think|search|information|answer)>")
 
@@ -47,16 +46,6 @@ def _f1(said: Sequence[str], gold: Sequence[str]) -> float:
         return float(said == gold)
     common = (Counter(said) & Counter(gold)).total()
     return 2 * common / (len(said) + len(gold))
-
-
-def extract_answer(responses: str | Sequence[str]) -> str | None:
-    """The content of the last ``<answer>`` pair in what the model itself said; None without any.
-
-    `responses` holds no prompt and no retrieved passage: either may contain such tags, and would then be scored.
-    """
-    text = responses if isinstance(responses, str) else "\n".join(responses)
-    found = _ANSWER.findall(text)
-    return found[-1].strip() if found else None
 
 
 def found_gold(passages: str, golds: Iterable[str]) -> bool:

@@ -174,6 +174,10 @@ class WebShopEnv(Environment):
             )
         return [f"webshop-{self.fingerprint}-{goal}" for goal in goals[:count]]
 
+    def size(self, split: str) -> int:
+        self.check_split(split)
+        return len(_panel(self._recipe, split, 0))
+
     def task(self, task_id: str) -> Task:
         number = self._number(task_id)
         goal = self.shop.goals[number]
@@ -196,6 +200,7 @@ class WebShopEnv(Environment):
             success=success,
             valid=valid,
             scores={"score": visit.score},
+            truncated=not bought and visit.actions >= self.horizon,
         )
 
     def admissible(self) -> list[str]:

@@ -24,6 +24,8 @@ from sdar.parts import Environment, StepResult
 from sdar.registry import did_you_mean, register
 from sdar.types import Task
 
+_instructions: dict[tuple[str, int], str] = {}
+"""By address and goal. A server that is started anew with other goals needs another process here, too."""
 _HIDDEN = {"style", "script", "head", "title", "meta", "[document]"}
 
 
@@ -63,7 +65,8 @@ class RemoteVisit:
 class WebShopHTTPEnv(Environment):
     """WebShop at a server of the original: its products, its search, its reward.
 
-    Families are not told by a server: every task is of the family ``webshop``.
+    Families are not told by a server: every task is of the family ``webshop``. Nor are instructions, before a goal is visited: goals of
+    different splits have different numbers, but a few share an instruction (`WebShopEnv` leaves such goals out).
 
     Args:
         url: Address of the server.
@@ -125,10 +128,16 @@ class WebShopHTTPEnv(Environment):
         random.Random(f"webshop/panel/{split}/{seed}").shuffle(goals)
         return [f"webshop_http-{self.fingerprint}-{goal}" for goal in goals[:count]]
 
+    def size(self, split: str) -> int:
+        self.check_split(split)
+        return len(split_ranges(self.goals)[split])
+
     def task(self, task_id: str) -> Task:
-        """The task; its instruction is asked from the server."""
+        """The task; its instruction is asked from the server, once in a process."""
         number = self._number(task_id)
-        return Task(task_id, "webshop", self._open(f"fixed_{number}").instruction, seed=number)
+        if (self.url, number) not in _instructions:
+            _instructions[self.url, number] = self._open(f"fixed_{number}").instruction
+        return Task(task_id, "webshop", _instructions[self.url, number], seed=number)
 
     def reset(self, task: Task) -> str:
         session = f"fixed_{uuid.uuid4().hex}_{self._number(task.id)}"
@@ -148,6 +157,7 @@ class WebShopHTTPEnv(Environment):
             success=success,
             valid=valid,
             scores={"score": score or 0.0},
+            truncated=score is None and visit.actions >= self.horizon,
         )
 
     def admissible(self) -> list[str]:

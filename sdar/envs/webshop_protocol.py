@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sdar.envs.protocols import ThinkActProtocol
+from sdar.envs.protocols import ThinkActProtocol, steps_taken
 from sdar.envs.webshop_pages import SEPARATOR
 from sdar.errors import ConfigError
 from sdar.registry import register
@@ -13,7 +13,8 @@ _LAST_CHARACTERS = 20
 
 @register("webshop_think_act")
 class WebShopProtocol(ThinkActProtocol):
-    """The page as quoted segments, admissible actions listed one a line, the task and the number of steps in every prompt.
+    """The page as quoted segments, admissible actions listed one a line, the task in every prompt, and with a past the numbers of its
+    steps.
 
     What a page repeats of the instruction is left out. As in verl-agent, the past is dropped where the prompt would be longer
     than `max_chars`, and a response without an action sends its last 20 characters.
@@ -50,10 +51,15 @@ class WebShopProtocol(ThinkActProtocol):
         task_line = f"{self.role}\nYour task is to: {task.instruction}.\n"
         content = task_line + page
         if history:
+            taken = steps_taken(history, ["step"])
             past = "".join(
-                f"[Observation: {page_text(seen, task.instruction)!r}, Action: {action!r}]\n" for seen, action in history
+                f"[Observation {number}: {page_text(seen, task.instruction)!r}, Action {number}: {action!r}]\n"
+                for number, (seen, action) in enumerate(history, taken - len(history) + 1)
             )
-            whole = f"{task_line}The last {len(history)} pages and your actions on them were:\n{past}{page}"
+            whole = (
+                f"{task_line}You have taken {taken} step(s) before this one. The last {len(history)} pages and your actions on them "
+                f"were:\n{past}This is step {taken + 1}. {page}"
+            )
             content = whole if len(whole) <= self.max_chars else content
         return [{"role": "user", "content": content}]
 

@@ -1,14 +1,17 @@
 """The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from sdar.chat import ChatFormat
 from sdar.errors import ConfigError
 from sdar.parts import Completion, Draw, PrivilegedView, Protocol, Sampler
 from sdar.rollout.pool import EnvPool, Seen
+from sdar.rollout.rows import messages_of
 from sdar.types import Episode, History, Retrieval, Status, Task, Turn
 
 LAYOUTS = ("trajectory", "turn")
@@ -42,7 +45,8 @@ class Rollout:
         chat: The policy's conversation format.
         sampler: Token ids in, token ids out.
         view: Where privileged text stands in the prompt of an episode that is told one.
-        layout: ``trajectory``: one growing conversation. ``turn``: each turn has a prompt of its own with a window of history.
+        layout: ``trajectory``: one growing conversation; where the chat template tells the past otherwise than it was said, the
+            conversation as the template tells it. ``turn``: each turn has a prompt of its own with a window of history.
         history: Number of past exchanges in a ``turn`` prompt.
         seed: The run's seed; with task, attempt, turn and position it names every random number.
     """
@@ -62,10 +66,7 @@ class Rollout:
         if layout not in LAYOUTS:
             raise ConfigError(f"layout is {layout!r}: the two row layouts are {' and '.join(LAYOUTS)}.")
         if layout == "trajectory" and chat.rewrites_history:
-            raise ConfigError(
-                f"the chat template of {chat.name} rewrites past assistant turns (removed thinking, say), so one growing "
-                "conversation would not be what the model is told later. Use `layout: turn`."
-            )
+            _say_that_rows_split(chat)
         self.pool, self.protocol, self.chat, self.sampler, self.view = pool, protocol, chat, sampler, view
         self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
 
@@ -87,9 +88,10 @@ class Rollout:
                 prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
                 if len(prompt) + self.sampler.max_new_tokens > self.sampler.context and turn > 0:
                     episodes[slot].status = Status.CONTEXT
-                    del episodes[slot].windows[turn:]  # nobody is given this prompt
+                    del episodes[slot].windows[turn:], episodes[slot].dialogue[2 * turn - 2 :]  # nobody is given this prompt
                 else:
                     prompts[slot] = prompt
+            self._cut(episodes, set(live) - set(prompts))
             live = list(prompts)
             if not live:
                 break
@@ -108,6 +110,7 @@ class Rollout:
                 episodes[slot].turns.append(
                     Turn(
                         prompt_ids=self.told_since(contexts[slot], prompts[slot]),
+                        restarts=self.restarts(contexts[slot], prompts[slot]),
                         response_ids=completion.ids,
                         behaviour_logp=completion.behaviour_logp,
                         kept_logmass=completion.kept_logmass,
@@ -120,7 +123,9 @@ class Rollout:
                 )
                 contexts[slot] = prompts[slot] + completion.ids
             seen = self.pool.step(actions)
-            live = [slot for slot in live if not self._ended(episodes[slot], seen[slot], limits[slot])]
+            ended = {slot for slot in live if self._ended(episodes[slot], seen[slot], limits[slot])}
+            self._cut(episodes, {slot for slot in ended if not seen[slot].result.done})
+            live = [slot for slot in live if slot not in ended]
         return episodes
 
     def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
@@ -133,12 +138,19 @@ class Rollout:
         if not episode.turns:
             episode.opening = self.protocol.opening(episode.task, observation, admissible)
             return self.view.prompt(self.chat, episode.opening, episode.told)
-        ended = episode.turns[-1].response_ids[-1:] == [self.chat.end_of_turn]
-        return context + self.chat.reply(self.protocol.answer(observation, admissible), ended)
+        said, answer = episode.turns[-1], self.protocol.answer(observation, admissible)
+        if not self.chat.rewrites_history:
+            return context + self.chat.reply(answer, ended=said.response_ids[-1:] == [self.chat.end_of_turn])
+        episode.dialogue += [self.chat.said(said.response_ids), {"role": "user", "content": answer}]
+        return self.view.prompt(self.chat, messages_of(episode, len(episode.turns)), episode.told)
 
     def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
-        """What of a prompt belongs to its turn: all of it in the turn layout, what is new in the trajectory layout."""
-        return prompt if self.layout == "turn" else prompt[len(context) :]
+        """What of a prompt belongs to its turn: all of it where the turn begins a row, otherwise what is new."""
+        return prompt if self.layout == "turn" or self.restarts(context, prompt) else prompt[len(context) :]
+
+    def restarts(self, context: list[int], prompt: list[int]) -> bool:
+        """True where a trajectory's prompt does not go on from all that the model was told and said before, id by id."""
+        return self.layout == "trajectory" and prompt[: len(context)] != context
 
     def replayed(self, action: str) -> Completion:
         """An action of somebody else, as the response that gives it; nobody sampled its tokens."""
@@ -149,6 +161,15 @@ class Rollout:
         if seen.fault is not None:
             episode.status, episode.error = seen.fault, seen.error
         return seen.fault is not None
+
+    def _cut(self, episodes: Sequence[Episode], slots: Collection[int]) -> None:
+        """Price episodes that end here by our doing: the world would go on."""
+        for slot, seen in (self.pool.unfinished(slots) if slots else {}).items():
+            episode, result = episodes[slot], seen.result
+            if not self._faulted(episode, seen):
+                episode.turns[-1].reward += result.reward
+                episode.reward += result.reward
+                episode.scores = result.scores or episode.scores
 
     def _ended(self, episode: Episode, seen: Seen, limit: int) -> bool:
         if self._faulted(episode, seen):
@@ -162,7 +183,17 @@ class Rollout:
         episode.success = result.success
         episode.scores = result.scores
         if result.done:
-            episode.status = Status.DONE if result.success or len(episode.turns) < self.horizon else Status.HORIZON
+            episode.status = Status.HORIZON if result.truncated else Status.DONE
         elif len(episode.turns) >= limit:
             episode.status = Status.HORIZON
         return result.done or len(episode.turns) >= limit
+
+
+@lru_cache(maxsize=8)
+def _say_that_rows_split(chat: ChatFormat) -> None:
+    """Once for each format: a run has several rollouts."""
+    rank_zero_warn(
+        f"the chat template of {chat.name} tells past assistant turns otherwise than they were said (thinking removed, say): the model "
+        "is told what the template gives, and an episode becomes several training rows, a new one wherever the past was changed. With "
+        "`layout: turn` every turn is a row with a window of history."
+    )

@@ -1,7 +1,8 @@
 """Many environments at once: in this process, in threads, or in worker processes that may hang or die without harm to the others.
 
-A pool has numbered slots, one running episode each. A fault ends the episode of its slot with a status. A worker that hangs or
-dies is replaced, and every other episode that lived in it is played again, action by action, before its next action.
+A pool has numbered slots, one running episode each. A fault ends the episode of its slot with a status; a ConfigError is no
+accident of one episode and is raised. A worker that hangs or dies is replaced, and every other episode that lived in it is played
+again, action by action, before its next action.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
@@ -26,6 +27,9 @@ from sdar.types import Status, Task
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext, SpawnContext
 
+Command = Task | str | None
+"""Begin an episode, act in it, or end it as it stands."""
+
 
 @dataclass
 class Seen:
@@ -35,18 +39,34 @@ class Seen:
     admissible: list[str] = field(default_factory=list)
     fault: Status | None = None
     error: str = ""
+    wrong: ConfigError | None = None
+    """What the world raised, where the fault lies in the settings."""
+
+    def checked(self) -> "Seen":
+        """Itself, unless the settings are wrong."""
+        if self.wrong is not None:
+            raise self.wrong
+        return self
 
 
 class EnvPool(ABC):
     """Slots with one running episode each."""
 
-    @abstractmethod
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
         """Begin an episode in each named slot."""
+        return self._call(tasks)
 
-    @abstractmethod
     def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
         """Act in each named slot; its episode must be running."""
+        return self._call(actions)
+
+    def unfinished(self, slots: Iterable[int]) -> dict[int, Seen]:
+        """End the episode of each slot where it stands; it must be running. What it is worth: `Environment.unfinished`."""
+        return self._call(dict.fromkeys(slots))
+
+    @abstractmethod
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
+        """Carry out a command in each named slot."""
 
     @abstractmethod
     def close(self) -> None:
@@ -59,14 +79,11 @@ class LocalPool(EnvPool):
     def __init__(self, env: Environment):
         self._copies = _Copies(env)
 
-    def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
-        return {slot: self._copies.run(slot, task) for slot, task in tasks.items()}
-
-    def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
-        return {slot: self._copies.run(slot, action) for slot, action in actions.items()}
-
     def close(self) -> None:
         self._copies.close()
+
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
+        return {slot: self._copies.run(slot, command).checked() for slot, command in commands.items()}
 
 
 class ThreadPool(EnvPool):
@@ -86,21 +103,15 @@ class ThreadPool(EnvPool):
         self.deadline = deadline
         self._copies = _Copies(env)
 
-    def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
-        return self._call(tasks)
-
-    def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
-        return self._call(actions)
-
     def close(self) -> None:
         self._copies.close()
 
-    def _call(self, commands: Mapping[int, Task] | Mapping[int, str]) -> dict[int, Seen]:
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
         answers: SimpleQueue[tuple[int, Seen]] = SimpleQueue()  # of this call alone: late answers to earlier ones go nowhere
         waiting, due, out = list(commands.items())[::-1], {}, {}
         copies = {slot: self._copies.take(slot) for slot in commands}
 
-        def run(slot: int, command: Task | str) -> None:
+        def run(slot: int, command: Command) -> None:
             answers.put((slot, _play(copies[slot], command)))
 
         while waiting or due:
@@ -111,8 +122,8 @@ class ThreadPool(EnvPool):
             with contextlib.suppress(Empty):
                 slot, seen = answers.get(timeout=max(0.0, min(due.values()) - time.monotonic()))
                 if due.pop(slot, None) is not None:
-                    out[slot] = seen
                     self._copies.give(slot, copies[slot], seen)
+                    out[slot] = seen.checked()
             for slot in [slot for slot, late in due.items() if time.monotonic() >= late]:
                 del due[slot]
                 out[slot] = _late(self.deadline)
@@ -148,16 +159,12 @@ class WorkerPool(EnvPool):
         self.replaced = 0
         """How many workers hung or died."""
         self._context = _start_method(env)
-        self._past: dict[int, list[tuple[Task | str, Seen]]] = {}
+        self._past: dict[int, list[tuple[Command, Seen]]] = {}
         self._workers = [self._start() for _ in range(workers)]
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
         self._past |= {slot: [] for slot in tasks}
-        return self._call(tasks)
-
-    def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
-        assert self._past.keys() >= actions.keys(), "an action in a slot without a running episode"
-        return self._call(actions)
+        return super().reset(tasks)
 
     def close(self) -> None:
         for worker in self._workers:
@@ -168,10 +175,11 @@ class WorkerPool(EnvPool):
             worker.end()
         self._workers = []
 
-    def _call(self, commands: Mapping[int, Task] | Mapping[int, str]) -> dict[int, Seen]:
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
         """All workers at once, each with one of its slots at a time."""
+        assert self._past.keys() >= commands.keys(), "a command for a slot without a running episode"
         out: dict[int, Seen] = {}
-        shares: list[dict[int, Task | str]] = [{} for _ in self._workers]
+        shares: list[dict[int, Command]] = [{} for _ in self._workers]
         for slot, command in commands.items():
             shares[slot % len(shares)][slot] = command
         jobs = [self._work(w, share, out) for w, share in enumerate(shares)]
@@ -189,7 +197,7 @@ class WorkerPool(EnvPool):
             raise
         return out
 
-    def _work(self, w: int, commands: Mapping[int, Task | str], out: dict[int, Seen]) -> Iterator[bool]:
+    def _work(self, w: int, commands: Mapping[int, Command], out: dict[int, Seen]) -> Iterator[bool]:
         """Serve the slots of one worker; yields True wherever an answer is awaited, to go on when it is there or overdue."""
         for slot, command in commands.items():
             if self._workers[w].gone:  # it died between two calls: no episode is to blame
@@ -203,12 +211,12 @@ class WorkerPool(EnvPool):
                 worker.ask(slot, told, self.deadline)
                 yield True
                 seen = worker.answer(self.deadline)
-                if before is not None and seen.fault is None and seen != before:
+                if seen.fault in (Status.TIMEOUT, Status.ENV_DIED):
+                    self._replace(w)
+                elif before is not None and seen.fault is None and seen != before:  # the worker is well
                     seen = _faulty(Status.ENV_DIED, "its worker process was replaced and the world does not repeat itself")
                 if seen.fault is not None:
                     break
-            if seen.fault in (Status.TIMEOUT, Status.ENV_DIED):
-                self._replace(w)
             if seen.fault is None and not seen.result.done:
                 worker.slots.add(slot)
                 past.append((command, seen))
@@ -270,7 +278,7 @@ class _Worker:
             )
         self.ready = True
 
-    def ask(self, slot: int, command: Task | str, deadline: float) -> None:
+    def ask(self, slot: int, command: Command, deadline: float) -> None:
         with contextlib.suppress(OSError):  # the process is gone: `answer` finds out and says so
             self.pipe.send((slot, command))
         self.due = time.monotonic() + deadline
@@ -279,7 +287,7 @@ class _Worker:
         """What came back, or why nothing will."""
         try:
             if self.pipe.poll():
-                return self.pipe.recv()
+                return self.pipe.recv().checked()
         except (EOFError, OSError):
             self.process.join(timeout=1)
             return _faulty(Status.ENV_DIED, f"worker process ended with exit code {self.process.exitcode}")
@@ -298,8 +306,8 @@ class _Copies:
         self.env = env
         self.slots: dict[int, Environment] = {}
 
-    def run(self, slot: int, command: Task | str) -> Seen:
-        """One reset or step."""
+    def run(self, slot: int, command: Command) -> Seen:
+        """One call."""
         env = self.take(slot)
         seen = _play(env, command)
         self.give(slot, env, seen)
@@ -319,13 +327,20 @@ class _Copies:
             _close(self.slots.popitem()[1])
 
 
-def _play(env: Environment, command: Task | str) -> Seen:
-    """One reset or step, faults caught: an environment is other people's code."""
+def _play(env: Environment, command: Command) -> Seen:
+    """One call, faults caught: an environment is other people's code."""
     try:
-        result = StepResult(env.reset(command)) if isinstance(command, Task) else env.step(command)
+        if isinstance(command, Task):
+            result = StepResult(env.reset(command))
+        elif command is None:
+            result = env.unfinished()
+        else:
+            result = env.step(command)
         return Seen(result, [] if result.done else list(env.admissible()))
     except (Exception, SystemExit) as error:
-        return _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
+        seen = _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
+        seen.wrong = error if isinstance(error, ConfigError) else None
+        return seen
 
 
 def _close(env: Environment) -> None:

@@ -1,11 +1,13 @@
 """Episodes to training rows: response ids verbatim, everything else masked; the teacher's view is another beginning.
 
-Trajectory layout: one row an episode. Turn layout: one row a turn. In both, only what stands before the first response of the
-row can be privileged, so the teacher's row is ``view.prompt(messages, text) + the same tail``.
+Trajectory layout: one row an episode, and another one from each turn on whose prompt does not go on from what was told and said
+before (`Turn.restarts`). Turn layout: one row a turn. In all of them only what stands before the first response of the row can
+be privileged, so the teacher's row is ``view.prompt(messages, text) + the same tail``.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ def make_rows(
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
         for t, turn in enumerate(episode.turns):
-            if layout == "turn" or t == 0:
+            if layout == "turn" or t == 0 or turn.restarts:
                 rows.append(Row([], [], [], [], [], episode=e, turn=t))
             row, told, said = rows[-1], turn.prompt_ids, turn.response_ids
             row.ids += [*told, *said]
@@ -36,9 +38,9 @@ def make_rows(
     return rows
 
 
-def messages_of(episode: Episode, turn: int) -> list[dict[str, str]]:
+def messages_of(episode: Episode, turn: int) -> list[dict[str, Any]]:
     """The conversation that the prompt of `turn` (which begins a row) was made from, before anything privileged."""
-    return episode.windows[turn] if episode.windows else episode.opening
+    return episode.windows[turn] if episode.windows else [*episode.opening, *episode.dialogue[: 2 * turn]]
 
 
 def without_privilege(row: Row, episode: Episode, chat: ChatFormat) -> Row:

@@ -4,17 +4,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from sdar.errors import ConfigError, ContextOverflowError, PolicyError
-from sdar.parts import Completion, Draw, Sampler
+from sdar.errors import ConfigError, PolicyError
+from sdar.parts import Completion, Draw
 from sdar.registry import register
+from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.cache import RaggedCache
 from sdar.samplers.density import inverse_cdf, truncate, uniforms
 
 
 @register("in_process")
-class TorchSampler(Sampler):
+class TorchSampler(TruncatingSampler):
     """Samples with the training weights in the training process.
 
     Every token's random number derives from (run seed, task id, attempt, turn, position), so what an episode draws does not
@@ -38,61 +39,18 @@ class TorchSampler(Sampler):
         forbid: list[str] | None = None,
         batch_size: int = 256,
     ):
-        if max_new_tokens < 1:
-            raise ConfigError(
-                f"sampler.max_new_tokens is {max_new_tokens}: a response needs at least 1 token. Set it to 1 or more."
-            )
-        if temperature < 0:
-            raise ConfigError(f"sampler.temperature is {temperature}: a softmax temperature is positive (0 means greedy).")
-        if top_k < 0:
-            raise ConfigError(f"sampler.top_k is {top_k}: give the number of tokens to keep, or 0 for all.")
-        if not 0 < top_p <= 1:
-            raise ConfigError(f"sampler.top_p is {top_p}: it is a probability mass in (0, 1]. 1 keeps everything.")
+        super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
-        self.max_new_tokens = max_new_tokens
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self.forbid = forbid
         self.batch_size = batch_size
         self._caches: list[RaggedCache] = []
-
-    def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
-        if self.forbid is None:
-            special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-            forbidden = (special | set(tokenizer.all_special_ids)) - set(stop_ids)
-        else:
-            vocabulary = tokenizer.get_vocab()
-            unknown = [t for t in self.forbid if t not in vocabulary]
-            if unknown:
-                raise ConfigError(
-                    f"sampler.forbid names {unknown}, not in the vocabulary of {len(vocabulary)} tokens: a token that does "
-                    "not exist cannot be forbidden. Remove it or correct its spelling."
-                )
-            if stops := [t for t in self.forbid if vocabulary[t] in stop_ids]:
-                raise ConfigError(
-                    f"sampler.forbid names {stops}, which ends a turn: a response that may not end always runs to "
-                    "max_new_tokens. Remove it."
-                )
-            forbidden = {vocabulary[t] for t in self.forbid}
-        self.stop_ids = frozenset(stop_ids)
-        self.forbidden_ids = tuple(sorted(forbidden))
-        self.vocab_size = len(tokenizer)
-        self.context = context
 
     def reset(self) -> None:
         self._caches = []
 
     @torch.no_grad()
     def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
-        longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-        if len(prompts[longest]) + self.max_new_tokens > self.context:
-            raise ContextOverflowError(
-                f"the prompt of task {draws[longest].task} has {len(prompts[longest])} tokens and may get "
-                f"{self.max_new_tokens} more, but the model's context is {self.context}: nothing is cut silently. Shorten the "
-                "prompt or max_new_tokens."
-            )
+        self.check_room(prompts, draws)
         old, self._caches = self._caches, []
         was_training = model.training
         model.eval()

@@ -115,6 +115,19 @@ class CodeRunner(ABC):
         result = self._execute(program, limits or self.limits)
         return Result(result.status, result.stdout, result.stderr, time.monotonic() - began, result.layer)
 
+    def check(self) -> None:
+        """Called once before training: raise now what would fail after time on a GPU was spent.
+
+        Raises:
+            ConfigError: it cannot run code on this machine.
+        """
+        result = self.run("6 * 7")
+        if result.stdout != "42\n":
+            raise ConfigError(
+                f"{type(self).__name__} cannot run code ({result.status}: {(result.stderr or result.stdout).strip()[-200:]}): 6 * 7 was "
+                "to print 42. Look at its limits and packages, or use AutoRunner."
+            )
+
     @property
     @abstractmethod
     def layers(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,8 @@ SITE = "/site"
 GRACE_S = 10.0
 """Seconds beyond a run's wall limit after which the server itself is given up."""
 START_S, STOP_S = 60.0, 2.0
+PATIENCE_S = 0.2
+"""Seconds that a run waits for a server that is busy, before another one is started."""
 
 
 @register("bubblewrap")
@@ -37,12 +39,14 @@ class BubblewrapRunner(CodeRunner):
     The server sees /usr and the Python installation (read-only), the packages named here, and nothing else of this machine: no
     network, no /etc, no home, no environment. Each run gets user, pid, mount, ipc, net and uts namespaces of its own, an empty
     /tmp, no capabilities, resource limits and a list of allowed system calls; when it ends, or must be ended, the kernel kills
-    everything in its pid namespace. Copies of a runner in one process share one server; runs through it are one at a time.
+    everything in its pid namespace. A server has one run at a time; copies of a runner in one process share its servers.
 
     Args:
         limits: What one run may use.
         packages: Installed packages that the code may import beside the standard library.
-        preload: Modules that the server imports once.
+        preload: Modules that a server imports once.
+        servers: Most servers of a process, and so most runs at once; one takes about 50 MB with sympy and numpy. A further run
+            waits for the end of another.
     """
 
     def __init__(
@@ -50,7 +54,10 @@ class BubblewrapRunner(CodeRunner):
         limits: Limits = Limits(),  # noqa: B008  (frozen)
         packages: Sequence[str] = ("sympy", "mpmath", "numpy"),
         preload: Sequence[str] = ("sympy", "numpy"),
+        servers: int = 64,
     ):
+        if servers < 1:
+            raise ConfigError(f"runner.servers is {servers}: nothing could run. Give 1 or more.")
         self.limits = limits
         self.packages = tuple(packages)
         self.preload = tuple(preload)
@@ -59,18 +66,20 @@ class BubblewrapRunner(CodeRunner):
                 f"runner.preload names {unknown[0]!r}, which is neither in the standard library nor among runner.packages "
                 f"({', '.join(self.packages)}): the sandbox could not import it. Add its package to runner.packages."
             )
-        self._server = _Server(self.packages, self.preload)
+        self.servers = servers
+        self._servers = _Servers(self.packages, self.preload, servers)
 
     @property
     def layers(self) -> tuple[str, ...]:
         return ("bubblewrap", "namespaces per run", "seccomp", "rlimits", "no capabilities")
 
     def close(self) -> None:
-        self._server.close()
+        self._servers.close()
 
     def _execute(self, program: Program, limits: Limits) -> Result:
         request = {"cells": program.cells, "show": program.show, "limits": asdict(limits)}
-        answer = self._server.ask(request, limits.wall_s + GRACE_S)
+        with self._servers.one() as server:
+            answer = server.ask(request, limits.wall_s + GRACE_S)
         if "refused" in answer:
             raise EnvironmentFault(
                 f"the sandbox could not be closed around a run ({answer['refused']}), so the code was not started: this machine "
@@ -81,15 +90,52 @@ class BubblewrapRunner(CodeRunner):
 
     def __deepcopy__(self, memo: dict) -> "BubblewrapRunner":
         twin = type(self).__new__(type(self))
-        twin.__dict__.update(self.__dict__)  # settings are immutable, the server is shared
+        twin.__dict__.update(self.__dict__)  # settings are immutable, the servers are shared
         return twin
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_server"}
+        return {k: v for k, v in self.__dict__.items() if k != "_servers"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._server = _Server(self.packages, self.preload)
+        self._servers = _Servers(self.packages, self.preload, self.servers)
+
+
+class _Servers:
+    """Those that are idle, and how many are busy. Another one is started when none has been free for a moment."""
+
+    def __init__(self, packages: tuple[str, ...], preload: tuple[str, ...], most: int):
+        self.packages, self.preload, self.most = packages, preload, most
+        self.idle: list[_Server] = []
+        self.busy = 0
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator["_Server"]:
+        with self.changed:
+            if self.busy:
+                self.changed.wait_for(lambda: self.idle, PATIENCE_S)
+            self.changed.wait_for(lambda: self.idle or self.busy < self.most)
+            home = self.idle
+            server = home.pop() if home else _Server(self.packages, self.preload)
+            self.busy += 1
+        try:
+            yield server
+        finally:
+            with self.changed:
+                self.busy -= 1
+                self.changed.notify()
+                if home is self.idle:
+                    home.append(server)
+                else:  # they were closed in the meantime
+                    server.stop()
+
+    def close(self) -> None:
+        """End the idle ones now, and those that are busy when their run is over."""
+        with self.changed:
+            closed, self.idle = self.idle, []
+        for server in closed:
+            server.stop()
 
 
 class _Server:
@@ -97,26 +143,24 @@ class _Server:
 
     def __init__(self, packages: tuple[str, ...], preload: tuple[str, ...]):
         self.packages, self.preload = packages, preload
-        self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
         self.owner = 0
         self._end: weakref.finalize | None = None
 
     def ask(self, request: dict, patience_s: float) -> dict:
-        with self.lock:
-            if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
-                self.start()
-            try:
-                self.send(request)
-                return self.receive(patience_s)
-            except (OSError, EOFError, ValueError, KeyboardInterrupt) as error:  # what would come later belongs to nobody
-                self.stop()
-                if isinstance(error, KeyboardInterrupt):
-                    raise
-                raise EnvironmentFault(
-                    f"the sandbox server did not answer ({type(error).__name__}: {error}): it was killed, or this machine is out "
-                    "of memory. The next run starts another."
-                ) from error
+        if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
+            self.start()
+        try:
+            self.send(request)
+            return self.receive(patience_s)
+        except BaseException as error:  # what would come later belongs to nobody
+            self.stop()
+            if not isinstance(error, OSError | EOFError | ValueError):
+                raise
+            raise EnvironmentFault(
+                f"the sandbox server did not answer ({type(error).__name__}: {error}): it was killed, or this machine is out "
+                "of memory. The next run starts another."
+            ) from error
 
     def start(self) -> None:
         self.stop()
@@ -149,10 +193,6 @@ class _Server:
         if self._end is not None:
             self._end()
         self.process = None
-
-    def close(self) -> None:
-        with self.lock:
-            self.stop()
 
     def send(self, message: dict) -> None:
         text = json.dumps(message).encode("utf-8", "surrogatepass")

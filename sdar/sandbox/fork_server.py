@@ -3,8 +3,10 @@
 Frames of JSON come in on descriptor 0 and go out on descriptor 1: 4 bytes of length, big-endian, then the text. First comes the
 setting (packages, modules, seccomp filter), answered by the address space of a loaded interpreter; then runs, one at a time.
 
-The server has one thread, as it forks. It never reads anything from a run but two pipes of bounded text and an exit status; the
-process that runs the code holds no other descriptor.
+The server has one thread, as it forks, and it reads no run: a fork of it, the warden, takes one run's frame, forks the process that
+runs the code, listens to it and answers. So nothing of another run, neither its program nor what it printed, is in the memory that the
+code inherits. The warden never reads anything from a run but two pipes of bounded text and an exit status; the process that runs the
+code holds no other descriptor.
 """
 
 import base64
@@ -33,13 +35,13 @@ from confine import (
 )
 from pump import pump
 
-NAMESPACES = 0x10000000 | 0x20000000 | 0x00020000 | 0x08000000 | 0x40000000 | 0x04000000  # user, pid, mount, ipc, net, uts
+NAMESPACES = 0x10000000 | 0x20000000 | 0x08000000 | 0x40000000 | 0x04000000  # user, pid, ipc, net, uts
+NEW_MOUNTS = 0x00020000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-PR_SET_CHILD_SUBREAPER = 36
 SEED = 0
 READY = b"+"
-BIRTH_PIPE, READY_PIPE = 3, 4
-"""Descriptors in the process that isolates itself."""
+READY_PIPE = 3
+"""Descriptor in the process that runs the code."""
 
 
 def serve():
@@ -50,49 +52,59 @@ def serve():
     if "numpy" in sys.modules:
         importlib.import_module("numpy.random").seed(SEED)  # every fork begins with this state
     filters = [base64.b64decode(text) for text in setting["filters"]]
-    check(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
     base = address_space()
     gc.collect()
     gc.freeze()  # the collector would write to, and so copy, every page of the libraries
     write_frame({"base": base})
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
     while True:
+        poll.poll()
+        warden = os.fork()
+        if warden == 0:
+            guard(filters, base)
+        if os.waitpid(warden, 0)[1]:  # the trainer is gone, or the warden was killed
+            os._exit(1)
+
+
+def guard(filters, base):
+    """The warden: takes one request and answers it. Never returns."""
+    status = 1
+    try:
         request = read_frame()
         try:
             answer = run(request, filters[request["limits"]["processes"] > 1], base)
-        except Refused as refused:
-            answer = {"refused": str(refused)}
+        except (OSError, Refused) as error:
+            answer = {"refused": str(error)}
         write_frame(answer)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def run(request, program, base):
-    """Fork, isolate, listen, kill, reap."""
+    """Isolate, fork, listen, kill, reap."""
     limits = request["limits"]
+    uid, gid = os.getuid(), os.getgid()
+    check(libc.unshare(NAMESPACES), "new namespaces")
+    for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{file}", "w") as mapping:
+            mapping.write(text)
     out, child_out = os.pipe()
     err, child_err = os.pipe()
-    birth, child_birth = os.pipe()
     ready, child_ready = os.pipe()
-    descriptors = [out, err, birth, ready]
-    middle = os.fork()
-    if middle == 0:
-        enter(request, program, base, (child_out, child_err, child_birth, child_ready))
-    try:
-        for descriptor in (child_out, child_err, child_birth, child_ready):
-            os.close(descriptor)
-        os.waitpid(middle, 0)
-        inner = int(os.read(birth, 20) or 0)
-        said = os.read(ready, 4096)
-        if said != READY:  # written before the code has the process, so nobody can claim it
-            if inner:
-                end(inner)
-            raise Refused(said.decode("utf-8", "replace") or "the process ended before it was isolated")
-        pidfd = os.pidfd_open(inner)
-        descriptors.append(pidfd)
-        deadline = time.monotonic() + limits["wall_s"]
-        outputs, verdict = pump(pidfd, (out, err), limits["output_bytes"], deadline, lambda: watch(limits, base))
-        status, usage = end(inner)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    inner = os.fork()
+    if inner == 0:
+        enter(request, program, base, (child_out, child_err, child_ready))
+    for descriptor in (child_out, child_err, child_ready):
+        os.close(descriptor)
+    said = os.read(ready, 4096)
+    if said != READY:  # written before the code has the process, so nobody can claim it
+        raise Refused(said.decode("utf-8", "replace") or "the process ended before it was isolated")
+    deadline = time.monotonic() + limits["wall_s"]
+    outputs, verdict = pump(os.pidfd_open(inner), (out, err), limits["output_bytes"], deadline, lambda: watch(limits, base))
+    os.kill(inner, signal.SIGKILL)  # the first process of its namespace: the kernel kills the others with it
+    _, status, usage = os.wait4(inner, 0)
     code = os.waitstatus_to_exitcode(status)
     if not verdict and code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= limits["cpu_s"]:
         verdict = "cpu"
@@ -104,15 +116,8 @@ def run(request, program, base):
     }
 
 
-def end(inner):
-    """Kill a run's first process, with which the kernel kills all of its namespace, and whatever was handed to us."""
-    os.kill(inner, signal.SIGKILL)
-    _, status, usage = os.wait4(inner, 0)
-    return status, usage
-
-
 def enter(request, program, base, pipes):
-    """Middle process: new namespaces, and in them the process that runs the code. Never returns."""
+    """The process that runs the code. Never returns."""
     status = 1
     try:
         null = os.open("/dev/null", os.O_RDWR)
@@ -120,15 +125,6 @@ def enter(request, program, base, pipes):
             os.dup2(descriptor, number)
         os.closerange(READY_PIPE + 1, 256)
         try:
-            uid, gid = os.getuid(), os.getgid()
-            check(libc.unshare(NAMESPACES), "new namespaces")
-            for file, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-                with open(f"/proc/self/{file}", "w") as mapping:
-                    mapping.write(text)
-            if inner := os.fork():
-                os.write(BIRTH_PIPE, str(inner).encode())
-                os._exit(0)
-            os.close(BIRTH_PIPE)
             isolate(request["limits"], program, base)
             os.write(READY_PIPE, READY)
             os.close(READY_PIPE)
@@ -143,6 +139,7 @@ def enter(request, program, base, pipes):
 def isolate(limits, program, base):
     """First process of the new namespaces: fresh files, no way back, limits."""
     os.setsid()
+    check(libc.unshare(NEW_MOUNTS), "a new mount namespace")
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     size = limits["file_bytes"]
     check(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", flags, f"size={size},nr_inodes=1024,mode=1777".encode()), "mount /tmp")
@@ -163,7 +160,7 @@ def watch(limits, base):
         return "owner"
     processes = threads = memory = 0
     for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) not in (1, os.getpid()):
+        if name.isdigit() and int(name) not in (1, os.getppid(), os.getpid()):
             try:
                 with open(f"/proc/{name}/stat", "rb") as stat:
                     fields = stat.read().rpartition(b")")[2].split()
@@ -189,7 +186,7 @@ def read_exactly(count):
     while len(data) < count:
         more = os.read(0, count - len(data))
         if not more:
-            os._exit(0)  # the trainer is gone
+            os._exit(1)  # the trainer is gone
         data += more
     return data
 

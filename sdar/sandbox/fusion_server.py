@@ -1,7 +1,6 @@
 """Serves SandboxFusion's ``POST /run_code`` with a runner of ours."""
 
 import asyncio
-import copy
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ def serve_sandbox(
         host: Address to listen on. Whoever reaches it may run code here: there is no password.
         port: Port to listen on.
         runner: What runs the code; by default the best that this machine offers. Its limits are the most a request may ask for.
-        workers: Runs at the same time, each with a runner of its own.
+        workers: Runs at the same time.
         queue: Requests that may wait; more are told to come back (HTTP status 503).
     """
     from aiohttp import web
@@ -51,18 +50,8 @@ def make_app(runner: CodeRunner, workers: int = 4, queue: int = 256) -> "web.App
         ) from error
     if workers < 1 or queue < 0:
         raise ConfigError(f"workers is {workers} and queue is {queue}: at least 1 worker and 0 waiting requests are needed.")
-    chosen = runner.chosen() if isinstance(runner, AutoRunner) else runner
-    idle = [copy_with_own_process(chosen) for _ in range(workers)]
-    everyone = list(idle)
     threads = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
     running = 0
-
-    def work(request: dict[str, Any]) -> dict[str, Any]:
-        mine = idle.pop()  # as many threads as runners
-        try:
-            return answer(mine, request)
-        finally:
-            idle.append(mine)
 
     async def run_code(http: web.Request) -> web.Response:
         nonlocal running
@@ -76,7 +65,7 @@ def make_app(runner: CodeRunner, workers: int = 4, queue: int = 256) -> "web.App
             return web.json_response({"detail": f"{running} requests are running or waiting"}, status=503)
         running += 1
         try:
-            return web.json_response(await asyncio.get_running_loop().run_in_executor(threads, work, request))
+            return web.json_response(await asyncio.get_running_loop().run_in_executor(threads, answer, runner, request))
         finally:
             running -= 1
 
@@ -85,21 +74,13 @@ def make_app(runner: CodeRunner, workers: int = 4, queue: int = 256) -> "web.App
 
     async def close(app: web.Application) -> None:
         threads.shutdown()
-        for one in everyone:
-            one.close()
+        runner.close()
 
     app = web.Application(client_max_size=LARGEST_REQUEST)
     app.router.add_post("/run_code", run_code)
     app.router.add_get("/v1/ping", ping)
     app.on_cleanup.append(close)
     return app
-
-
-def copy_with_own_process(runner: CodeRunner) -> CodeRunner:
-    """A runner with the same settings that shares no process with the first."""
-    twin = copy.copy(runner)
-    twin.__setstate__(runner.__getstate__())
-    return twin
 
 
 def unusable(request: Any) -> str:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from sdar.errors import ConfigError
 from sdar.paths import resolve
@@ -16,21 +17,25 @@ from sdar.search.base import Passage, SearchBackend
 from sdar.search.shards import IndexFolder, StoredPassages
 
 Neighbours = Literal["flat", "ivf", "hnsw"]
+Dtype = Literal["fp32", "fp16", "bf16"]
 HNSW_LINKS = 64
 TRAINING_SAMPLE = 200_000
-"""Vectors that an IVF index learns its cells from."""
+"""Vectors that an IVF index learns its cells from, at least."""
+FOR_A_CELL = 39
+"""Vectors that FAISS wants to learn a cell from."""
 
 
 @register("dense")
 class DenseBackend(SearchBackend):
     """The nearest passages to the query's embedding, in an index that `sdar build-index --kind dense` made.
 
-    The model, its prefixes, normalisation and longest text are those that the index was built with.
+    The model, its prefixes, normalisation, longest text and, if not set here, number format are those that the index was built with.
 
     Args:
         index: Folder of the index.
         model: Where the encoder lies on this machine, if not where it was when the index was built.
         device: Of the encoder; null lets sentence-transformers choose.
+        dtype: Number format of the encoder; what is compared is always fp32.
         batch_size: Queries encoded at once.
         probes: Cells that an IVF index looks into.
         ef_search: Candidates that an HNSW index keeps.
@@ -44,18 +49,22 @@ class DenseBackend(SearchBackend):
         batch_size: int = 64,
         probes: int | None = None,
         ef_search: int | None = None,
+        dtype: Dtype | None = None,
     ):
+        if dtype is not None:
+            check_dtype("DenseBackend.dtype", dtype)
         for name, value in (("batch_size", batch_size), ("probes", probes), ("ef_search", ef_search)):
             if value is not None and value < 1:
                 raise ConfigError(f"DenseBackend.{name} is {value}: it must be at least 1.")
         self.index, self.model, self.device, self.batch_size = index, model, device, batch_size
-        self.probes, self.ef_search = probes, ef_search
+        self.probes, self.ef_search, self.dtype = probes, ef_search, dtype
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         if not queries:
             return []
         index, settings, passages = _from_disk(str(resolve(self.index)), self.probes, self.ef_search)
-        encoder = load_encoder(self.model or settings["model"], self.device, settings["max_length"])
+        dtype = self.dtype or settings.get("dtype", "fp32")
+        encoder = load_encoder(self.model or settings["model"], self.device, settings["max_length"], dtype)
         vectors = encode(encoder, [settings["query_prefix"] + q for q in queries], settings["normalize"], self.batch_size)
         if vectors.shape[1] != index.d:
             raise ConfigError(
@@ -80,7 +89,7 @@ def prefixes(model: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=2)
-def load_encoder(model: str, device: str | None, max_length: int) -> Any:
+def load_encoder(model: str, device: str | None, max_length: int, dtype: Dtype = "fp32") -> Any:
     """A sentence-transformers model; its own modules pool (E5: the mean over tokens)."""
     try:
         from sentence_transformers import SentenceTransformer
@@ -95,14 +104,14 @@ def load_encoder(model: str, device: str | None, max_length: int) -> Any:
             f"the encoder {model!r} cannot be loaded ({error}): name a folder or a model that can be reached."
         ) from error
     encoder.max_seq_length = min(max_length, encoder.max_seq_length or max_length)
-    return encoder
+    return encoder.to({"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
 
 
 def encode(encoder: Any, texts: list[str], normalize: bool, batch_size: int) -> np.ndarray:
-    vectors = encoder.encode(
-        texts, batch_size=batch_size, normalize_embeddings=normalize, convert_to_numpy=True, show_progress_bar=False
-    )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    vectors = encoder.encode(texts, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False).float()
+    if normalize:
+        vectors = torch.nn.functional.normalize(vectors)
+    return np.ascontiguousarray(vectors.cpu().numpy())
 
 
 def empty_index(kind: Neighbours, width: int, passages: int) -> Any:
@@ -111,9 +120,22 @@ def empty_index(kind: Neighbours, width: int, passages: int) -> Any:
     if kind == "flat":
         return faiss.IndexFlatIP(width)
     if kind == "ivf":
-        cells = max(1, min(int(4 * passages**0.5), passages // 39))  # FAISS wants 39 vectors a cell to learn from
-        return faiss.index_factory(width, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(width, f"IVF{ivf_cells(passages)},Flat", faiss.METRIC_INNER_PRODUCT)
     return faiss.IndexHNSWFlat(width, HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+
+
+def ivf_cells(passages: int) -> int:
+    return max(1, min(int(4 * passages**0.5), passages // FOR_A_CELL))
+
+
+def training_step(passages: int) -> int:
+    """Each how manyth vector an IVF index learns its cells from."""
+    return max(1, passages // max(TRAINING_SAMPLE, FOR_A_CELL * ivf_cells(passages)))
+
+
+def check_dtype(name: str, dtype: str) -> None:
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"{name} is {dtype!r}: number formats of the encoder are {', '.join(get_args(Dtype))}.")
 
 
 def import_faiss() -> Any:
@@ -132,15 +154,28 @@ def _from_disk(folder: str, probes: int | None, ef_search: int | None) -> tuple[
     settings = found.manifest["settings"]
     if settings["kind"] != "dense":
         raise ConfigError(f"{folder} is a {settings['kind']} index, not a dense one: use the backend that fits it.")
-    for name, value, kind in (("probes", probes, "ivf"), ("ef_search", ef_search, "hnsw")):
-        if value is not None and settings["neighbours"] != kind:
-            raise ConfigError(
-                f"DenseBackend.{name} is {value}, but {folder} is {settings['neighbours']}: it could not take effect. Remove "
-                "it."
-            )
     faiss = import_faiss()
-    flags = faiss.IO_FLAG_MMAP if settings["neighbours"] == "ivf" else 0  # FAISS maps inverted lists only
-    index = faiss.read_index(str(found.path / "faiss.index"), flags)
+    file = Path(settings.get("faiss_index", found.path / "faiss.index"))
+    if not file.is_file():
+        raise ConfigError(
+            f"{folder} names the FAISS index {file}, which does not exist: put it there, or build the index again."
+        )
+    index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP)  # FAISS maps inverted lists only
+    if index.ntotal != found.passages or index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise ConfigError(
+            f"{file} holds {index.ntotal} vectors of metric {index.metric_type} for the {found.passages} passages in {folder}: one by "
+            f"inner product (metric {faiss.METRIC_INNER_PRODUCT}) for each passage is needed, in the same order. Use the corpus that it "
+            "was made from."
+        )
+    for name, value, kind, classes in (
+        ("probes", probes, "ivf", faiss.IndexIVF),
+        ("ef_search", ef_search, "hnsw", faiss.IndexHNSW),
+    ):
+        if value is not None and not isinstance(index, classes):
+            raise ConfigError(
+                f"DenseBackend.{name} is {value}, but {folder} is {type(index).__name__}, which is not {kind}: it could not take "
+                "effect. Remove it."
+            )
     if probes is not None:
         index.nprobe = probes
     if ef_search is not None:

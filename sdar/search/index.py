@@ -25,8 +25,13 @@ from sdar.search.shards import IndexFolder, corpus_identity, open_corpus, parse_
 Kind = Literal["bm25", "dense"]
 OPTIONS = {
     "bm25": ("k1", "b"),
-    "dense": ("model", "neighbours", "query_prefix", "passage_prefix", "normalize", "max_length", "batch_size", "device"),
-}
+    "dense": (
+        "model", "neighbours", "query_prefix", "passage_prefix", "normalize", "max_length", "batch_size", "device", "dtype",
+        "faiss_index",
+    ),
+}  # fmt: skip
+ENCODING = ("neighbours", "passage_prefix", "batch_size", "device")
+"""Options of an index that is made here; one that is there already has them in it."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,8 @@ def build_index(
     max_length: int | None = None,
     batch_size: int | None = None,
     device: str | None = None,
+    dtype: dense.Dtype | None = None,
+    faiss_index: str | None = None,
     estimate_only: bool = False,
     progress: bool = True,
 ) -> Cost:
@@ -86,6 +93,9 @@ def build_index(
         max_length: Longest text in tokens (dense); 256.
         batch_size: Passages encoded at once (dense); 256.
         device: Of the encoder (dense).
+        dtype: Number format of the encoder: ``fp32``, ``fp16`` (Search-R1) or ``bf16`` (dense); fp32.
+        faiss_index: FAISS index by inner product that somebody made of this corpus, line by line (dense): the passages alone are
+            written, and the file is used where it lies. The other options say how its queries are encoded.
         estimate_only: Say what it costs and do nothing.
         progress: Show the cost and a bar.
 
@@ -111,16 +121,30 @@ def build_index(
         "max_length": max_length,
         "batch_size": batch_size,
         "device": device,
+        "dtype": dtype,
+        "faiss_index": faiss_index,
     }
     for name, value in given.items():
         if value is not None and name not in OPTIONS[kind]:
             raise ConfigError(
                 f"{name} is {value!r}, but a {kind} index has no such setting: it could not take effect. Remove it."
             )
+    if faiss_index is not None:
+        if not resolve(faiss_index).is_file():
+            raise ConfigError(f"faiss_index {faiss_index} does not exist: name the file of a FAISS index.")
+        for name in ENCODING:
+            if given[name] is not None:
+                raise ConfigError(
+                    f"{name} is {given[name]!r}, but faiss_index is there already: nothing is encoded, so it could not take effect. "
+                    "Remove it."
+                )
+    if dtype is not None:
+        dense.check_dtype("dtype", dtype)
     for name, value in (("max_length", max_length), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} is {value}: it must be at least 1.")
-    builder = _BM25(k1, b) if kind == "bm25" else _Dense(**{k: given[k] for k in OPTIONS["dense"]})
+    dense_builder = _Dense if faiss_index is None else _Published
+    builder = _BM25(k1, b) if kind == "bm25" else dense_builder(**{k: given[k] for k in OPTIONS["dense"]})
     shard = shard_passages or builder.shard
     settings = {"kind": kind, "corpus": corpus_identity(source), "shard_passages": shard} | builder.settings
     if not estimate_only:
@@ -213,6 +237,8 @@ class _Dense:
         max_length: int | None,
         batch_size: int | None,
         device: str | None,
+        dtype: dense.Dtype | None,
+        faiss_index: str | None,
     ):
         name = model or "intfloat/e5-base-v2"
         query, passage = dense.prefixes(name)
@@ -224,13 +250,15 @@ class _Dense:
             "passage_prefix": passage if passage_prefix is None else passage_prefix,
             "normalize": normalize is not False,
             "max_length": max_length or 256,
-        }
+        } | ({} if dtype in (None, "fp32") else {"dtype": dtype})
         self.width = 0
         """Numbers of a vector; known when the first was made."""
-        dense.import_faiss()
+        if faiss_index is None:
+            dense.import_faiss()
 
     def make(self, texts: list[str]) -> np.ndarray:
-        encoder = dense.load_encoder(self.settings["model"], self.device, self.settings["max_length"])
+        dtype = self.settings.get("dtype", "fp32")
+        encoder = dense.load_encoder(self.settings["model"], self.device, self.settings["max_length"], dtype)
         told = [self.settings["passage_prefix"] + t for t in texts]
         vectors = dense.encode(encoder, told, self.settings["normalize"], self.batch_size)
         self.width = vectors.shape[1]
@@ -244,7 +272,7 @@ class _Dense:
         vectors = [np.load(shard / "vectors.npy", mmap_mode="r") for shard in index.shards]
         made = dense.empty_index(self.settings["neighbours"], vectors[0].shape[1], index.passages)
         if not made.is_trained:
-            step = max(1, index.passages // dense.TRAINING_SAMPLE)
+            step = dense.training_step(index.passages)
             made.train(np.concatenate([np.asarray(v[::step]) for v in vectors]))
         for v in vectors:
             made.add(np.asarray(v))
@@ -257,6 +285,31 @@ class _Dense:
         links = 2 * dense.HNSW_LINKS * 4 if self.settings["neighbours"] == "hnsw" else 0
         vectors = passages * (4 * self.width + links)
         return int(text * 1.1) + 2 * vectors, 2**30 + vectors + shard * 4 * self.width
+
+
+class _Published(_Dense):
+    """Writes the passages of a FAISS index that is there already."""
+
+    shard, sample = 200_000, 2000
+
+    def __init__(self, *, faiss_index: str, **options: Any):
+        super().__init__(faiss_index=faiss_index, **options)
+        for name in ("neighbours", "passage_prefix"):
+            del self.settings[name]
+        self.settings["faiss_index"] = str(resolve(faiss_index).resolve())
+
+    def make(self, texts: list[str]) -> None:
+        """All that takes time: nothing is encoded."""
+        json.dumps(texts)
+
+    def work(self, part: Path, texts: list[str]) -> None:
+        """The passages are written already."""
+
+    def join(self, index: IndexFolder) -> None:
+        """Whether it fits the passages is seen where it is opened."""
+
+    def bytes(self, passages: int, text: int, shard: int) -> tuple[int, int]:
+        return int(text * 1.1), 100 * 2**20 + shard * 3000
 
 
 def _finished(index: IndexFolder, builder: _BM25 | _Dense) -> Cost:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sdar.envs import ALFWorldEnv, HouseholdEnv
+from sdar.envs import ALFWorldEnv, HouseholdEnv, alfworld
 from sdar.envs import household_official as official
 from sdar.envs.alfworld import original
 from sdar.envs.household_files import DOMAIN_TEXT, TEXTS, Logic
@@ -60,7 +60,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture
 def python(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "cache"))
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     path = tmp_path / "python"
     path.write_text(STAND_IN.format(python=sys.executable, log=str(tmp_path / "log")))
     path.chmod(0o755)
@@ -139,6 +139,18 @@ def test_a_process_that_died_is_started_anew(env, python) -> None:
     assert neighbour.step("c").observation == "None then ['a', 'b', 'c']"
 
 
+def test_an_interrupted_request_leaves_no_answer_behind(env, monkeypatch) -> None:
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    env.reset(env.task(env.task_ids("train", 1, 0)[0]))
+    env.step("a")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(alfworld.Original, "_answer", interrupt)
+        env.step("never heard of")
+    assert env.step("b").observation == "None then ['a', 'b']"
+
+
 def test_an_error_of_the_engine_ends_the_episode_with_a_status(env) -> None:
     task = env.task(env.task_ids("train", 1, 0)[0])
     pool = LocalPool(env)
@@ -188,8 +200,9 @@ def test_an_interpreter_that_is_not_there_or_has_no_alfworld_is_refused(data, tm
     monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "cache"))
     env = ALFWorldEnv(data=str(data), python=str(tmp_path / "none"))
     task = env.task(env.task_ids("train", 1, 0)[0])
-    with pytest.raises(ConfigError, match=r"env.python is '.*none', which cannot be started"):
-        env.reset(task)
+    for ask in (lambda: env.reset(task), env.check):
+        with pytest.raises(ConfigError, match=r"env.python is '.*none', which cannot be started"):
+            ask()
     bare = tmp_path / "bare"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages
     bare.chmod(0o755)

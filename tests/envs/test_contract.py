@@ -11,7 +11,7 @@ from worlds import WORLDS, made
 from sdar.errors import ConfigError, PanelError
 from sdar.parts import Environment
 from sdar.rollout.pool import LocalPool, make_pool
-from sdar.types import Status, Task
+from sdar.types import Task
 
 HOSTILE = [
     "",
@@ -84,11 +84,25 @@ def test_an_episode_ends_in_time_whatever_is_said_and_a_saved_one_goes_on(env: E
             assert isinstance(result.observation, str) and math.isfinite(result.reward)
             assert all(0 <= score <= 1 for score in result.scores.values())
             assert result.done or not result.success
+            assert not result.truncated or (result.done and not result.success and taken == env.horizon)
             if result.done:
                 break
             assert taken < env.horizon
             assert taken <= half or other.admissible() == env.admissible()
         other.close()
+    env.close()
+
+
+def test_an_episode_that_says_nothing_is_truncated_and_one_that_is_cut_is_worth_no_more(env: Environment) -> None:
+    task = env.task(env.task_ids(env.splits[0], 1, 0)[0])
+    env.reset(task)
+    results = [env.step("") for _ in range(env.horizon)]
+    assert [(r.done, r.truncated) for r in results] == [(False, False)] * (env.horizon - 1) + [(True, True)]
+    env.reset(task)
+    env.step("")
+    cut = env.unfinished()
+    assert cut.done and cut.truncated and not cut.success
+    assert cut.reward <= results[-1].reward and all(0 <= score <= 1 for score in cut.scores.values())
     env.close()
 
 
@@ -124,8 +138,8 @@ def test_demonstrations_reach_the_goal(env: Environment) -> None:
 
 
 def test_acting_before_an_episode_is_an_error_that_says_so(env: Environment) -> None:
-    seen = LocalPool(env)._copies.run(0, "go")
-    assert seen.fault == Status.ENV_ERROR and "reset" in seen.error
+    with pytest.raises(ConfigError, match=rf"{type(env).__name__} was asked to act before `reset`: begin an episode first"):
+        LocalPool(env).step({0: "go"})
 
 
 def test_how_long_one_may_try_is_no_part_of_a_task() -> None:

@@ -32,7 +32,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "cache"))
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     official.official_game.cache_clear()
     return tmp_path / "cache" / "alfworld"
 
@@ -57,10 +57,10 @@ def test_ids_do_not_depend_on_the_folders_place_or_order_but_on_what_the_games_a
     game = next((other / "train").rglob("game.tw-pddl"))
     told = json.loads(game.read_text())
     game.write_text(json.dumps(told | {"walkthrough": [], "pddl_domain": "x " + DOMAIN_TEXT}))  # not what the task is
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     assert HouseholdEnv(data=str(other)).task_ids("train", 12, 0) == ids
     game.write_text(json.dumps(told | {"pddl_problem": told["pddl_problem"].replace("(:init", "(:init (checked agent1)")}))
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     assert len(set(HouseholdEnv(data=str(other)).task_ids("train", 12, 0)) - set(ids)) == 1
 
 
@@ -73,15 +73,15 @@ def test_files_are_read_once_and_then_known_by_names_sizes_and_times(
     assert not cache.exists()  # nothing happens before the first use
     ids = env.task_ids("seen", 6, 0)
     assert len(list(cache.iterdir())) == 1
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     monkeypatch.setattr(official, "_scan", None)  # another process finds the scan
     assert env.task_ids("seen", 6, 0) == ids
     monkeypatch.undo()
     monkeypatch.setenv("SDAR_CACHE", str(cache.parent))
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     next(iter(cache.iterdir())).write_text("{ damaged")
     assert env.task_ids("seen", 6, 0) == ids
-    official._trials.cache_clear()
+    official.trials.cache_clear()
     shutil.rmtree(next((copied / "json_2.1.1" / "valid_seen").iterdir()))
     assert len(env.task_ids("seen", 5, 0)) == 5  # other files, another scan
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sdar.envs import math_checking
 from sdar.envs.math_checking import boxed_span, is_correct, last_boxed, number, plain
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, EnvironmentFault
 
 RIGHT = [
     ("42", "42"),
@@ -107,12 +107,32 @@ def test_answers_are_compared_in_a_daemon_process():
     assert process.exitcode == 0 and verdicts.get()
 
 
+def test_an_interrupted_comparison_leaves_no_answer_behind(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    assert is_correct("x+1", "1+x")  # the process is there
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(math_checking.select, "poll", interrupt)
+        is_correct("2x", "x+x")  # true
+    assert not is_correct("x+1", "2+x")
+    assert is_correct("x+1", "1+x")
+
+
 def test_without_math_verify_it_is_said(monkeypatch):
     monkeypatch.setattr(math_checking, "_checker", math_checking._Checker)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert is_correct("42", "42.0")
-    with pytest.raises(ConfigError, match=r'math-verify is not installed: .*pip install "sdar\[math\]"'):
-        is_correct("x+1", "1+y")
+    for ask in (lambda: is_correct("x+1", "1+y"), math_checking.check):
+        with pytest.raises(ConfigError, match=r'math-verify is not installed: .*pip install "sdar\[math\]"'):
+            ask()
+
+
+def test_a_math_verify_that_compares_nothing_is_found_at_the_start(monkeypatch):
+    math_checking.check()
+    monkeypatch.setattr(math_checking._Checker, "verify", lambda *_: False)
+    with pytest.raises(EnvironmentFault, match=r"math-verify does not find x \+ 1 and 1 \+ x equal"):
+        math_checking.check()
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import pickle
 
 import pytest
 
-from sdar.envs import FencedMathProtocol, HermesMathProtocol, MathEnv
+from sdar.data import TaskModule
+from sdar.envs import FencedMathProtocol, HermesMathProtocol, MathEnv, math_checking
 from sdar.envs.math_protocol import ANSWER, PYTHON
 from sdar.envs.mathematics import MALFORMED, NO_CALLS_LEFT, NO_OUTPUT, score, shorten, tell
 from sdar.errors import ConfigError, EnvironmentFault, PanelError
-from sdar.rollout.pool import LocalPool
-from sdar.sandbox import CodeRunner, Limits, Result
+from sdar.rollout.pool import LocalPool, ThreadPool
+from sdar.sandbox import CodeRunner, Limits, Result, best_runner
 from sdar.sandbox.base import Program
 from sdar.types import Status
 
@@ -106,6 +107,67 @@ def test_the_horizon_ends_an_episode_as_a_wrong_one():
     task = begin(env)
     env.step(PYTHON + "5")
     assert env.step(ANSWER + task.facts["answer"]).success
+
+
+@pytest.mark.parametrize(("reward", "worth"), [("binary", 0.0), ("signed", -1.0), ("sod", -0.9)])
+def test_an_episode_that_fills_its_context_is_worth_a_wrong_answer(reward, worth):
+    env = MathEnv(runner=Canned(OK), reward=reward)
+    task = env.task(env.task_ids("train", 1, 0)[0])
+    pool = LocalPool(env)
+    pool.reset({0: task})
+    pool.step({0: PYTHON + "5"})
+    end = pool.unfinished([0])[0].result
+    assert (end.reward, end.done, end.truncated, end.success) == (pytest.approx(worth), True, True, False)
+    assert end.scores == {"correct": 0.0, "tool_error_share": 0.0}
+
+
+def test_a_wrong_answer_on_the_last_turn_is_an_end_of_the_episode_itself():
+    env = MathEnv(runner=Canned(OK), horizon=1)
+    begin(env)
+    assert not env.step(ANSWER + "no").truncated
+    begin(env)
+    assert env.step(PYTHON + "5").truncated
+
+
+def test_the_machine_is_looked_at_before_anything_is_loaded(caplog, monkeypatch):
+    """Not at the first call, whose failure would be one episode's."""
+
+    def data(*results):
+        return TaskModule(MathEnv(runner=Canned(*results)), train_tasks=4, val_tasks=2, protocol=FencedMathProtocol())
+
+    with caplog.at_level("INFO"):
+        data(Result("ok", "42\n")).setup("fit")
+    assert [r.getMessage() for r in caplog.records] == ["code sandbox: none"]
+    with pytest.raises(ConfigError, match=r"Canned cannot run code \(error: NameError: six\): 6 \* 7 was to print 42"):
+        data(Result("error", "", "NameError: six\n")).setup("fit")
+    nowhere = ConfigError("nothing isolates untrusted code on this machine")
+    with pytest.raises(ConfigError, match="nothing isolates untrusted code"):
+        data(nowhere).setup("fit")
+    pool = LocalPool(MathEnv(runner=Canned(nowhere)))
+    pool.reset({0: pool._copies.env.task(pool._copies.env.task_ids("train", 1, 0)[0])})
+    with pytest.raises(ConfigError, match="nothing isolates untrusted code"):
+        pool.step({0: PYTHON + "1"})
+    monkeypatch.setattr(math_checking, "_checker", math_checking._Checker)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="math-verify is not installed"):
+        data(Result("ok", "42\n")).setup("fit")
+
+
+def test_looping_programs_end_no_episode_but_their_own(monkeypatch):
+    """Each waits for its own server, so that none is late for the others' sake."""
+    try:
+        runner = best_runner(Limits(wall_s=3.0))
+    except ConfigError as error:
+        pytest.skip(str(error))
+    env = MathEnv(level="easy", runner=runner)
+    pool = ThreadPool(env, threads=6, deadline=15.0)
+    ids = env.task_ids("train", 6, 0)
+    pool.reset({slot: env.task(task_id) for slot, task_id in enumerate(ids)})
+    seen = pool.step({slot: PYTHON + ("6 * 7" if slot == 5 else "while True: pass") for slot in range(6)})
+    assert all(s.fault is None for s in seen.values())
+    assert [s.result.observation for s in seen.values()] == 5 * ["[stopped: more than the allowed time (wall limit)]"] + ["42"]
+    pool.close()
+    env.close()
 
 
 def test_calls_that_nobody_could_run_are_not_paid_for():
@@ -218,6 +280,26 @@ def test_problems_come_from_files(tmp_path):
     mathematics._file_problems.cache_clear()
     with pytest.raises(PanelError, match="it would be another problem under the same name"):
         MathEnv(files={"train": str(train), "unseen": str(unseen)}).task(root.id)
+
+
+def test_a_problem_counts_once_and_none_is_trained_on_that_is_measured(tmp_path):
+    texts = {"train": ["What is 1+1?", "two", "what  is 1+1? ", "three", "four"], "unseen": ["Three", "five", "five"]}
+    files = {split: str(tmp_path / f"{split}.jsonl") for split in texts}
+    for split, said in texts.items():
+        rows = [{"problem": text, "answer": str(n)} for n, text in enumerate(said)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.warns(UserWarning) as told:
+        env = MathEnv(files=files, runner=Canned(OK))
+        twin = MathEnv(files=files, runner=Canned(OK))
+    assert [str(w.message).partition("; they are left out, ")[0] for w in told] == [
+        f"{files['train']}: of 5 rows 1 repeat the text of an earlier one and 1 have a text that validation or test measures",
+        f"{files['unseen']}: of 3 rows 1 repeat the text of an earlier one and 0 have a text that validation or test measures",
+    ]
+    panels = {split: [env.task(t) for t in twin.task_ids(split, count, 0)] for split, count in (("train", 3), ("unseen", 2))}
+    assert {t.instruction for t in panels["train"]} == {"What is 1+1?", "two", "four"}
+    assert {t.instruction: t.facts["answer"] for t in panels["unseen"]} == {"Three": "0", "five": "1"}
+    with pytest.raises(PanelError, match=r"train\.jsonl has 3 problems, but a panel of 4 is asked for"):
+        env.task_ids("train", 4, 0)
 
 
 @pytest.mark.parametrize(

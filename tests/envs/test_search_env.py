@@ -1,6 +1,7 @@
 """Answering questions: episodes, scores, questions from files, and a world of its own whose answers are known."""
 
 import copy
+import dataclasses
 import json
 import pickle
 import random
@@ -166,6 +167,15 @@ def test_a_found_gold_answer_can_be_rewarded():
     env.backend = Given(f'"T"\nit is {task.facts["answer"].split(" or ")[0]}.')
     env.step("search[a]")
     assert env.step("answer[wrong]").reward == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("telling", ["search_r1", "verl_agent", "plain"])
+def test_a_gold_answer_is_found_however_passages_are_told(telling):
+    env, _ = begun(telling=telling)
+    env.running.question = dataclasses.replace(env.running.question, answers=("Zürich\nCity",))
+    env.backend = Given('"T"\nit is Zürich\nCity.')
+    told = env.step("search[a]").observation
+    assert env.running.found and ("\\u00fcrich\\nCity" in told) == (telling == "verl_agent")  # JSON is what the model reads
 
 
 def test_the_reward_can_be_f1():
@@ -421,6 +431,29 @@ def test_task_ids_do_not_depend_on_the_order_of_rows_or_files(tmp_path):
     two = SearchEnv(backend=Given(), data={"test": [str(second / "v.jsonl"), str(second / "u.jsonl")]})
     for split in ("seen", "unseen"):
         assert one.task_ids(split, 2, 3) == two.task_ids(split, 2, 3)
+
+
+def test_a_question_counts_once_and_none_is_trained_on_that_is_measured(tmp_path):
+    rows = [
+        *ROWS,
+        ("nq", "train", "Who  wrote Faust", ["Goethe"]),  # the same text, said otherwise
+        ("nq", "train", "where is it", ["Rome"]),  # seen
+        ("nq", "train", "WHICH river?", ["Po"]),  # unseen
+        ("popqa", "test", "what sport", ["judo", "Judo"]),
+        ("nq", "test", "what sport", ["judo"]),  # another split: it stays
+    ]
+    data = write_rows(tmp_path, "jsonl", rows)
+    with pytest.warns(UserWarning) as told:
+        for _ in range(2):
+            questions = SearchEnv(backend=Given(), data=data).questions()
+    found = {split: {q.text for q in questions[split].values()} for split in questions}
+    assert found["train"] == {"who wrote faust?", "Is Pisa older than Lucca?"}
+    assert found["seen"] == {"when did it end?", "where is it?", "what sport?"}
+    assert found["unseen"] == {"which river?", "what sport?"}
+    assert [str(w.message).partition("; they are left out")[0] for w in told] == [
+        "env.data, split train: of 5 rows 1 repeat the text of an earlier one and 2 have a text that validation or test measures",
+        "env.data, split unseen: of 3 rows 1 repeat the text of an earlier one and 0 have a text that validation or test measures",
+    ]
 
 
 def test_a_question_that_was_changed_is_another_task(tmp_path):

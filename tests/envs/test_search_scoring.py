@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from sdar.envs.search_scoring import (
     exact_match,
-    extract_answer,
     f1,
     format_reward,
     found_gold,
@@ -126,30 +125,6 @@ def test_scores_agree_with_each_other(answer, golds):
     if em:
         assert sub and overlap == 1.0
     assert exact_match(answer, [*golds, answer])
-
-
-RESPONSES = {
-    "<answer> Paris </answer>": "Paris",
-    "<answer>a</answer> or <answer>b</answer>": "b",
-    "<answer>\nNew\nYork\n</answer>": "New\nYork",
-    "<answer></answer>": "",
-    "<answer>a</answer> <answer>b": "a",
-    "<answer>a": None,
-    "<ANSWER>a</ANSWER>": None,
-    "": None,
-    "<answer>a <answer>b</answer>": "a <answer>b",
-}
-
-
-@pytest.mark.parametrize("text", RESPONSES)
-def test_the_last_answer_is_read(text):
-    assert extract_answer(text) == RESPONSES[text]
-
-
-def test_an_answer_is_read_from_all_that_the_model_said():
-    assert extract_answer(["<answer>a</answer>", "<search>b</search>"]) == "a"
-    assert extract_answer(["<answer>", "</answer>"]) == ""
-    assert extract_answer([]) is None
 
 
 KEEPS = {

@@ -14,7 +14,7 @@ from sdar.envs.webshop_data import split_ranges
 from sdar.envs.webshop_pages import SEPARATOR
 from sdar.errors import ConfigError, PanelError
 from sdar.skills import SkillBank
-from sdar.types import Task
+from sdar.types import History, Task
 
 DATA = str(Path(__file__).parent / "data" / "webshop_shop")
 
@@ -267,12 +267,16 @@ def test_the_prompts_of_a_turn_are_these() -> None:
             f"'search[<your query>]',\n\n{protocol.TAGS}",
         }
     ]
-    assert protocol.window(TASK, [(SEARCH_PAGE, "search[mug]")], ITEM_PAGE, ["click[< prev]"])[0]["content"] == (
-        "You shop.\nYour task is to: find a red mug.\nThe last 1 pages and your actions on them were:\n"
-        "[Observation: \"'Search'\", Action: 'search[mug]']\n"
+    past = History([(SEARCH_PAGE, "search[mug]")], taken=4)
+    assert protocol.window(TASK, past, ITEM_PAGE, ["click[< prev]"])[0]["content"] == (
+        "You shop.\nYour task is to: find a red mug.\nYou have taken 4 step(s) before this one. The last 1 pages and your actions on "
+        "them were:\n[Observation 4: \"'Search'\", Action 4: 'search[mug]']\n"
+        "This is step 5. "
         "The page shows: 'Back to Search' [SEP] '< Prev' [SEP] 'Mug's Cup'.\nYour admissible actions are:\n'click[< prev]',\n\n"
         f"{protocol.TAGS}"
     )
+    with pytest.raises(ConfigError, match=r"count steps \(step\), but it was given 1 exchanges without the number of all"):
+        protocol.window(TASK, list(past), ITEM_PAGE, [])
     assert protocol.answer(ITEM_PAGE, []).startswith("The page now shows: 'Back to Search' [SEP] '< Prev' [SEP] 'Mug's Cup'.")
     assert "admissible actions are" not in WebShopProtocol(list_admissible=False).answer(ITEM_PAGE, ["x"])
 
@@ -285,7 +289,7 @@ def test_other_texts_are_told_as_they_are() -> None:
 
 
 def test_the_past_is_dropped_where_the_prompt_would_be_too_long() -> None:
-    history = [(ITEM_PAGE, "click[< prev]")] * 2
+    history = History([(ITEM_PAGE, "click[< prev]")] * 2, taken=2)
     whole = WebShopProtocol().window(TASK, history, ITEM_PAGE, ["look"])[0]["content"]
     assert WebShopProtocol(max_chars=len(whole)).window(TASK, history, ITEM_PAGE, ["look"])[0]["content"] == whole
     cut = WebShopProtocol(max_chars=len(whole) - 1).window(TASK, history, ITEM_PAGE, ["look"])[0]["content"]
@@ -319,7 +323,7 @@ def test_demonstrations_survive_the_protocols(protocol, mode) -> None:
     for task in map(env.task, env.task_ids("train", 10, 0)):
         observation, history = env.reset(task), []
         for action in env.demonstration(task):
-            (message,) = protocol.window(task, history[-2:], observation, env.admissible())
+            (message,) = protocol.window(task, History(history[-2:], len(history)), observation, env.admissible())
             assert task.instruction in message["content"]
             read, valid = protocol.parse(protocol.write(action), env.admissible())
             assert (read, valid) == (action, True)

@@ -224,6 +224,15 @@ def test_goals_are_divided_as_in_the_engine(server: Server) -> None:
             env.task(wrong)
 
 
+def test_a_server_is_asked_for_an_instruction_once(server: Server) -> None:
+    env = client(server)
+    task = env.task(env.task_ids("train", 1, 0)[0])
+    assert server.asked == 1
+    assert env.task(task.id) == copy.deepcopy(env).task(task.id) == client(server).task(task.id) == task
+    assert server.asked == 1
+    assert env.reset(task) and server.asked == 2
+
+
 def times(count: int, trouble: Callable[[BaseHTTPRequestHandler], None]) -> Callable[[BaseHTTPRequestHandler], bool]:
     left = [count]
 

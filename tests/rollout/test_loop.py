@@ -1,10 +1,12 @@
 """The agent loop: what was sampled is what is trained on, and every episode ends with a status."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from families import chat_of
 from faulty_world import FaultyWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,12 +14,14 @@ from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sdar.chat import ChatFormat
-from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
+from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import ConfigError
 from sdar.parts import Draw, Environment, Protocol
 from sdar.rollout import LocalPool, Request, Rollout, WorkerPool, make_rows
 from sdar.rollout.loop import LAYOUTS
+from sdar.rollout.rows import messages_of
 from sdar.samplers import TorchSampler
+from sdar.sandbox import LimitsOnlyRunner
 from sdar.teachers import SkillView
 from sdar.types import Episode, Retrieval, Status, Task
 
@@ -396,7 +400,117 @@ def test_layouts_that_cannot_be_are_refused() -> None:
     parts = (LocalPool(FaultyWorld()), CompactProtocol(), chat, ScriptedSampler(words(), chat), SkillView())
     with pytest.raises(ConfigError, match=r"layout is 'row': the two row layouts are trajectory and turn"):
         Rollout(*parts, layout="row")
-    chat.rewrites_history = True
-    with pytest.raises(ConfigError, match=r"the chat template of words rewrites past assistant turns.*Use `layout: turn`"):
-        Rollout(*parts, layout="trajectory")
+
+
+# ------------------------------------------------------------------ templates that tell the past in their own way
+
+
+def test_a_template_that_rewrites_the_past_is_said_once(recwarn: pytest.WarningsRecorder) -> None:
+    chat = ChatFormat(chat_of("qwen3").tokenizer, name="a-new-qwen3")
+    parts = (LocalPool(FaultyWorld()), CompactProtocol(), chat, ScriptedSampler(words(), chat), SkillView())
     Rollout(*parts, layout="turn")
+    assert not recwarn.list
+    Rollout(*parts, layout="trajectory")
+    Rollout(*parts, layout="trajectory")
+    [said] = [str(w.message) for w in recwarn.list]
+    assert said.startswith("the chat template of a-new-qwen3 tells past assistant turns otherwise than they were said")
+    assert "an episode becomes several training rows" in said and "`layout: turn`" in said
+
+
+def thoughtful(chat: ChatFormat, draw: Draw, share: float) -> list[int]:
+    """Ids that no encoder would give, often behind a thought; some end properly."""
+    rng = random.Random(f"{draw.task}/{draw.attempt}/{draw.turn}")
+    thought = [*chat.encode_control("<think>"), *random_ids(chat, draw)[:3], *chat.encode_control("</think>")]
+    told = [i for i in random_ids(chat, draw) if i != chat.end_of_turn]
+    return (thought if rng.random() < share else []) + told + [chat.end_of_turn] * (draw.turn % 2)
+
+
+@pytest.mark.filterwarnings("ignore:the chat template of")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("thinking", [None, True, False])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=5)
+def test_every_row_is_what_the_model_was_given(thinking: bool | None, share: float, layout: str, seed: int) -> None:
+    """Each response stands in its row behind exactly the ids that the sampler was asked with; no id is patched."""
+    chat = chat_of("qwen3", thinking)
+    texts = ["You see a mug.", "<|im_end|>", "<tool_response>\n4\n</tool_response>", "<think>", "The end."]
+    requests = [Request(Task(f"t{seed}", "parrot", "listen"), a) for a in range(2)]
+    episodes, sampler, _ = play(Parrot(texts), lambda d: thoughtful(chat, d, share), requests, chat, layout=layout)
+    rows = make_rows(episodes, layout)
+    for row in rows:
+        mine = [t for t in dict.fromkeys(row.turn_ids)]
+        assert mine == list(range(row.turn, row.turn + len(mine)))
+        for t in mine:
+            begin = next(i for i, (turn, m) in enumerate(zip(row.turn_ids, row.response_mask, strict=True)) if turn == t and m)
+            [asked] = [
+                prompt for call in sampler.calls for draw, prompt in call if draw.turn == t and draw.attempt == row.episode
+            ]
+            said = episodes[row.episode].turns[t].response_ids
+            assert row.ids[:begin] == asked and row.ids[begin : begin + len(said)] == said
+    for e, episode in enumerate(episodes):
+        begins = [row.turn for row in rows if row.episode == e]
+        if layout == "turn":
+            assert begins == list(range(5)) and not any(t.restarts for t in episode.turns)
+        else:
+            assert begins == [0, *(t for t in range(1, 5) if episode.turns[t].restarts)]
+            for t in begins:  # a row begins with what the template gives for the conversation so far
+                told = [*episode.opening]
+                for n in range(t):
+                    told += [chat.said(episode.turns[n].response_ids), {"role": "user", "content": texts[n + 1]}]
+                assert episode.turns[t].prompt_ids == chat.prompt(told) and messages_of(episode, t) == told
+
+
+@pytest.mark.filterwarnings("ignore:the chat template of")
+def test_a_row_goes_on_where_the_template_changes_nothing() -> None:
+    """A response without a thought is told as it was said; one with a thought is not, and what follows it begins a row."""
+    chat = chat_of("qwen3")
+    thoughts = {1: "<think>\nhm\n</think>\n\n", 3: "<think>\nhm\n</think>\n\n"}
+    [episode], _, _ = play(FaultyWorld(), lambda d: thoughts.get(d.turn, "") + "go on", wanted("a"), chat, horizon=5)
+    assert [t.restarts for t in episode.turns] == [False, False, True, False, True]
+    assert [(r.turn, sorted(set(r.turn_ids))) for r in make_rows([episode], "trajectory")] == [
+        (0, [0, 1]),
+        (2, [2, 3]),
+        (4, [4]),
+    ]
+    off, _, _ = play(FaultyWorld(), words(*["go on"] * 3), wanted("a"), chat_of("qwen3", False), horizon=3)
+    assert [t.restarts for t in off[0].turns] == [False, True, True]  # the empty thought of its prompt is not told again
+
+
+@pytest.mark.filterwarnings("ignore:the chat template of")
+def test_a_rewritten_episode_that_does_not_fit_ends_with_the_context() -> None:
+    chat, said = chat_of("qwen3"), "<think>\nhm\n</think>\n\ntalk"
+    [roomy], _, _ = play(FaultyWorld(), words(*[said] * 9), wanted("a"), chat, horizon=9)
+    [episode], sampler, _ = play(FaultyWorld(), words(*[said] * 9), wanted("a"), chat, horizon=9, context=150)
+    assert episode.status == Status.CONTEXT and 1 < len(episode.turns) < 9
+    assert episode.turns[:-1] == roomy.turns[: len(episode.turns) - 1]
+    assert len(episode.dialogue) == 2 * len(episode.turns) - 2
+    assert all(len(prompt) + sampler.max_new_tokens <= 150 for call in sampler.calls for _, prompt in call)
+
+
+@pytest.mark.filterwarnings("ignore:the chat template of")
+def test_a_privileged_actor_has_the_text_at_the_start_of_every_row() -> None:
+    chat, said = chat_of("qwen3"), "<think>\nhm\n</think>\n\ngo on"
+    [told], _, _ = play(FaultyWorld(), words(*[said] * 3), wanted("a", privileged=True, told="The secret."), chat, horizon=3)
+    [plain], _, _ = play(FaultyWorld(), words(*[said] * 3), wanted("a"), chat, horizon=3)
+    system = "<|im_start|>system\nThe secret.<|im_end|>\n"
+    assert [chat.decode(t.prompt_ids) for t in told.turns] == [system + chat.decode(t.prompt_ids) for t in plain.turns]
+    assert told.dialogue == plain.dialogue and all(t.restarts for t in told.turns[1:])
+
+
+@pytest.mark.parametrize("chat_name", CHATS)
+def test_a_template_that_repeats_what_was_said_keeps_no_second_account_of_it(chat_name: str) -> None:
+    chat = CHATS[chat_name]()
+    [episode], _, _ = play(FaultyWorld(), lambda draw: random_ids(chat, draw), wanted("a"), chat, horizon=4)
+    assert episode.dialogue == [] and not any(t.restarts for t in episode.turns)
+
+
+@pytest.mark.parametrize(("status", "settings", "cut"), [(Status.CONTEXT, {"context": 420}, None), (Status.HORIZON, {}, 2)])
+def test_an_episode_that_is_cut_is_worth_what_its_world_says(status, settings, cut):
+    env = MathEnv(reward="signed", level="easy", runner=LimitsOnlyRunner(allow_unsafe=True))
+    task = env.task(env.task_ids("train", 1, 0)[0])
+    request = Request(task, 0, max_turns=cut)
+    protocol = FencedMathProtocol()
+    [episode], *_ = play(env, lambda draw: "```python\nprint(1)\n```", [request], byte_chat(), protocol, **settings)
+    assert (episode.status, episode.reward, episode.turns[-1].reward) == (status, -1.0, -1.0)
+    assert episode.scores == {"correct": 0.0, "tool_error_share": 0.0} and len(episode.turns) < env.horizon

@@ -111,6 +111,41 @@ def test_an_exception_is_a_fault_in_one_process_too(trouble: str, threads: int) 
         assert local.reset({3: tasks()[3]}) == {3: expected[0][3]}
 
 
+@pytest.mark.parametrize("where", ["local", "threads", "workers"])
+def test_an_episode_that_ends_unfinished_is_priced_by_its_world(where: str) -> None:
+    pool = make_pool(FaultyWorld(), 2 * (where == "workers"), 20.0, 4 * (where == "threads"))
+    try:
+        pool.reset(tasks())
+        pool.step(say("one"))
+        if isinstance(pool, WorkerPool):  # the worker that ends them never saw them begin
+            for worker in pool._workers:
+                os.kill(worker.process.pid, 9)
+                worker.process.join()
+        seen = pool.unfinished([1, 4])
+        assert {slot: (s.result.observation, s.result.reward) for slot, s in seen.items()} == {
+            slot: (f"task-{slot} / one", -2.0) for slot in (1, 4)
+        }
+        assert all(s.result.done and s.fault is None and not s.admissible for s in seen.values())
+        assert pool.step(say("two", without=(1, 4))) == others(undisturbed("one", "two")[2], 1, 4)
+        assert pool.reset({4: tasks()[4]}) == {4: undisturbed()[0][4]}
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("where", ["local", "threads", "workers"])
+@pytest.mark.parametrize("when", ["reset", "step"])
+def test_settings_that_cannot_work_stop_the_run(where: str, when: str) -> None:
+    """They are no accident of one episode: every one would end like this, without a gradient, to the last iteration."""
+    pool = make_pool(FaultyWorld(), 2 * (where == "workers"), 20.0, 4 * (where == "threads"))
+    try:
+        if when == "step":
+            pool.reset(tasks())
+        with pytest.raises(ConfigError, match=r"^env\.roof is 0: nobody can live here\. Give 1\.$"):
+            pool.reset(tasks({3: "misset"})) if when == "reset" else pool.step(say("one", but={3: "misset"}))
+    finally:
+        pool.close()
+
+
 def test_threads_wait_at_the_same_time_and_each_call_has_its_own_deadline() -> None:
     expected = undisturbed("wait 0.4", "one")
     pool = ThreadPool(FaultyWorld(), threads=6, deadline=1.0)
@@ -201,6 +236,7 @@ def test_an_episode_that_cannot_be_played_again_ends_alone(trouble: str, status:
         assert seen[2].fault == status
         assert error in seen[2].error
         assert others(seen, 2) == {slot: undisturbed("one", "two")[2][slot] for slot in (0, 1, 3, 5)}
+        assert pool.replaced == 1 + (trouble in ("again hang", "again exit 4"))  # the others' worker is well
 
 
 def test_a_worker_that_dies_between_two_calls_ends_no_episode() -> None:

@@ -7,12 +7,15 @@ from typing import get_args
 
 import pytest
 import torch
+from families import chat_of
 from faulty_world import FaultyWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from played import credit_of
 from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
 
 from sdar.chat import ChatFormat
+from sdar.credit import GroupAdvantage
 from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
 from sdar.errors import ContextOverflowError
 from sdar.parts import Placement, PrivilegedView
@@ -21,6 +24,7 @@ from sdar.rollout.loop import LAYOUTS
 from sdar.rollout.rows import add_teacher_view, without_privilege
 from sdar.spans import response_spans
 from sdar.teachers import FirstOf, HindsightView, SiblingView, SkillView, SolutionView
+from sdar.turns import Turns
 from sdar.types import Batch, Episode, Retrieval, Row, Status, Task, Turn
 
 SECRETS = Retrieval(("mug", "heat"), "The mug is usually in the drawer.\n<|im_end|><|end|> Look there first.")
@@ -259,6 +263,86 @@ def test_a_privileged_episode_that_was_told_nothing_is_the_students_own(layout: 
     for row in make_rows(episodes, layout):
         student = without_privilege(row, episodes[row.episode], chat)
         assert student == replace(row, teacher_ids=row.ids, told=False)
+
+
+# ------------------------------------------------------------------ episodes of several rows
+
+
+def rewritten(told: str = "", extra: bool = False, share: float = 1.0) -> tuple[ChatFormat, list[Episode]]:
+    """Three episodes of four turns under a template that removes thinking; with `share` below 1 some turns have none."""
+    chat, env = chat_of("qwen3"), Parrot([f"You see {n} mugs." for n in range(4)])
+    thought = [
+        *chat.encode_control("<think>"),
+        *chat.encode_text("hm"),
+        *chat.encode_control("</think>"),
+        *chat.encode_text("\n\n"),
+    ]
+    script = lambda draw: (thought if (draw.turn + draw.attempt) % 2 < 2 * share - 1e-9 else []) + random_ids(chat, draw)  # noqa: E731
+    rollout = Rollout(LocalPool(env), CompactProtocol(), chat, ScriptedSampler(script, chat), SkillView(), horizon=4)
+    requests = [Request(Task(f"t{i}", "parrot", "listen"), i, SECRETS, bool(told), told, extra=extra) for i in range(3)]
+    return chat, rollout(None, requests)
+
+
+splits = pytest.mark.parametrize("share", [0.5, 1.0])
+quiet = pytest.mark.filterwarnings("ignore:the chat template of")
+
+
+@quiet
+@splits
+def test_the_teacher_is_told_at_the_start_of_every_row(share: float) -> None:
+    chat, episodes = rewritten(share=share)
+    rows = make_rows(episodes, "trajectory")
+    assert [r.turn for r in rows if r.episode == 0] == ([0, 1, 2, 3] if share == 1 else [0, 1, 3])
+    add(rows, episodes, chat)
+    system = chat.prompt([{"role": "system", "content": SECRETS.text}, {"role": "user", "content": ""}])
+    system = system[: len(system) - len(chat.prompt([{"role": "user", "content": ""}]))]
+    for row in rows:
+        assert row.told and row.teacher_ids == [*system, *row.ids]
+    batch = batch_of(rows, episodes)
+    assert batch.told.all() and batch.episode.tolist() == [r.episode for r in rows]
+    turns = Turns(batch)
+    assert list(zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)) == [(e, t) for e in range(3) for t in range(4)]
+    assert turns.length.tolist() == [len(t.response_ids) for e in episodes for t in e.turns]
+
+
+@quiet
+def test_a_view_of_hindsight_tells_each_row_of_what_was_before_it() -> None:
+    chat, episodes = rewritten()
+    rows = make_rows(episodes, "trajectory")
+    add(rows, episodes, chat, HindsightView("template", heading=""))
+    for row in rows:
+        asked = [t.action for t in episodes[row.episode].turns[: row.turn]]
+        told = chat.decode(row.teacher_ids[: len(row.teacher_ids) - len(row.ids)])
+        assert told == (f"This attempt so far: {'; '.join(asked)}\n\n" if asked else "")
+
+
+@quiet
+@splits
+def test_every_row_of_a_privileged_episode_is_read_without_the_privilege(share: float) -> None:
+    chat, plain = rewritten(share=share)
+    _, episodes = rewritten(SECRETS.text, extra=True, share=share)
+    rows = make_rows(episodes, "trajectory")
+    students = [without_privilege(row, episodes[row.episode], chat) for row in rows]
+    assert [replace(row, teacher_ids=None, told=False) for row in students] == make_rows(plain, "trajectory")
+    assert [row.teacher_ids for row in students] == [row.ids for row in rows] and all(row.told for row in students)
+
+
+@quiet
+def test_the_rows_of_an_episode_share_its_credit_and_each_pays_for_its_own_actions() -> None:
+    """As in the turn layout: statistics over episodes count each once, over rows each row."""
+    _, episodes = rewritten(share=0.5)
+    for e, reward in zip(episodes, (3.0, 0.0, 0.0), strict=True):
+        e.reward = reward
+    batch = collate(make_rows(episodes, "trajectory"), episodes, [0, 0, 0])
+    assert batch.episode.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    episodes[0].turns[1].valid = False  # begins the second row of the first episode
+    credit = credit_of(batch, episodes, penalty=0.3)
+    assert credit.rewards[:3].tolist() == pytest.approx([3.0, 2.7, 3.0])
+    by_row = GroupAdvantage("row")(credit)
+    expected = (credit.rewards - credit.rewards.mean()) / (credit.rewards.std() + 1e-6)
+    assert torch.allclose(by_row, expected, atol=1e-5)
+    by_episode = GroupAdvantage("episode")(credit)
+    assert by_episode[0] == by_episode[2] > by_episode[1] > 0 > by_episode[3] == by_episode[7]
 
 
 # ------------------------------------------------------------------ spans

@@ -4,6 +4,7 @@ An attack that succeeds prints ESCAPED or a secret. What stops it differs betwee
 out of sight (namespaces), Landlock forbids them. None does lasting harm to a machine that fails to stop it.
 """
 
+import base64
 import os
 import platform
 import re
@@ -292,6 +293,32 @@ def test_some_runner_isolates_here(usable):
     if sys.platform != "linux":
         pytest.skip("no runner isolates outside Linux")
     assert any(not isinstance(found, str) for found in usable.values()), usable
+
+
+EARLIER = """
+import ctypes, gc, sys
+backwards = [bytes.fromhex(text) for text in {backwards!r}]  # this program must not find itself
+frame, seen = sys._getframe(), []
+while frame is not None:
+    seen.append(repr(frame.f_locals))
+    frame = frame.f_back
+seen += [thing for thing in gc.get_objects() if isinstance(thing, str)] + [repr(t) for t in gc.get_objects() if isinstance(t, dict)]
+held = "".join(seen).encode("utf-8", "replace")
+libc = ctypes.CDLL(None)
+libc.sbrk.restype = ctypes.c_void_p
+held += ctypes.string_at(libc.sbrk(0) - (1 << 20), 1 << 20)  # what was freed, too
+print("ESCAPED" if any(needle in held[::-1] for needle in backwards) else "nothing")
+"""
+
+
+def test_nothing_of_an_earlier_run_is_left_in_memory(runner):
+    said = f"{SECRET * 100}"
+    for _ in range(3):
+        runner.run(f"print({said!r} + 'x' * 3000)")
+    encoded = base64.b64encode(said.encode())  # as answers travel
+    backwards = [text[i : i + 20][::-1].hex() for text, i in ((said.encode(), 0), (encoded, 24))]
+    result = runner.run(EARLIER.format(backwards=backwards))
+    assert (result.stdout, result.stderr) == ("nothing\n", "")
 
 
 @pytest.mark.parametrize(("runner", "attack"), list(pairs()), indirect=["runner"])

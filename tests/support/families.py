@@ -20,7 +20,12 @@ QWEN25 = """
 {%- endif %}"""
 
 QWEN3 = """
-{%- set last = messages | length - 1 %}
+{%- set question = namespace(at=-1) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' and not (m.content.startswith('<tool_response>') and m.content.endswith('</tool_response>')) %}
+        {%- set question.at = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
 {%- for m in messages %}
     {%- set said = m.content %}
     {%- set thought = '' %}
@@ -29,7 +34,7 @@ QWEN3 = """
         {%- set said = said.split('</think>')[-1].lstrip('\\n') %}
     {%- endif %}
     {{- '<|im_start|>' + m.role + '\\n' }}
-    {%- if m.role == 'assistant' and loop.index0 == last %}
+    {%- if m.role == 'assistant' and loop.index0 > question.at and (loop.last or thought) %}
         {{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}
     {%- endif %}
     {{- said + '<|im_end|>\\n' }}
@@ -130,5 +135,33 @@ def tokenizer_of(family: Family, normalizer: normalizers.Normalizer | None = Non
 
 
 @cache
-def chat_of(name: str) -> ChatFormat:
-    return ChatFormat(tokenizer_of(FAMILIES[name]), name=name)
+def sentencepiece_of(family: Family) -> PreTrainedTokenizerFast:
+    """A tokenizer in Gemma's form: spaces are written as a sign, pieces of characters, and bytes for what has no piece."""
+    pieces = [
+        "<unk>",
+        *(f"<0x{b:02X}>" for b in range(256)),
+        *sorted({c for text in CORPUS for c in text if c != " "}),
+        "\u2581",
+    ]
+    tokenizer = Tokenizer(
+        models.BPE({p: i for i, p in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in family.special])
+    tokenizer.add_tokens([AddedToken(s, normalized=False, special=False) for s in family.added])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=family.eos,
+        unk_token="<unk>",
+        chat_template=family.template,
+        clean_up_tokenization_spaces=False,
+        **family.named,
+    )
+
+
+@cache
+def chat_of(name: str, thinking: bool | None = None) -> ChatFormat:
+    """A family's format; `thinking` sets `enable_thinking`."""
+    options = {} if thinking is None else {"enable_thinking": thinking}
+    return ChatFormat(tokenizer_of(FAMILIES[name]), options, name=name)

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from sdar.errors import ConfigError
 from sdar.parts import Environment, StepResult
 from sdar.types import Task
 
@@ -47,6 +48,10 @@ class FaultyWorld(Environment):
         end = won or action == "give up"
         return StepResult(" / ".join(self.told), reward=float(len(self.told)), done=end, success=won, valid=action != "mumble")
 
+    def unfinished(self) -> StepResult:
+        self._obey("unfinished")
+        return StepResult(" / ".join(self.told), reward=-float(len(self.told)), done=True, truncated=True)
+
     def admissible(self) -> list[str]:
         return [f"say {len(self.told)}", "win"]
 
@@ -62,6 +67,8 @@ class FaultyWorld(Environment):
         match order.split():
             case ["raise"]:
                 raise RuntimeError("the roof fell in")
+            case ["misset"]:
+                raise ConfigError("env.roof is 0: nobody can live here. Give 1.")
             case ["leave"]:
                 sys.exit("out of the door")
             case ["hang"]:

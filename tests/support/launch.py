@@ -53,9 +53,9 @@ def finish(ranks: list[Rank], deadline: float) -> list[int]:
             rank.process.kill()
 
 
-def run(world: int, script: str, *arguments: object, folder: Path, deadline: float) -> list[Rank]:
+def run(world: int, script: str, *arguments: object, folder: Path, deadline: float, **environment: str) -> list[Rank]:
     """Start and finish; every process must end well."""
-    ranks = start(world, script, *arguments, folder=folder)
+    ranks = start(world, script, *arguments, folder=folder, **environment)
     codes = finish(ranks, deadline)
     assert codes == [0] * world, "\n".join(
         f"rank {i}: exit {c}\n{r.said[-3000:]}" for i, (c, r) in enumerate(zip(codes, ranks, strict=True))

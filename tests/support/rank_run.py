@@ -2,7 +2,7 @@
 
 A kind is a strategy, perhaps with how much of the teacher is asked for: ``zero3``, ``zero3-full``. Started with LOCAL_RANK and
 MASTER_PORT in the environment, as by any launcher; WORLD says how many processes there are. Rank 0 writes losses, gradient norms
-and whole weights after each run. RESUME and SAVE in the environment name checkpoints; SAVE gets the kind as its ending.
+and whole weights after each run. RESUME and SAVE in the environment name checkpoints; {kind} in them is the kind.
 """
 
 import os
@@ -106,11 +106,12 @@ def main(out, steps, *kinds):
     os.environ["PL_GLOBAL_SEED"] = "1"
     for name in kinds:
         kind, _, payload = name.partition("-")
-        module = strategy(**PAYLOADS[payload]())
+        module = strategy(**PAYLOADS[payload](), export=f"{out}.{name}.policy", export_dtype="float32")
         run = trainer(kind, int(steps), Path(out).parent)
-        run.fit(module, data(), ckpt_path=os.environ.get("RESUME"))
+        begin = os.environ.get("RESUME")
+        run.fit(module, data(), ckpt_path=begin and begin.format(kind=name))
         if "SAVE" in os.environ:
-            run.save_checkpoint(f"{os.environ['SAVE']}.{name}")
+            run.save_checkpoint(os.environ["SAVE"].format(kind=name))
         weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
         teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
         if run.global_rank == 0:

@@ -1,0 +1,147 @@
+"""Sampling with vLLM in the training process: it sleeps while the weights are updated, and takes them over in memory."""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sdar.errors import ConfigError, EngineFault
+from sdar.parts import Completion, Draw
+from sdar.registry import register
+from sdar.samplers.bound import TruncatingSampler
+from sdar.serving.protocol import SampleRequest, Sampling
+from sdar.serving.vllm_engine import VLLMEngine, import_vllm
+
+
+@register("vllm")
+class VLLMSampler(TruncatingSampler):
+    """Samples with vLLM on the accelerator that trains; in a run of several processes each has an engine of its own.
+
+    Tokens are those that `TorchSampler` samples: every random number derives from (run seed, task id, attempt, turn, position). An
+    engine in another process or environment: `ServerSampler`.
+
+    Args:
+        max_new_tokens: Longest response, in tokens.
+        temperature: Softmax temperature; 0 is greedy.
+        top_k: Keep the k likeliest tokens (0: all).
+        top_p: Keep the likeliest tokens that together reach this mass.
+        forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
+        model: Directory or hub id of the model whose weights are trained; by default where its tokenizer comes from.
+        dtype: Type of the weights that sample; auto: that of the model's settings. Another one than the training's shows up in
+            `rollout/mismatch`.
+        memory: Share of the accelerator's memory that vLLM may take beside the training, e.g. 0.3; null: vLLM's own default, nearly all.
+        eager: Do without compilation and CUDA graphs: starts faster, samples slower.
+        options: Further arguments of ``vllm.LLM``.
+    """
+
+    own_engine = True
+
+    def __init__(
+        self,
+        max_new_tokens: int = 512,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        forbid: list[str] | None = None,
+        model: str | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        memory: float | None = None,
+        eager: bool = False,
+        options: dict[str, Any] | None = None,
+    ):
+        super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
+        VLLMEngine(model or "", dtype, None, memory, eager, options)  # says now what is wrong with them
+        self.model, self.dtype, self.memory, self.eager, self.options = model, dtype, memory, eager, options
+        self._held: list[VLLMEngine] = []  # shared by copies of this sampler
+        self._told: Counter[str] = Counter()
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
+        super().bind(tokenizer, stop_ids, context)
+        model = self.model or str(tokenizer.name_or_path or "")
+        if not model or (not self.model and Path(model).exists() and not (Path(model) / "config.json").is_file()):
+            raise ConfigError(
+                "sampler.model is not set, and the policy's tokenizer comes from no model directory: vLLM builds its network from one. "
+                "Export the policy (a model with `save_pretrained`) and give sampler.model that directory."
+            )
+        import_vllm()
+        self._engine_settings = (model, self.dtype, context, self.memory, self.eager, self.options)
+
+    @property
+    def engine(self) -> VLLMEngine:
+        """Opened at the first use."""
+        if not self._held:
+            engine = VLLMEngine(*self._engine_settings)
+            with untouched_randomness():
+                engine.open()
+            self._held.append(engine)
+        return self._held[0]
+
+    def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+        if version == self.engine.version:
+            for _ in weights:
+                pass
+            return
+        # vLLM holds tensors until a layer has all of its own, longer than a gathered one may live
+        self.engine.load(version, ((name, tensor.detach().clone()) for name, tensor in weights))
+
+    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+        self.check_room(prompts, draws)
+        engine = self.engine
+        if engine.version is None:
+            raise EngineFault(
+                "VLLMSampler.sample was called before `load`: vLLM does not have the weights of the training yet."
+            )
+        request = SampleRequest(
+            version=engine.version,
+            client="",
+            rollout=0,
+            deadline=1.0,
+            sampling=Sampling(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                forbidden_ids=self.forbidden_ids,
+                stop_ids=tuple(sorted(self.stop_ids)),
+                vocab_size=self.vocab_size,
+                max_new_tokens=self.max_new_tokens,
+            ),
+            prompts=tuple(tuple(p) for p in prompts),
+            draws=tuple(draws),
+        )
+        return engine.sample(request)
+
+    def rest(self) -> None:
+        if self._held:
+            self._held[0].rest()
+
+    def metrics(self) -> dict[str, float]:
+        if not self._held:
+            return {}
+        counts, told = self._held[0].counts, self._told
+        new = counts - told
+        told.clear()
+        told.update(counts)
+        return {"rollout/cached_share": new["cached_prompt_tokens"] / max(1, new["prompt_tokens"])}
+
+    def close(self) -> None:
+        while self._held:
+            self._held.pop().close()
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """vLLM seeds the process's generators when it starts; the run's own are put back."""
+    python, array = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)

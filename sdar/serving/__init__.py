@@ -1,0 +1,6 @@
+"""Sampling engines outside of the training loop. The command `sdar serve-policy` is a function here; samplers are its clients."""
+
+from sdar.serving.engine import Engine as Engine
+from sdar.serving.server import serve_policy as serve_policy
+from sdar.serving.torch_engine import TorchEngine as TorchEngine
+from sdar.serving.vllm_engine import VLLMEngine as VLLMEngine

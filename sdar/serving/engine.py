@@ -1,0 +1,117 @@
+"""What a sampling engine is: weights in, token ids in, token ids with true densities out. One thread at a time uses it."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable
+from itertools import count
+
+from torch import Tensor
+
+from sdar.errors import ConfigError, ContextOverflowError
+from sdar.parts import Completion
+from sdar.registry import part_kind
+from sdar.serving.protocol import BadMessage, SampleRequest
+
+Outcome = list[Completion] | Exception
+
+
+class Abandoned(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@part_kind("engines")
+class Engine(ABC):
+    """Samples for a server (`sdar serve-policy`), or in the training process.
+
+    The constructor takes settings only; `open` makes the model, in the thread that uses it from then on.
+    """
+
+    version: str | None = None
+    """Whose weights it has; None: those that it was started with, which nobody named."""
+    context: int
+    """Longest prompt and response together, in tokens; known after `open`."""
+    vocab_size: int
+    """Rows of the head; known after `open`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """Whatever an engine counts, for `GET /health`."""
+        self._numbers = count()
+
+    @abstractmethod
+    def open(self) -> None:
+        """Load the model.
+
+        Raises:
+            ConfigError, PolicyError: it cannot be served.
+        """
+
+    @abstractmethod
+    def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take other weights and forget what was read with the old ones; not while a request is being worked on.
+
+        Raises:
+            PolicyError: they are those of another model.
+        """
+
+    def start(self, request: SampleRequest, wanted: Callable[[], bool] = lambda: True) -> int:
+        """Take up a request; `step` answers it under the number returned, unless `wanted` turns false.
+
+        Raises:
+            BadMessage, ContextOverflowError: it cannot be answered by this model.
+        """
+        sampling = request.sampling
+        if sampling.vocab_size > self.vocab_size:
+            raise BadMessage(
+                f'"sampling.vocab_size" is {sampling.vocab_size}, the engine\'s model has {self.vocab_size} tokens'
+            )
+        for prompt, draw in zip(request.prompts, request.draws, strict=True):
+            if max(prompt) >= self.vocab_size:
+                raise BadMessage(f'"prompts" holds the token {max(prompt)}, the engine\'s model has {self.vocab_size} tokens')
+            if len(prompt) + sampling.max_new_tokens > self.context:
+                raise ContextOverflowError(
+                    f"the prompt of task {draw.task} has {len(prompt)} tokens and may get {sampling.max_new_tokens} more, but the "
+                    f"engine's context is {self.context}: nothing is cut silently. Start the engine with a longer one."
+                )
+        number = next(self._numbers)
+        self.admit(number, request, wanted)
+        return number
+
+    @abstractmethod
+    def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
+        """Begin to work on a request that was checked."""
+
+    @abstractmethod
+    def step(self) -> list[tuple[int, Outcome]]:
+        """Work for a while; the requests that are done by now, each with its completions or what went wrong."""
+
+    @abstractmethod
+    def forget(self, client: str) -> None:
+        """Let go of what was kept for a client."""
+
+    def rest(self) -> None:
+        """Give the accelerator's memory back until the next `load` or `start`."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def sample(self, request: SampleRequest) -> list[Completion]:
+        """One request, at once."""
+        number = self.start(request)
+        while True:
+            for done, outcome in self.step():
+                if done == number:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    return outcome
+
+
+def longest_context(asked: int | None, known: int) -> int:
+    """The context that is served.
+
+    Raises:
+        ConfigError: more is asked for than the model knows.
+    """
+    if asked is not None and asked > known:
+        raise ConfigError(f"engine.context is {asked}, the model knows {known} positions: give at most that.")
+    return asked or known

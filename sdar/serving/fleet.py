@@ -1,0 +1,380 @@
+"""The client's side: requests to several servers of one policy, with deadlines, back-off and counters.
+
+A server is a *replica*. One that fails is left alone for a while and what was asked of it is asked of another one, at once; one that
+has other weights than are wanted is told where to read them, and asked again. Every random number is named by the request, so an
+answer does not depend on who gives it, or how often it was asked for.
+"""
+
+import http.client
+import json
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from threading import Lock, Thread
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sdar.errors import EngineFault, PolicyError
+from sdar.parts import Completion
+from sdar.serving.protocol import PROTOCOL, BadMessage, LoadRequest, SampleRequest, dump, parse, read_completions
+
+T = TypeVar("T")
+log = logging.getLogger("sdar.serving")
+CONNECT_S = 10.0
+PAUSE_LIMIT = 30.0
+
+
+class RequestFailed(Exception):
+    """One attempt got no usable answer; `kind` is what it is counted as.
+
+    connection: nobody there, or cut off. timeout: nothing came in time. slow: an answer began and was not whole in time. status: a
+    server error. malformed: an answer that breaks the protocol. stale: other weights, although they were just sent.
+    """
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
+class Refused(Exception):
+    """The server understood and will never do it."""
+
+
+@dataclass
+class Patience:
+    """How long a failure is borne.
+
+    Args:
+        timeout: Seconds for one sample request, to the last byte.
+        load_timeout: Seconds for a server to take other weights.
+        retries: Further attempts at a request that a server answered wrongly or too late.
+        outage: Seconds without any server at work, for as long as connections fail.
+        pause: Seconds that a replica is left alone after it failed; doubled each time, drawn between half of that and all of it.
+    """
+
+    timeout: float = 600.0
+    load_timeout: float = 600.0
+    retries: int = 4
+    outage: float = 900.0
+    pause: float = 0.5
+
+
+class Replica:
+    """One server, and whether it is worth asking."""
+
+    def __init__(self, url: str):
+        self.url = url
+        self.failures = 0
+        self.rests_until = 0.0
+
+    def request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
+        """The body of the answer, all of it within `timeout` seconds.
+
+        Raises:
+            RequestFailed, Refused, StaleReplica.
+        """
+        due = time.monotonic() + timeout
+        parts = urlsplit(self.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=min(CONNECT_S, timeout))
+        began = False
+        try:
+            connection.connect()
+            sock = connection.sock
+            sock.settimeout(max(0.001, due - time.monotonic()))
+            headers = {"Content-Type": "application/json", "Connection": "close"}
+            connection.request(method, f"{parts.path.rstrip('/')}{path}", body, headers)
+            sock.settimeout(max(0.001, due - time.monotonic()))
+            response = connection.getresponse()
+            began = True
+            received = bytearray()
+            while True:
+                sock.settimeout(max(0.001, due - time.monotonic()))
+                chunk = response.read1(1 << 20)
+                if not chunk:
+                    break
+                received += chunk
+                if time.monotonic() > due:
+                    raise TimeoutError
+            if response.length:
+                raise RequestFailed("connection", f"{self.url} closed the connection {response.length} bytes before the end")
+        except TimeoutError:
+            late = "the whole answer" if began else "an answer"
+            raise RequestFailed(
+                "slow" if began else "timeout", f"{self.url} did not give {late} within {timeout:g} s"
+            ) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise RequestFailed("connection", f"{self.url}: {type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+        if response.status == 200:
+            return bytes(received)
+        told = f"{self.url} answered {response.status}: {_reason(bytes(received))}"
+        if response.status == 409:
+            raise StaleReplica(told)
+        if response.status == 422:
+            raise PolicyError(_reason(bytes(received)))
+        if 400 <= response.status < 500:
+            raise Refused(told)
+        raise RequestFailed("status", told)
+
+
+class StaleReplica(Exception):
+    """It has other weights."""
+
+
+def _reason(body: bytes) -> str:
+    try:
+        told = json.loads(body)
+        return str(told["error"])[:1000]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return repr(body[:200])
+
+
+class Fleet:
+    """The servers of one policy.
+
+    Args:
+        urls: E.g. ``["http://127.0.0.1:8000"]``.
+        patience: How long failures are borne.
+    """
+
+    def __init__(self, urls: Sequence[str], patience: Patience):
+        self.patience = patience
+        self.replicas = [Replica(url) for url in urls]
+        self.weights: LoadRequest | None = None
+        """What a stale replica is told to read."""
+        self.loaded: str | None = None
+        """What the trainer calls them."""
+        self.counts: Counter[str] = Counter()
+        """``requests`` (attempts), ``retries``, ``failed/KIND`` for every attempt that failed, ``stale``, ``loads``."""
+        self._lock = Lock()
+        self._urls = list(urls)
+
+    def begin_at(self, number: int) -> None:
+        """Clients that begin at different replicas spread the little that each of them asks."""
+        self.replicas.sort(key=lambda r: self._urls.index(r.url))
+        number %= len(self.replicas)
+        self.replicas = self.replicas[number:] + self.replicas[:number]
+
+    def health(self, outage: float) -> list[dict[str, Any]]:
+        """What each server says about itself, in the order of the replicas; those that do not answer are waited for.
+
+        Raises:
+            EngineFault: one was silent for `outage` seconds, or speaks another protocol.
+        """
+        due = time.monotonic() + outage
+        with ThreadPoolExecutor(len(self.replicas)) as pool:
+            return list(pool.map(lambda replica: self._health(replica, due, outage), self.replicas))
+
+    def _health(self, replica: Replica, due: float, outage: float) -> dict[str, Any]:
+        while True:
+            try:
+                told = parse(replica.request("GET", "/health", None, CONNECT_S))
+                if not all(type(told.get(name)) is int for name in ("vocab_size", "context")):
+                    raise BadMessage('it does not say its "vocab_size" and "context"')
+                return told
+            except RequestFailed as error:
+                if time.monotonic() > due:
+                    raise EngineFault(
+                        f"no policy server answers at {replica.url} ({error}; waited {outage:g} s): start it with `sdar serve-policy`, or "
+                        "correct sampler.urls."
+                    ) from None
+                time.sleep(min(1.0, self.patience.pause))
+            except (BadMessage, Refused, StaleReplica) as error:
+                raise EngineFault(
+                    f"what answers at {replica.url} is no policy server of this version: {error}. Correct sampler.urls, or "
+                    "install the same version of sdar on both sides."
+                ) from None
+
+    def push(self, weights: LoadRequest) -> None:
+        """Tell every replica to read `weights`. Those that cannot be reached get them when they are asked to sample.
+
+        Raises:
+            EngineFault: none took them within the patience for an outage.
+            PolicyError: they are those of another model.
+        """
+        self.weights = weights
+        asleep_since = time.monotonic()
+        while True:
+            with ThreadPoolExecutor(len(self.replicas)) as pool:
+                failures = list(pool.map(self._try_load, self.replicas))
+            if None in failures:
+                return
+            self._bear(asleep_since, f"take the weights of {weights.version}", failures[0])
+            time.sleep(max(0.0, min(r.rests_until for r in self.replicas) - time.monotonic()))
+
+    def _try_load(self, replica: Replica) -> RequestFailed | None:
+        try:
+            self._load(replica)
+        except RequestFailed as error:
+            self._note_failure(replica, error)
+            return error
+        self._note_success(replica)
+        return None
+
+    def _load(self, replica: Replica) -> None:
+        assert self.weights is not None
+        self._count("requests")
+        try:
+            answer = parse(replica.request("POST", "/load", dump(self.weights), self.patience.load_timeout))
+        except BadMessage as error:
+            raise RequestFailed("malformed", f"{replica.url}: {error}") from None
+        except Refused as error:
+            raise EngineFault(f"{error}. The weights of {self.weights.version} were not taken.") from None
+        if answer.get("version") != self.weights.version:
+            raise RequestFailed("malformed", f"{replica.url} took {answer.get('version')!r} for {self.weights.version!r}")
+        self._count("loads")
+
+    def forget(self, client: str) -> None:
+        """Nothing kept for `client` is needed any more. A replica that does not answer will find out by itself."""
+        body = json.dumps({"protocol": PROTOCOL, "client": client}).encode()
+        for replica in self.replicas:
+            if replica.rests_until <= time.monotonic():
+                try:
+                    replica.request("POST", "/forget", body, CONNECT_S)
+                except RequestFailed as error:
+                    self._note_failure(replica, error)
+                except (Refused, StaleReplica, PolicyError) as error:
+                    log.warning("%s did not forget: %s", replica.url, error)
+
+    def sample(self, request: SampleRequest, names: Sequence[Hashable], homes: dict[Hashable, str]) -> list[Completion]:
+        """Completions in the order of the prompts.
+
+        Args:
+            names: Of the episode of each prompt.
+            homes: Url of the replica that has read each episode so far; kept up to date.
+
+        Raises:
+            EngineFault: patience is at its end.
+        """
+        out: list[Completion | None] = [None] * len(request.prompts)
+        open_shares = [_Share(tuple(range(len(request.prompts))))]
+        running: dict[Future[list[Completion]], tuple[Replica, _Share]] = {}
+        asleep_since: float | None = None
+        while open_shares or running:
+            ready = [r for r in self.replicas if r.rests_until <= time.monotonic()]
+            if ready:
+                for share in open_shares:
+                    for replica, indices in _divide(share.indices, names, homes, ready):
+                        piece = replace(share, indices=indices)
+                        running[_in_background(self._attempt, replica, _part(request, indices))] = (replica, piece)
+                open_shares = []
+            if not running:
+                asleep_since = asleep_since or time.monotonic()
+                self._bear(asleep_since, f"sample {len(request.prompts)} responses", open_shares[0].failure)
+                time.sleep(max(0.01, min(r.rests_until for r in self.replicas) - time.monotonic()))
+                continue
+            for future in wait(running, timeout=1.0 if open_shares else None, return_when=FIRST_COMPLETED).done:
+                replica, share = running.pop(future)
+                try:
+                    completions = future.result()
+                except RequestFailed as error:
+                    open_shares.append(self._again(replica, share, error))
+                    continue
+                self._note_success(replica)
+                asleep_since = None
+                for index, completion in zip(share.indices, completions, strict=True):
+                    out[index] = completion
+                    homes[names[index]] = replica.url
+        return out  # type: ignore[return-value]  # all are there
+
+    def _again(self, replica: Replica, share: "_Share", error: RequestFailed) -> "_Share":
+        self._note_failure(replica, error)
+        self._count("retries")
+        attempts = share.attempts + (error.kind != "connection")
+        if attempts > self.patience.retries:
+            raise EngineFault(
+                f"{len(share.indices)} responses were asked for {attempts} times in vain; the last time: {error}. Look at the server's "
+                "output, or raise the sampler's timeout or retries."
+            )
+        return _Share(share.indices, attempts, error)
+
+    def _attempt(self, replica: Replica, request: SampleRequest) -> list[Completion]:
+        body = dump(request)
+        for fresh in (False, True):
+            self._count("requests")
+            try:
+                return read_completions(replica.request("POST", "/sample", body, self.patience.timeout), request)
+            except BadMessage as error:
+                raise RequestFailed("malformed", f"{replica.url}: {error}") from None
+            except Refused as error:
+                raise EngineFault(f"{error}. Asking again would not help: compare the settings of both sides.") from None
+            except StaleReplica as error:
+                if fresh:
+                    raise RequestFailed("stale", str(error)) from None
+                self._count("stale")
+                log.warning("%s: it is told to read them", error)
+                self._load(replica)
+        raise AssertionError("unreachable")
+
+    def _bear(self, since: float, what: str, last: Exception | None) -> None:
+        silent = time.monotonic() - since
+        if silent > self.patience.outage:
+            raise EngineFault(
+                f"none of {len(self.replicas)} policy servers could {what} for {silent:.0f} s; the last failure: {last}. Start them again: "
+                "the run goes on from its last checkpoint, or by itself next time with a longer sampler.outage."
+            )
+
+    def _note_failure(self, replica: Replica, error: RequestFailed) -> None:
+        self._count(f"failed/{error.kind}")
+        with self._lock:
+            replica.failures += 1
+            pause = min(PAUSE_LIMIT, self.patience.pause * 2 ** (replica.failures - 1)) * random.uniform(0.5, 1.0)
+            replica.rests_until = time.monotonic() + pause
+        log.warning("policy server failed (%s), left alone for %.1f s: %s", error.kind, pause, error)
+
+    def _note_success(self, replica: Replica) -> None:
+        with self._lock:
+            if replica.failures:
+                log.warning("policy server %s is back after %d failures", replica.url, replica.failures)
+            replica.failures, replica.rests_until = 0, 0.0
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+
+def _in_background(work: Callable[..., T], *args: Any) -> Future[T]:
+    """In a thread that does not keep the process from ending: a server may be slow, a run that failed should stop."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, name="policy server", daemon=True).start()
+    return future
+
+
+@dataclass
+class _Share:
+    """Prompts that travel together, and how often they failed to get an answer."""
+
+    indices: tuple[int, ...]
+    attempts: int = 0
+    failure: RequestFailed | None = None
+
+
+def _part(request: SampleRequest, indices: Sequence[int]) -> SampleRequest:
+    prompts, draws = tuple(request.prompts[i] for i in indices), tuple(request.draws[i] for i in indices)
+    return replace(request, prompts=prompts, draws=draws)
+
+
+def _divide(
+    indices: Sequence[int], names: Sequence[Hashable], homes: dict[Hashable, str], ready: Sequence[Replica]
+) -> list[tuple[Replica, tuple[int, ...]]]:
+    """Each prompt to the replica that has read its episode, the others to whoever has least to do."""
+    shares: dict[str, list[int]] = {r.url: [] for r in ready}
+    homeless = []
+    for i in indices:
+        shares.get(homes.get(names[i], ""), homeless).append(i)
+    for i in homeless:
+        min(shares.values(), key=len).append(i)
+    return [(r, tuple(sorted(shares[r.url]))) for r in ready if shares[r.url]]

@@ -1,0 +1,96 @@
+"""The engine that is plain torch: the training's own sampler behind the protocol, with its key-value caches kept between turns."""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from torch import Tensor, cuda, nn
+from transformers import AutoModelForCausalLM
+
+from sdar.errors import ConfigError
+from sdar.paths import resolve
+from sdar.registry import register
+from sdar.samplers.torch_sampler import TorchSampler
+from sdar.serving.engine import Abandoned, Engine, Outcome, longest_context
+from sdar.serving.protocol import SampleRequest, Sampling
+from sdar.serving.weights import complete
+
+
+@register("torch")
+class TorchEngine(Engine):
+    """A transformers model that `TorchSampler` samples from, one request after the other.
+
+    Args:
+        model: Directory or hub id of the model.
+        dtype: Type of the weights in memory; auto: that of the model's settings.
+        context: Longest prompt and response together, in tokens; null: what the model knows.
+        batch_size: Most prompts in one forward pass.
+        device: Where it runs; auto: the first CUDA device if there is one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        context: int | None = None,
+        batch_size: int = 256,
+        device: str = "auto",
+    ):
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigError(f"engine.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
+        if context is not None and context < 2:
+            raise ConfigError(f"engine.context is {context}: a prompt and a response need at least 2 tokens.")
+        self.model, self.dtype, self.batch_size = str(resolve(model)), dtype, batch_size
+        self.device = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
+        self._asked_context = context
+        self._waiting: deque[tuple[int, SampleRequest, Callable[[], bool]]] = deque()
+        self._kept: dict[str, tuple[int, Sampling, TorchSampler]] = {}
+        self._wanted: Callable[[], bool] = lambda: True
+
+    def open(self) -> None:
+        self.network: nn.Module = AutoModelForCausalLM.from_pretrained(self.model, dtype=self.dtype, use_safetensors=True)
+        self.network.to(self.device).requires_grad_(False).eval()
+        self.network.register_forward_pre_hook(self._check_wanted)
+        config = self.network.config.get_text_config()
+        self.context = longest_context(self._asked_context, config.max_position_embeddings)
+        self.vocab_size = self.network.get_output_embeddings().weight.shape[0]
+
+    def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+        self._kept.clear()
+        self.version = None  # until all of them are there
+        own = self.network.state_dict()
+        for name, tensor in complete(version, weights, self.network):
+            own[name].copy_(tensor)
+        self.version = version
+
+    def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
+        self._waiting.append((number, request, wanted))
+
+    def step(self) -> list[tuple[int, Outcome]]:
+        if not self._waiting:
+            return []
+        number, request, self._wanted = self._waiting.popleft()
+        try:
+            return [(number, self._sampler(request).sample(self.network, request.prompts, request.draws))]
+        except Exception as error:  # the server goes on; a cache that was left in the middle is of no use
+            self.forget(request.client)
+            return [(number, error)]
+        finally:
+            self._wanted = lambda: True
+
+    def forget(self, client: str) -> None:
+        self._kept.pop(client, None)
+
+    def _sampler(self, request: SampleRequest) -> TorchSampler:
+        rollout, sampling, sampler = self._kept.get(request.client, (None, None, None))
+        if (rollout, sampling) != (request.rollout, request.sampling):
+            s = request.sampling
+            sampler = TorchSampler(s.max_new_tokens, s.temperature, s.top_k, s.top_p, batch_size=self.batch_size)
+            sampler.bind_ids(s.stop_ids, s.forbidden_ids, s.vocab_size, self.context)
+            self._kept[request.client] = (request.rollout, s, sampler)
+        return sampler
+
+    def _check_wanted(self, *_: object) -> None:
+        if not self._wanted():
+            raise Abandoned

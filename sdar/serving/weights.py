@@ -1,0 +1,166 @@
+"""Weights as files: written by the trainer beside each other and renamed into place, read by an engine that checks them first.
+
+A folder holds one version at a time. It is the memory of the fleet: an engine that was restarted is told to read it. Shared memory
+(``/dev/shm``) does for one machine, a network drive for several.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sdar.errors import EngineFault, PolicyError
+from sdar.serving.protocol import LoadRequest, WeightsFile
+
+FILE_BYTES = 2**30
+"""A file is closed when it has grown to this: what is held in memory while writing."""
+
+
+def write_weights(
+    folder: Path, version: str, weights: Iterable[tuple[str, Tensor]], file_bytes: int = FILE_BYTES
+) -> LoadRequest:
+    """Write all `weights` to ``folder/<version>`` and return the message that tells an engine to read them.
+
+    A tensor that shares its memory with an earlier one (tied embeddings) is written once and named in the message.
+    """
+    place = folder / _folder_name(version)
+    part = folder / f"{place.name}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    names: list[str] = []
+    tied: dict[str, str] = {}
+    seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
+    held: dict[str, Tensor] = {}
+
+    def close() -> None:
+        names.append(f"{len(names):05d}.safetensors")
+        save_file(held, part / names[-1])
+        held.clear()
+
+    for name, tensor in weights:
+        earlier, its = seen.get(tensor.data_ptr(), ("", None))
+        before = (
+            its() if its is not None else None
+        )  # what is gone, or lies elsewhere by now, left its memory to another tensor
+        if before is not None and _same_memory(before, tensor):
+            tied[name] = earlier
+            continue
+        seen[tensor.data_ptr()] = (name, weakref.ref(tensor))
+        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+        if sum(t.nbytes for t in held.values()) >= file_bytes:
+            close()
+    if held:
+        close()
+    with ThreadPoolExecutor(4) as pool:
+        digests = list(pool.map(digest, (part / name for name in names)))
+    shutil.rmtree(place, ignore_errors=True)
+    os.replace(part, place)
+    return LoadRequest(version, tuple(WeightsFile(str(place / n), d) for n, d in zip(names, digests, strict=True)), tied)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return (
+        one.data_ptr() == other.data_ptr() != 0
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+        and one.dtype == other.dtype
+    )
+
+
+def read_weights(request: LoadRequest) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of the files, tied ones too, after all files were compared with their digests.
+
+    Raises:
+        EngineFault: a file is not there, or is another one than was written.
+    """
+    paths = [Path(f.path) for f in request.files]
+    for path in paths:
+        if not path.is_file():
+            raise EngineFault(
+                f"the weights of {request.version} are not at {path}: the folder is not shared with this machine, or a newer version "
+                "replaced them. Give the sampler a weights_folder that trainer and servers can both read."
+            )
+    with ThreadPoolExecutor(4) as pool:
+        for file, found in zip(request.files, pool.map(digest, paths), strict=True):
+            if found != file.sha256:
+                raise EngineFault(
+                    f"{file.path} has the digest {found[:12]}..., the message says {file.sha256[:12]}...: it is not what the trainer "
+                    f"wrote as {request.version}. It is pushed again at the next attempt."
+                )
+    twins: dict[str, list[str]] = {}
+    for name, original in request.tied.items():
+        twins.setdefault(original, []).append(name)
+    try:
+        for path in paths:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  # no mapping
+                    tensor = file.get_tensor(name)
+                    yield from ((n, tensor) for n in (name, *twins.pop(name, [])))
+    except SafetensorError as error:
+        raise EngineFault(f"the weights of {request.version} cannot be read from {path}: {error}.") from error
+    if twins:
+        raise EngineFault(f"the weights of {request.version} lack {', '.join(sorted(twins))}, which others are tied to.")
+
+
+def forget_others(folder: Path, version: str) -> None:
+    """Remove every version but one."""
+    keep = _folder_name(version)
+    for other in folder.iterdir() if folder.is_dir() else ():
+        if other.name != keep:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _folder_name(version: str) -> str:
+    return re.sub(r"[^\w.@-]", "_", version)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def complete(version: str, weights: Iterable[tuple[str, Tensor]], network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the state dict of `network` (which may lie on the meta device) exactly once, tied ones too.
+
+    Names that are tied in the network may be given or left out: some engines sample from old values where they are left out.
+
+    Raises:
+        PolicyError: a name is missing or unknown, or has another shape: the engine was started with another model.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    groups: dict[int, list[str]] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    twins = {name: group for group in groups.values() if len(group) > 1 for name in group}
+    model, given, spare = type(network).__name__, set(), {}
+    for name, tensor in weights:
+        if shapes.get(name) != tuple(tensor.shape):
+            here = f"shape {shapes[name]}" if name in shapes else "no such tensor"
+            raise PolicyError(
+                f"the weights of {version} have {name} of shape {tuple(tensor.shape)}, the engine's {model} has {here}: it was started "
+                "with another model than the one that is trained. Give both the same directory."
+            )
+        if name in given:
+            raise PolicyError(f"the weights of {version} have {name} twice: which of them counts cannot be told.")
+        given.add(name)
+        if name in twins:
+            spare[name] = tensor
+        yield name, tensor
+    missing = sorted(set(shapes) - given)
+    for name in missing:
+        twin = next((t for t in twins.get(name, ()) if t in spare), None)
+        if twin is None:
+            raise PolicyError(
+                f"the weights of {version} lack {name} and {len(missing) - 1} more of the {len(shapes)} tensors of the engine's {model}: "
+                "it would go on with old values there. Send the whole state dict of the model that the engine was started with."
+            )
+        yield name, spare[twin]

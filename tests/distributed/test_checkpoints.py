@@ -1,0 +1,73 @@
+"""Checkpoints of several ranks: exact with as many, the same run with others, and a policy that plain transformers loads."""
+
+import pytest
+import torch
+from launch import finish, start
+from rank_results import KINDS, assert_same, trained
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sdar.trainer import read_weights
+
+pytestmark = pytest.mark.xdist_group("ranks")
+
+
+@pytest.fixture(scope="session")
+def resumed(halfway, tmp_path_factory):
+    """Each kind, gone on from its own checkpoint."""
+    return trained(2, [*KINDS, "sharded3"], tmp_path_factory.mktemp("resumed"), RESUME=f"{halfway}/{{kind}}.ckpt")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sharded3"])
+def test_as_many_ranks_go_on_bit_for_bit(straight, resumed, kind):
+    whole, part = straight(2)[kind.replace("sharded", "zero")], resumed[kind]
+    assert_same(whole, part)
+    assert part["losses"] == whole["losses"][2:] and part["norms"] == whole["norms"][2:]
+
+
+@pytest.mark.parametrize(("world", "kinds"), [(1, ["one"]), (4, ["zero3", "zero1", "ddp"])])
+def test_any_number_of_ranks_and_any_strategy_goes_on_and_says_so(straight, halfway, tmp_path, world, kinds):
+    found = trained(world, kinds, tmp_path, RESUME=f"{halfway}/zero3.ckpt")
+    for kind in kinds:
+        assert_same(straight(1)["one"], found[kind], atol=1e-5)
+    assert f"written by 2 rank(s) with ZeROStrategy; {world} with" in found["said"][0]
+    assert all("written by 2 rank(s)" not in said for said in found["said"][1:])
+
+
+def test_a_file_of_one_strategy_is_that_of_every_other(halfway):
+    files = {kind: torch.load(halfway / f"{kind}.ckpt", weights_only=True) for kind in KINDS}
+    for kind, file in files.items():
+        assert file["state_dict"].keys() == files["ddp"]["state_dict"].keys(), kind
+        for name, values in files["ddp"]["state_dict"].items():
+            torch.testing.assert_close(file["state_dict"][name], values, rtol=0, atol=1e-5)
+        [ours], [its] = files["ddp"]["optimizer_states"], file["optimizer_states"]
+        assert its["param_groups"][0]["params"] == ours["param_groups"][0]["params"]
+        assert its["param_groups"][0]["lr"] == ours["param_groups"][0]["lr"]
+        for number, values in ours["state"].items():
+            assert its["state"][number]["step"] == values["step"] == 4
+            for key in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(its["state"][number][key], values[key], rtol=1e-4, atol=1e-7)
+
+
+def test_parts_of_ranks_are_replaced_whole_and_read_by_as_many_only(halfway, tmp_path):
+    path = halfway / "sharded3.ckpt"
+    assert path.is_symlink() and [p.name for p in halfway.glob("sharded3.ckpt.*")] == ["sharded3.ckpt.4"]
+    whole = torch.load(halfway / "zero3.ckpt", weights_only=True)["state_dict"]
+    parts = read_weights(str(path))
+    trained_names = [name for name in whole if name.startswith("model.")]
+    assert trained_names and all(torch.equal(parts[name], whole[name]) for name in trained_names)
+    ranks = start(1, "rank_run.py", tmp_path / "out", 10, "sharded3", folder=tmp_path, RESUME=str(path))
+    assert finish(ranks, 200) == [1]
+    assert "was written in parts by 2 ranks, and 1 would go on from it" in ranks[0].said
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_exported_policy_is_loaded_by_plain_transformers(halfway, kind):
+    stored = torch.load(halfway / f"out.{kind}")["weights"]
+    folder = f"{halfway}/out.{kind}.policy"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for name, values in model.state_dict().items():
+        assert torch.equal(values, stored[name]), name
+    twin = AutoModelForCausalLM.from_config(model.config)
+    twin.load_state_dict(stored)
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)("You see a mug.")["input_ids"]])
+    assert torch.equal(model.eval()(ids).logits, twin.eval()(ids).logits)

@@ -1,0 +1,73 @@
+"""Dense search without its packages: what can be said and written before anything is encoded."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdar.errors import ConfigError
+from sdar.search import DenseBackend, build_index
+from sdar.search.dense import FOR_A_CELL, TRAINING_SAMPLE, ivf_cells, training_step
+
+
+@given(st.integers(1, 10**8))
+def test_an_ivf_index_learns_from_enough_vectors(passages):
+    learned = -(-passages // training_step(passages))
+    assert learned >= min(passages, TRAINING_SAMPLE)
+    assert learned >= FOR_A_CELL * ivf_cells(passages) or passages < FOR_A_CELL
+    assert learned <= 2 * max(TRAINING_SAMPLE, FOR_A_CELL * ivf_cells(passages))
+
+
+def test_wiki_18_has_cells_that_the_old_sample_was_too_small_for():
+    assert ivf_cells(21_015_324) == 18_336 and -(-21_015_324 // training_step(21_015_324)) >= 39 * 18_336 > TRAINING_SAMPLE
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": str(i), "contents": f'"T{i}"\ntext'}) + "\n" for i in range(5)))
+    return str(path)
+
+
+def test_the_passages_of_a_published_index_are_written_without_encoding(tmp_path, corpus):
+    (tmp_path / "e5.index").write_bytes(b"faiss")
+    out = tmp_path / "i"
+    for _ in range(2):  # again: it is there
+        built = build_index(
+            corpus, str(out), "dense", faiss_index=str(tmp_path / "e5.index"), dtype="fp16", shard_passages=2, progress=False
+        )
+        assert built.passages == 5
+    settings = json.loads((out / "manifest.json").read_text())["settings"]
+    assert settings["faiss_index"] == str(tmp_path / "e5.index") and settings["dtype"] == "fp16"
+    assert (settings["model"], settings["query_prefix"]) == ("intfloat/e5-base-v2", "query: ")
+    assert not {"neighbours", "passage_prefix"} & set(settings)
+    assert len(list(out.glob("shard-*/passages.jsonl"))) == 3
+    cost = build_index(corpus, str(out), "dense", faiss_index=str(tmp_path / "e5.index"), estimate_only=True)
+    assert cost.passages == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"faiss_index": "/no/such.index"}, r"faiss_index /no/such\.index does not exist"),
+        (
+            {"faiss_index": __file__, "neighbours": "ivf"},
+            r"neighbours is 'ivf', but faiss_index is there already: nothing is encoded",
+        ),
+        ({"faiss_index": __file__, "batch_size": 8}, r"batch_size is 8, but faiss_index is there already"),
+        ({"dtype": "fp8"}, r"dtype is 'fp8': number formats of the encoder are fp32, fp16, bf16"),
+        ({"kind": "bm25", "dtype": "fp16"}, r"dtype is 'fp16', but a bm25 index has no such setting"),
+        ({"kind": "bm25", "faiss_index": "x"}, r"faiss_index is 'x', but a bm25 index has no such setting"),
+    ],
+)
+def test_options_that_cannot_take_effect_are_refused(tmp_path, corpus, options, match):
+    with pytest.raises(ConfigError, match=match):
+        build_index(corpus, str(tmp_path / "i"), **{"kind": "dense", "progress": False} | options)
+
+
+def test_a_number_format_of_queries_is_one_of_three():
+    with pytest.raises(
+        ConfigError, match=r"DenseBackend\.dtype is 'half': number formats of the encoder are fp32, fp16, bf16"
+    ):
+        DenseBackend("i", dtype="half")

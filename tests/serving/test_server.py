@@ -1,0 +1,320 @@
+"""The loop that owns an engine, and the server around it, asked in every wrong way."""
+
+import asyncio
+import json
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import pytest
+
+from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
+from sdar.parts import Completion, Draw
+from sdar.serving import Engine, TorchEngine, serve_policy
+from sdar.serving.engine import Abandoned
+from sdar.serving.loop import EngineLoop, Stale
+from sdar.serving.protocol import BadMessage, SampleRequest, Sampling, dump
+from sdar.serving.server import make_app
+
+SAMPLING = Sampling(1.0, 0, 1.0, (), (1,), 10, 2)
+
+
+def request_of(version="a", prompts=((5, 6),), deadline=60.0, client="c", sampling=SAMPLING):
+    return SampleRequest(
+        version, client, 0, deadline, sampling, prompts, tuple(Draw(0, "t", i, 0) for i in range(len(prompts)))
+    )
+
+
+class SlowEngine(Engine):
+    """Works on all requests at once, each for as many steps as its first token says, and writes down what it did."""
+
+    def __init__(self):
+        super().__init__()
+        self.did, self.running, self.held = [], {}, threading.Event()
+        self.held.set()
+
+    def open(self):
+        self.version, self.context, self.vocab_size = "a", 8, 10
+        self.thread = threading.current_thread()
+
+    def load(self, version, weights):
+        assert not self.running and threading.current_thread() is self.thread
+        self.version = None
+        list(weights)
+        self.version = version
+        self.did.append(f"load {version}")
+
+    def admit(self, number, request, wanted):
+        self.running[number] = [request, wanted, request.prompts[0][0]]
+        self.did.append(f"start {number}")
+
+    def step(self):
+        self.held.wait(10)
+        time.sleep(0.005)
+        done = []
+        for number, job in list(self.running.items()):
+            job[2] -= 1
+            if not job[1]():
+                done.append((number, Abandoned()))
+            elif job[0].prompts[0][-1] == 9:
+                done.append((number, RuntimeError("CUDA error")))
+            elif job[2] <= 0:
+                done.append((number, [Completion([1], [-1.0], [0.0], True) for _ in job[0].prompts]))
+        for number, _ in done:
+            del self.running[number]
+            self.did.append(f"end {number}")
+        return done
+
+    def forget(self, client):
+        self.did.append(f"forget {client}")
+
+
+@pytest.fixture
+def loop():
+    loop = EngineLoop(SlowEngine())
+    loop.open().result(10)
+    yield loop
+    loop.close()
+
+
+def test_requests_run_together_and_weights_wait_for_those_before_and_hold_those_behind(loop):
+    engine = loop.engine
+    engine.held.clear()
+    first, second = loop.sample(request_of(prompts=((5, 2),))), loop.sample(request_of(prompts=((2, 2),)))
+    load = loop.load("b", lambda: iter(()))
+    late, new = loop.sample(request_of()), loop.sample(request_of("b"))
+    again = loop.load("b", lambda: 1 / 0)  # it has them: they are not even read
+    engine.held.set()
+    assert first.result(10) and second.result(10) and load.result(10) is None and new.result(10) and again.result(10) is None
+    with pytest.raises(Stale, match="version 'a' was asked for, here is 'b'"):
+        late.result(10)
+    assert engine.did == ["start 0", "start 1", "end 1", "end 0", "load b", "start 2", "end 2"]
+    assert loop.counts == {"loads": 1}
+
+
+def test_weights_that_do_not_arrive_leave_an_engine_that_says_so(loop):
+    def broken():
+        yield "w", None
+        raise EngineFault("the drive is gone")
+
+    with pytest.raises(EngineFault, match="the drive is gone"):
+        loop.load("b", broken).result(10)
+    with pytest.raises(Stale, match="version 'a' was asked for, here is None"):
+        loop.sample(request_of("a")).result(10)
+    loop.load("b", lambda: iter(())).result(10)
+    assert loop.sample(request_of("b")).result(10)
+
+
+def test_who_hangs_up_or_waits_no_longer_costs_nothing_more(loop):
+    engine = loop.engine
+    engine.held.clear()
+    hung_up, late, other = loop.sample(request_of()), loop.sample(request_of(deadline=0.05)), loop.sample(request_of())
+    while len(engine.running) < 3:
+        time.sleep(0.005)
+    assert hung_up.cancel()
+    time.sleep(0.1)
+    engine.held.set()
+    assert other.result(10)
+    with pytest.raises(Abandoned):
+        late.result(10)
+    with pytest.raises(CancelledError):
+        hung_up.result(10)
+    assert engine.did[:5] == ["start 0", "start 1", "start 2", "end 0", "end 1"]
+
+
+def test_a_failure_of_the_engine_fails_its_request_only(loop):
+    bad, good = loop.sample(request_of(prompts=((3, 9),))), loop.sample(request_of(prompts=((3, 2),)))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        bad.result(10)
+    assert good.result(10)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "words"),
+    [
+        (
+            request_of(prompts=((1,) * 7,)),
+            ContextOverflowError,
+            "has 7 tokens and may get 2 more, but the engine's context is 8",
+        ),
+        (request_of(prompts=((10,),)), BadMessage, "holds the token 10, the engine's model has 10 tokens"),
+        (request_of(sampling=Sampling(1.0, 0, 1.0, (), (), 11, 2)), BadMessage, "is 11, the engine's model has 10 tokens"),
+    ],
+)
+def test_what_the_model_cannot_answer_is_refused_at_once(loop, request_, error, words):
+    with pytest.raises(error, match=words):
+        loop.sample(request_).result(10)
+    assert loop.engine.did == []
+
+
+def test_closing_leaves_nobody_waiting():
+    loop = EngineLoop(SlowEngine())
+    loop.open().result(10)
+    loop.engine.held.clear()
+    waiting = loop.sample(request_of(prompts=((9, 2),)))
+    while not loop.engine.running:
+        time.sleep(0.005)
+    threading.Timer(0.1, loop.engine.held.set).start()
+    loop.close()
+    with pytest.raises(Abandoned):
+        waiting.result(10)
+
+
+def test_a_model_that_cannot_be_opened_ends_the_server(tmp_path):
+    class Broken(SlowEngine):
+        def open(self):
+            raise ConfigError("no such model")
+
+    with pytest.raises(ConfigError, match="no such model"):
+        EngineLoop(Broken()).open().result(10)
+
+
+# ------------------------------------------------------------------ over HTTP
+
+
+def ask(calls, engine=None, **settings):
+    """Status and answer of each (method, path, body)."""
+    from aiohttp.test_utils import TestClient, TestServer
+
+    async def run():
+        async with TestClient(TestServer(make_app(engine or SlowEngine(), **settings))) as client:
+            out = []
+            for method, path, body in calls:
+                response = await client.request(method, path, data=body)
+                out.append((response.status, await response.json()))
+            return out
+
+    return asyncio.run(run())
+
+
+def test_the_four_requests():
+    answers = ask(
+        [
+            ("POST", "/sample", dump(request_of())),
+            ("POST", "/load", b'{"protocol": 1, "version": "b", "files": [], "tied": {}}'),
+            ("POST", "/sample", dump(request_of("a"))),
+            ("POST", "/sample", dump(request_of("b"))),
+            ("POST", "/forget", b'{"protocol": 1, "client": "c"}'),
+            ("GET", "/health", None),
+        ]
+    )
+    assert [status for status, _ in answers] == [200, 200, 409, 200, 200, 200]
+    assert answers[0][1] == {
+        "protocol": 1,
+        "version": "a",
+        "completions": [{"ids": [1], "behaviour_logp": [-1.0], "kept_logmass": [0.0], "stopped": True}],
+    }
+    assert answers[2][1] == {"protocol": 1, "error": "version 'a' was asked for, here is 'b'", "version": "b"}
+    health = answers[5][1]
+    assert {k: health[k] for k in ("protocol", "engine", "version", "vocab_size", "context")} == {
+        "protocol": 1, "engine": "SlowEngine", "version": "b", "vocab_size": 10, "context": 8,
+    }  # fmt: skip
+    assert health["counts"]["requests/sample"] == 3 and health["counts"]["status/409"] == 1 and health["counts"]["tokens"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "words"),
+    [
+        ("/sample", b"{", 400, "no JSON"),
+        ("/sample", dump(request_of(prompts=((10,),))), 400, "holds the token 10"),
+        ("/sample", dump(request_of(prompts=((1,) * 7,))), 400, "the engine's context is 8"),
+        ("/sample", dump(request_of(prompts=((3, 9),))), 500, "RuntimeError: CUDA error"),
+        ("/sample", b" " * 70_000, 400, "the body is larger than 65536 bytes"),
+        ("/sample", dump(request_of(prompts=((9, 2),), deadline=0.01)), 504, ""),
+        ("/load", b'{"protocol": 1, "version": "b"}', 400, "a LoadRequest lacks files, tied"),
+        (
+            "/load",
+            b'{"protocol": 1, "version": "b", "files": [{"path": "/none", "sha256": ""}], "tied": {}}',
+            503,
+            "are not at /none",
+        ),
+        ("/forget", b'{"protocol": 1}', 400, '"client" is None'),
+    ],
+)
+def test_a_request_that_fails_is_told_why(path, body, status, words):
+    [(code, answer), (alive, _)] = ask([("POST", path, body), ("GET", "/health", None)], max_request_bytes=2**16)
+    assert code == status and words in answer["error"] and alive == 200
+
+
+def test_weights_of_another_model_are_the_trainers_mistake():
+    class Picky(SlowEngine):
+        def load(self, version, weights):
+            raise PolicyError("another model")
+
+    [(code, answer)] = ask([("POST", "/load", b'{"protocol": 1, "version": "b", "files": [], "tied": {}}')], Picky())
+    assert (code, answer["error"]) == (422, "another model")
+
+
+def test_settings_of_the_command_that_cannot_work_are_refused():
+    for settings, words in (({"port": 70_000}, "port is 70000"), ({"max_request_mb": 0.0}, "max_request_mb is 0.0")):
+        with pytest.raises(ConfigError, match=f"serve-policy: {words}"):
+            serve_policy(SlowEngine(), **settings)
+
+
+# ------------------------------------------------------------------ the torch engine
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_policy_dir):
+    engine = TorchEngine(str(tiny_policy_dir), "float32", context=64)
+    engine.open()
+    engine.version = "a"
+    return engine
+
+
+def tiny(engine, turn=0, prompts=((5, 6, 7), (8, 9)), client="c", rollout=0):
+    sampling = Sampling(1.0, 0, 1.0, (0,), (1,), engine.vocab_size, 4)
+    draws = tuple(Draw(0, f"t{i}", 0, turn) for i in range(len(prompts)))
+    return SampleRequest("a", client, rollout, 60.0, sampling, prompts, draws)
+
+
+def test_each_client_has_a_cache_of_its_own_for_one_rollout(engine):
+    calls = []
+    handle = engine.network.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        said = engine.sample(tiny(engine))
+        engine.sample(tiny(engine, client="other"))
+        onwards = tuple((*p, *c.ids, 5) for p, c in zip(tiny(engine).prompts, said, strict=True))
+        read = []
+        for request in (
+            tiny(engine, 1, onwards),  # what the other one asked in between has not spoiled it
+            tiny(engine, 1, onwards, rollout=1),
+            tiny(engine, 1, onwards, rollout=1, client="other"),
+        ):
+            calls.clear()
+            engine.sample(request)
+            read.append(calls[0])
+        engine.forget("c")
+        assert set(engine._kept) == {"other"}
+    finally:
+        handle.remove()
+    longest = max(map(len, onwards))
+    assert read[0] <= 2 and read[1:] == [longest, longest]
+
+
+def test_a_request_that_nobody_waits_for_stops_in_the_middle(engine):
+    asked = []
+
+    def wanted():
+        asked.append(len(asked))
+        return len(asked) < 3
+
+    engine.start(tiny(engine), wanted)
+    [(_, outcome)] = engine.step()
+    assert isinstance(outcome, Abandoned) and len(asked) == 3
+    assert [c.ids for c in engine.sample(tiny(engine))] == [c.ids for c in engine.sample(tiny(engine, client="fresh"))]
+
+
+def test_settings_of_the_torch_engine_that_cannot_work_are_refused(tiny_policy_dir):
+    for settings, words in (({"batch_size": 0}, "engine.batch_size is 0"), ({"context": 1}, "engine.context is 1")):
+        with pytest.raises(ConfigError, match=words):
+            TorchEngine(str(tiny_policy_dir), **settings)
+    with pytest.raises(ConfigError, match=r"engine.context is 1000, the model knows 512 positions"):
+        TorchEngine(str(tiny_policy_dir), context=1000).open()
+
+
+def test_what_the_server_says_is_json_that_any_client_reads(engine):
+    [(_, answer)] = ask([("POST", "/sample", dump(tiny_request := request_of()))])
+    assert json.loads(json.dumps(answer)) == answer and len(answer["completions"]) == len(tiny_request.prompts)

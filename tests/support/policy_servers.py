@@ -1,0 +1,113 @@
+"""Policy servers in processes of their own, and one in between that misbehaves on command."""
+
+import http.client
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from sdar.serving.fleet import Replica, RequestFailed
+from sdar.serving.protocol import parse
+
+CODE = """
+import sys, torch
+torch.set_num_threads(1)
+from sdar.serving import TorchEngine, serve_policy
+serve_policy(TorchEngine(sys.argv[1], dtype="float32"), port=int(sys.argv[2]))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+class PolicyServer:
+    """A server process that can be killed, stopped and started again at the same address."""
+
+    def __init__(self, model: Path, code: str = CODE, python: str = sys.executable):
+        self.command, self.port = [python, "-c", code, str(model)], free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        self.process = subprocess.Popen([*self.command, str(self.port)], stdout=subprocess.DEVNULL)
+
+    def wait(self, seconds: float = 120) -> "PolicyServer":
+        due = time.monotonic() + seconds
+        while True:
+            try:
+                self.health()
+                return self
+            except RequestFailed:
+                assert self.process.poll() is None, "the server ended before it answered"
+                assert time.monotonic() < due, "the server did not answer in time"
+                time.sleep(0.1)
+
+    def health(self) -> dict:
+        return parse(Replica(self.url).request("GET", "/health", None, 10))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+
+@contextmanager
+def policy_servers(model: Path, number: int, code: str = CODE):
+    servers = [PolicyServer(model, code) for _ in range(number)]
+    try:
+        yield [server.wait() for server in servers]
+    finally:
+        for server in servers:
+            server.kill()
+
+
+class Meddler:
+    """Hands requests on to a server, but for those to `/sample` that `faults` has something else for, in order."""
+
+    def __init__(self, behind: str):
+        self.faults: list = []
+        meddler, target = self, behind.removeprefix("http://")
+
+        class Handler(BaseHTTPRequestHandler):
+            def handle_any(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.path == "/sample" and meddler.faults and (fault := meddler.faults.pop(0)) is not None:
+                    fault(self, lambda: self.hand_on(body))
+                    return
+                self.answer(*self.hand_on(body))
+
+            do_GET = do_POST = handle_any
+
+            def hand_on(self, body: bytes) -> tuple[int, bytes]:
+                connection = http.client.HTTPConnection(target, timeout=30)
+                connection.request(self.command, self.path, body)
+                response = connection.getresponse()
+                return response.status, response.read()
+
+            def answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
