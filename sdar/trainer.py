@@ -1,6 +1,8 @@
 """Lightning's Trainer with the commands of this project that need a configuration and no training loop."""
 
 import os
+from dataclasses import replace
+from json import dumps
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +12,18 @@ from torch import Tensor
 
 from sdar import reporting
 from sdar.errors import CheckpointError, ConfigError
+from sdar.plan import Launch, as_json, describe, report
+from sdar.rehearsal import rehearse
 
 
 class AgentTrainer(Trainer):
-    """The Trainer of the `sdar` command."""
+    """The Trainer of the `sdar` command.
+
+    Attributes:
+        launch: How a run of these settings shares its work, for `plan`, whose own Trainer is one process without a GPU.
+    """
+
+    launch: Launch | None = None
 
     def export(
         self,
@@ -46,17 +56,74 @@ class AgentTrainer(Trainer):
         reporting.write_policy(model.policy, network, to, dtype)
         print(f"policy:      {to}")
 
+    def plan(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        gpu: str = "h100",
+        ranks: int | None = None,
+        nodes: int | None = None,
+        dry_run: bool = True,
+        row_tokens: int | None = None,
+        turns: float | None = None,
+        response_tokens: float | None = None,
+        configs: str | None = None,
+        json: str | None = None,
+    ) -> None:
+        """Tell what a run of these settings needs, after two steps of it with tiny models on the CPU.
+
+        Args:
+            gpu: What the ranks run on: a100-40, a100-80, h100, h200, l40s or rtx4090.
+            ranks: Processes, one on each GPU, over all nodes; by default trainer.devices x trainer.num_nodes.
+            nodes: Machines; by default trainer.num_nodes.
+            dry_run: First run two steps with models of the same architecture that have a few layers of width 64, and learn from them how
+                long the texts are. Without it every row is taken to be as long as the policy's context.
+            row_tokens: Tokens of the longest row, instead of what the two steps and model.sampler.max_new_tokens say.
+            turns: Turns that episodes are expected to have in the mean, instead of data.env.horizon.
+            response_tokens: Tokens that responses are expected to have in the mean, instead of model.sampler.max_new_tokens.
+            configs: Folder with config.json and tokenizers, ``<configs>/<hub id>/``, for machines that do not reach the hub.
+            json: File that gets the same numbers for programs: bytes and seconds.
+        """
+        launch = self.launch or Launch(precision=str(self.precision))
+        launch = launched(launch, ranks, nodes)
+        plan_path = None if json is None else Path(json)
+        if plan_path is not None and not plan_path.parent.is_dir():
+            raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
+        model.policy.meet(datamodule.env)
+        run = describe(model, datamodule, launch, None, row_tokens, turns, response_tokens, configs)  # mistakes first
+        if dry_run:
+            seen, cut = rehearse(model, datamodule, launch.precision, configs)
+            run = describe(model, datamodule, launch, seen, row_tokens, turns, response_tokens, configs)
+            run = replace(run, cut=tuple(cut))
+            print("\n".join(["two steps with tiny models on the CPU: no mistake. What they had smaller:", *(f"  {c}" for c in cut), ""]))
+        print(report(run, gpu), flush=True)
+        if plan_path is not None:
+            plan_path.write_text(dumps(as_json(run, gpu), indent=1) + "\n", encoding="utf-8")
+
     def checkpoint(self, ckpt_path: str) -> str:
         """The path that is meant.
 
         Raises:
-            CheckpointError: there is nothing.
+            ConfigError: there is nothing.
         """
         folder = next((c.dirpath for c in self.checkpoint_callbacks if getattr(c, "dirpath", None)), None)
         path = str(Path(folder, "last.ckpt")) if ckpt_path == "last" and folder else ckpt_path
         if not os.path.exists(path):
-            raise CheckpointError(f"--ckpt_path {ckpt_path}: there is no {path}. Give the path of a checkpoint.")
+            raise ConfigError(f"--ckpt_path {ckpt_path}: there is no {path}. Give the path of a checkpoint.")
         return path
+
+
+def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:
+    """The same on another number of ranks and nodes."""
+    nodes = launch.nodes if nodes is None else nodes
+    ranks = launch.ranks if ranks is None else ranks
+    for name, value in (("ranks", ranks), ("nodes", nodes)):
+        if value < 1:
+            raise ConfigError(f"--{name} is {value}: a run has at least 1.")
+    if ranks < nodes:
+        raise ConfigError(f"--ranks {ranks} on --nodes {nodes}: each node has at least 1 rank. --ranks counts those of all nodes.")
+    kind = "ddp" if launch.kind == "one" and ranks > 1 else "one" if launch.kind == "ddp" and ranks == 1 else launch.kind
+    return replace(launch, ranks=ranks, nodes=nodes, kind=kind)
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

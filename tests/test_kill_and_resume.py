@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL and continued ends with the same weights as one that was never killed, bit for bit."""
+"""A run that was killed or asked to stop and is continued ends with the same weights as one that never was, bit for bit."""
 
 import os
 import random
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launch import finish, start
+from transformers import AutoModelForCausalLM
 
 from sdar.cli import main
 
@@ -74,7 +76,7 @@ def test_a_killed_run_ends_like_one_that_was_never_killed(settings, tmp_path):
         [sys.executable, "-m", "sdar", *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
     )
     kept = Path(killed / "checkpoints" / "last.ckpt")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not kept.exists():
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.005)
@@ -87,3 +89,52 @@ def test_a_killed_run_ends_like_one_that_was_never_killed(settings, tmp_path):
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
     assert one["sdar"]["retriever"] == other["sdar"]["retriever"]
+
+
+def asked_to_stop(ranks, folder, number):
+    """The exit codes of a run of which one process gets SIGTERM after the first checkpoint."""
+    kept = folder / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 200
+    while not kept.exists():
+        assert time.monotonic() < deadline and all(rank.process.poll() is None for rank in ranks), ranks[0].said[-2000:]
+        time.sleep(0.005)
+    ranks[number].process.send_signal(signal.SIGTERM)
+    return finish(ranks, 100)
+
+
+def test_a_preempted_run_saves_ends_well_and_goes_on(settings, tmp_path, capsys):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert main(["fit", "-c", str(settings), "--trainer.default_root_dir", str(straight)]) == 0
+    command = ["fit", "-c", str(settings), "--trainer.default_root_dir", str(stopped)]
+    ranks = start(1, "rank_cli.py", *command, folder=tmp_path)
+    assert asked_to_stop(ranks, stopped, 0) == [0]
+    at = torch.load(stopped / "checkpoints" / "last.ckpt", weights_only=True)
+    assert at["global_step"] == 2 * at["sdar"]["iteration"] < STEPS
+    assert f"stopped by SIGTERM after iteration {at['sdar']['iteration']}. Nothing is lost" in ranks[0].said
+    assert "continue with the same command and --ckpt_path last" in ranks[0].said
+    assert main([*command, "--ckpt_path", "last"]) == 0
+    one, other = weights(straight), weights(stopped)
+    assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
+
+
+@pytest.mark.xdist_group("ranks")
+def test_all_ranks_stop_together_when_one_is_asked_and_one_process_goes_on(settings, tmp_path, capsys):
+    """Two ranks under ZeRO-3; the run is continued, exported and measured by one process."""
+    folder, policy = tmp_path / "run", tmp_path / "policy"
+    command = ["fit", "-c", str(settings), "--trainer.default_root_dir", str(folder)]
+    both = ["--trainer.devices", "2", "--trainer.strategy", "deepspeed_stage_3"]
+    ranks = start(2, "rank_cli.py", *command, *both, folder=tmp_path)
+    assert asked_to_stop(ranks, folder, 1) == [0, 0]
+    at = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert all(f"stopped by SIGTERM after iteration {at['sdar']['iteration']}." in rank.said for rank in ranks)
+    assert main([*command, "--ckpt_path", "last", "--trainer.max_steps", str(STEPS)]) == 0
+    end = weights(folder)
+    export = ["export", "-c", str(settings), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last", "--to", str(policy)]
+    assert main([*export, "--dtype", "float32"]) == 0
+    exported = AutoModelForCausalLM.from_pretrained(policy).state_dict()
+    assert all(torch.equal(values, end["state_dict"][f"model.{name}"]) for name, values in exported.items())
+    assert main(export) == 2
+    assert "is a directory with something in it: nothing is written over" in capsys.readouterr().err
+    (folder / "checkpoints" / "last.ckpt").unlink()
+    assert main([*export[:-1], str(tmp_path / "other")]) == 2
+    assert "there is no" in capsys.readouterr().err

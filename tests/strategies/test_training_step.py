@@ -383,4 +383,6 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
         if name != "bc" and strategy.teacher is not None:
             assert {"gap/mean", "teacher/lift/unseen", "teacher/extra_tokens"} <= found, name
         logged |= found
+    engines = "".join(file.read_text() for folder in ("samplers", "serving") for file in (Path(__file__).parents[2] / "sdar" / folder).glob("*.py"))
+    logged |= set(re.findall(r'"((?:rollout|time)/\w+)"', engines))
     assert sorted({name for name in documented if "<" not in name} - logged) == []
