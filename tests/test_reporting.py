@@ -166,12 +166,18 @@ def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
     tally = Tally()
     reporting.sampling_mismatch(tally, batch, allowed)
     mass = (math.exp(-0.2) + math.exp(-0.5)) / 2
-    wanted = {"rollout/mismatch": 0.0, "rollout/mismatch_max": 0.0, "rollout/kept_mass": mass}
+    wanted = dict.fromkeys(["rollout/mismatch", "rollout/mismatch_p99", "rollout/mismatch_max"], 0.0) | {
+        "rollout/kept_mass": mass
+    }
     assert tally.means() == pytest.approx(wanted, abs=1e-6)
     batch.old_logp = old + torch.tensor([[9.0, 0.3, -0.1]])  # the prompt is not compared
     reporting.sampling_mismatch(tally, batch, allowed)
-    assert tally.means() == pytest.approx(wanted | {"rollout/mismatch": 0.2, "rollout/mismatch_max": 0.3}, abs=1e-6)
-    batch.behaviour_logp = torch.zeros(1, 3)  # demonstrations: nobody sampled them
+    far = {"rollout/mismatch": 0.2, "rollout/mismatch_p99": 0.3, "rollout/mismatch_max": 0.3}
+    assert tally.means() == pytest.approx(wanted | far, abs=1e-6)
+    batch.behaviour_logp = torch.zeros(1, 3)  # the only token that top-p kept: it is sampled with certainty, and counts
+    reporting.sampling_mismatch(tally, batch, allowed)
+    assert tally.means()["rollout/mismatch_max"] == pytest.approx(1.6)  # |-0.7 + 0.1 + 0.2| and |-2.1 + 0.5|
+    batch.kept_logmass = torch.zeros(1, 3)  # demonstrations: nobody sampled them
     reporting.sampling_mismatch(tally, batch, allowed)
     assert tally.means() == {}
 

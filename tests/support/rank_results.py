@@ -5,7 +5,8 @@ from launch import run
 
 KINDS = ["ddp", "zero1", "zero2", "zero3"]
 PAYLOADS = ["zero3-full", "zero3-top", "ddp-full", "zero2-top"]
-WORLDS = {1: ["one", "one-full", "one-top"], 2: KINDS, 4: [*KINDS, *PAYLOADS]}
+OTHERS = ["offload2", "offload3", "ddp-lora", "zero3-lora"]
+WORLDS = {1: ["one", "one-full", "one-top", "one-lora"], 2: [*KINDS, *OTHERS, "bf16"], 4: [*KINDS, *PAYLOADS]}
 STEPS, HALF = 10, 4
 
 

@@ -17,6 +17,7 @@ from sdar.data import TaskModule
 from sdar.distributed import ReplicatedStrategy, ZeROStrategy
 from sdar.divergences import JensenShannon, TopKReverseKL
 from sdar.envs import CompactProtocol, HouseholdEnv
+from sdar.lora import LoRAPolicy
 from sdar.parts import EpisodeController
 from sdar.policies import FreshPolicy
 from sdar.retrievers import UCBRetriever
@@ -32,6 +33,9 @@ STRATEGIES = {
     "ddp": ReplicatedStrategy,
     "zero1": partial(ZeROStrategy, stage=1, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
     "zero2": partial(ZeROStrategy, stage=2, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
+    "offload2": partial(ZeROStrategy, stage=2, offload_optimizer=True),
+    "offload3": partial(ZeROStrategy, stage=3, offload_optimizer=True, offload_parameters=True),
+    "bf16": partial(ZeROStrategy, stage=3),
     "sharded3": partial(ZeROStrategy, stage=3, sharded_checkpoint=True),
     "zero3": partial(ZeROStrategy, stage=3, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
 }
@@ -39,6 +43,7 @@ PLAIN = {"optimizer": partial(torch.optim.SGD, lr=0.3), "distill_coef": 200.0}
 PAYLOADS = {
     "": dict,
     "full": lambda: {"divergence": JensenShannon(), **PLAIN},
+    "lora": lambda: {"policy": LoRAPolicy(FreshPolicy(HouseholdEnv(), **SIZE), rank=4, alpha=8.0)},
     "top": lambda: {"divergence": TopKReverseKL(k=5), **PLAIN},
 }
 """How much of the teacher's distribution is asked for. Where most gradients are rounding, Adam makes whole steps of them."""
@@ -96,6 +101,7 @@ def trainer(kind, steps, folder, **kwargs):
         "limit_val_batches": 0,
         "devices": int(os.environ.get("WORLD", 1)),
     }
+    settings |= {"precision": "bf16-mixed"} if kind == "bf16" else {}
     return Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", strategy=STRATEGIES[kind](), default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **settings | kwargs,
