@@ -2,6 +2,7 @@
 
 from sdar.parts import AdvantageEstimator as AdvantageEstimator
 from sdar.parts import AdvantageTransform as AdvantageTransform
+from sdar.parts import Correction as Correction
 from sdar.parts import Credit as Credit
 from sdar.parts import Divergence as Divergence
 from sdar.parts import Environment as Environment

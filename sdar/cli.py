@@ -35,13 +35,15 @@ from sdar.distributed import ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
 from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger, find_config_files
+from sdar.plan_settings import launch_of
 from sdar.trainer import AgentTrainer
 
 HELP = """Train language-model agents with reinforcement learning and on-policy self-distillation.
 
   sdar fit        train                              sdar validate   measure on the validation tasks
   sdar predict    play tasks, keep the episodes      sdar test       measure on the test tasks
-  sdar export     checkpoint to transformers' format sdar COMMAND --help
+  sdar export     checkpoint to transformers' format sdar plan       memory, work and time of a run before it
+  sdar COMMAND --help
   sdar list       what a configuration can name
   sdar build-index    passages to a search index     sdar serve-search   answer queries over HTTP
   sdar serve-sandbox  run untrusted code over HTTP     sdar serve-policy  sample for training runs over HTTP
@@ -89,6 +91,14 @@ examples:
 examples:
   sdar export -c runs/version_0/config.yaml --ckpt_path last --to my_policy
   sdar export -c runs/version_0/config.yaml --ckpt_path runs/checkpoints/last.ckpt --to my_policy --dtype float32""",
+    "plan": """Tell what a run needs before it is queued: parameters, memory of each rank, forwards, tokens, time; whether it fits.
+
+First it runs two steps of the settings with tiny models of the same architecture, on the CPU: what `sdar fit` would stumble over
+is told now. No weights are read, and no GPU is needed.
+
+examples:
+  sdar plan -c conf/env/alfworld.yaml -c conf/method/sdar.yaml -c conf/policy/qwen2.5-3b.yaml -c conf/scale/8gpu_zero2.yaml
+  sdar plan -c runs/version_0/config.yaml --gpu l40s --ranks 16 --nodes 4 --turns 20 --response_tokens 150 --json plan.json""",
 }
 
 TOOLS = {
@@ -269,7 +279,7 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        known = LightningCLI.subcommands() | {"export": {"model", "datamodule"}}
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
         return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -322,7 +332,10 @@ class AgentCLI(LightningCLI):
                 )
             self.model.max_grad_norm = float(given["gradient_clip_val"])
             kwargs["gradient_clip_val"] = None
-        if (strategy := self._strategy(given)) is not None:
+        strategy = self._strategy(given)
+        if self.subcommand == "plan":
+            return self._planner(given, strategy, **kwargs)
+        if strategy is not None:
             kwargs["strategy"] = strategy
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -342,6 +355,14 @@ class AgentCLI(LightningCLI):
             return ZeROStrategy(**known["init_params"])
         return ReplicatedStrategy(**known["init_params"]) if known["strategy"] is DDPStrategy else None
 
+    def _planner(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> Trainer:
+        """One process on the CPU, whatever the run is for."""
+        here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = super().instantiate_trainer(callbacks=[], logger=False, **(kwargs | here | quiet))
+        trainer.launch = launch_of(given, strategy or given["strategy"])
+        return trainer
+
     # LightningCLI runs a command's method of this name, where there is one, in place of the Trainer's.
 
     def fit(self, **arguments: Any) -> None:
@@ -357,6 +378,9 @@ class AgentCLI(LightningCLI):
         self._run(**arguments)
 
     def export(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def plan(self, **arguments: Any) -> None:
         self._run(**arguments)
 
     def _run(self, **arguments: Any) -> None:

@@ -32,7 +32,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sdar import reporting
+from sdar.ahead import Ahead
 from sdar.chat import ChatFormat
+from sdar.corrections import NoCorrection
 from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import ALONE, Group, Ranks
 from sdar.distributed.sharding import Sharding, sharding_of
@@ -42,6 +44,7 @@ from sdar.functional import log_prob_gap, masked_mean
 from sdar.lora import plain_weights
 from sdar.parts import (
     Completion,
+    Correction,
     Divergence,
     Draw,
     EpisodeController,
@@ -51,10 +54,11 @@ from sdar.parts import (
     Sampler,
     Teacher,
 )
+from sdar.probe import probe
 from sdar.registry import part_kind, part_name
 from sdar.rollout import Request, Rollout, collate, make_rows
 from sdar.rollout.rows import add_teacher_view, without_privilege
-from sdar.samplers import TorchSampler
+from sdar.samplers import ServerSampler, TorchSampler
 from sdar.scoring import Head, Scorer, StudentPass, consult, micro_batches
 from sdar.spans import response_spans
 from sdar.tally import Tally
@@ -72,6 +76,12 @@ class AgentModule(LightningModule):
         policy: The model that learns.
         sampler: How it acts in training.
         val_sampler: How it acts in validation; by default as in training.
+        correction: How much a sampled token counts where the trainer's density is not the one it was sampled from: another engine, or
+            older weights.
+        max_mismatch: Before training, sampler and trainer are compared on a few hundred tokens; the run ends if their
+            log-probabilities differ by more nats than this on average. None: they are not compared.
+        rollouts_ahead: 1: while an iteration updates, servers play the attempts of the next one, with the weights from before the
+            update. 0: each rollout has the weights of its own iteration.
         optimizer: Called with the trainable parameters.
         lr_scheduler: Called with the optimizer; stepped after every optimizer step.
         updates_per_rollout: Optimizer steps that share one rollout.
@@ -109,6 +119,9 @@ class AgentModule(LightningModule):
         policy: Policy,
         sampler: Sampler = lazy_instance(TorchSampler),
         val_sampler: Sampler | None = None,
+        correction: Correction = lazy_instance(NoCorrection),
+        max_mismatch: float | None = 0.05,
+        rollouts_ahead: Literal[0, 1] = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
         updates_per_rollout: int = 1,
@@ -129,12 +142,21 @@ class AgentModule(LightningModule):
             ("max_env_steps", 1 if max_env_steps is None else max_env_steps, 1),
             ("max_skipped_steps", max_skipped_steps, 0),
             ("log_episodes_every", log_episodes_every, 0),
+            ("max_mismatch", 0.0 if max_mismatch is None else max_mismatch, 0),
         ):
             if value < least:
                 raise ConfigError(f"model.{name} is {value}: it must be at least {least}.")
+        if rollouts_ahead not in (0, 1):
+            raise ConfigError(
+                f"model.rollouts_ahead is {rollouts_ahead}: a rollout may be one iteration ahead of its update (1) or not (0). Older "
+                "samples than that are not corrected well."
+            )
         self.policy = policy
         self.sampler = sampler
         self.val_sampler = val_sampler or sampler
+        self.correction, self.max_mismatch = correction, max_mismatch
+        self.rollouts_ahead = rollouts_ahead
+        self.ahead = Ahead(self)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.updates_per_rollout = updates_per_rollout
         self.micro_batch_tokens = micro_batch_tokens
@@ -156,7 +178,7 @@ class AgentModule(LightningModule):
         self.ranks: Ranks = ALONE
         self.sharding = Sharding(self)
         self._rng_state: dict[str, Any] | None = None
-        self._asked_to_stop = False
+        self._asked_to_stop = self._stops = False
 
     # ------------------------------------------------------------------ the algorithm box
 
@@ -200,9 +222,28 @@ class AgentModule(LightningModule):
 
     def collect(self, step: Step) -> list[Episode]:
         """Episodes of an iteration: the attempts of each task, one after the other, then what was asked for on seeing them."""
-        episodes = self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
+        episodes = self.attempts(step)
         extra = self.extra_requests(reporting.groups(episodes))
-        return episodes + (self.play_as_teacher(self.rollout, extra) if extra else [])
+        if extra:
+            episodes = episodes + self.play_as_teacher(self.rollout, extra)
+        if self.rollouts_ahead:
+            self.look_ahead()
+        return episodes
+
+    def attempts(self, step: Step) -> list[Episode]:
+        """The attempts at each task of a step: those that were played ahead, if they were."""
+        played = self.ahead.take(self.iteration)
+        self.tally.add("rollout/staleness", float(played is not None))
+        if played is not None:
+            return played
+        return self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
+
+    def look_ahead(self) -> None:
+        """Begin the next iteration's rollout, unless this one is the last."""
+        self.count_sampling()  # now, while nobody samples
+        if not 0 <= self.trainer.max_steps <= self.trainer.global_step + self.updates_per_rollout:
+            following = self.iteration + 1
+            self.ahead.begin(self.trainer.datamodule.step(self.seed, following), following)
 
     def extra_requests(self, groups: list[list[Episode]]) -> list[Request]:
         """Further episodes, wanted now that the attempts at each task have been seen; the teacher's weights play them."""
@@ -226,6 +267,7 @@ class AgentModule(LightningModule):
     @contextmanager
     def acting(self, sampler: Sampler, network: nn.Module) -> Iterator[nn.Module]:
         """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
+        self.ahead.wait()  # servers and worlds do one thing at a time
         live = getattr(network, "live", None)  # of adapters that are off
         if not sampler.own_engine:
             with self.sharding.whole(network if live is None else live) as actor:
@@ -243,8 +285,9 @@ class AgentModule(LightningModule):
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
         return [n for n in (self.model, self.initial, *self.teacher_networks.values()) if n is not None]
 
-    def requests(self, step: Step, privileged: bool, training: bool = True) -> list[Request]:
-        """Every attempt at every task of a step; attempts of one task share a retrieval."""
+    def requests(self, step: Step, privileged: bool, training: bool = True, iteration: int | None = None) -> list[Request]:
+        """Every attempt at every task of a step, for an `iteration` (by default this one); attempts of one task share a retrieval."""
+        iteration = self.iteration if iteration is None else iteration
         wanted = []
         for task, visit in zip(step.tasks, step.visits, strict=True):
             retrieval = {} if self.retriever is None else {"retrieval": self.retriever.retrieve(task, visit)}
@@ -253,7 +296,7 @@ class AgentModule(LightningModule):
                 if privileged:
                     request.told = self.view.text(Episode(task, request.attempt, **retrieval), (), 0, self.env)
                 if training and self.controller is not None:
-                    request = self.controller(request, self.iteration, self.env)
+                    request = self.controller(request, iteration, self.env)
                 wanted.append(request)
         return wanted
 
@@ -316,6 +359,14 @@ class AgentModule(LightningModule):
             asked = (self.scorer, self.micro_batch_tokens, self.payload, self.support)
             self.teacher_heads = consult(batch, networks, *asked, **shared)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
+        self.correct(batch, old.allowed_logmass)
+
+    def correct(self, batch: Batch, allowed_logmass: Tensor) -> None:
+        """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""
+        sampled, logp, sampled_logp = reporting.densities(batch, allowed_logmass)
+        batch.importance = self.correction(logp, sampled_logp).where(sampled, 1.0)
+        self.tally.tokens("rollout/importance", batch.importance, sampled)
+        self.tally.tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
 
     def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
         """What gates, weights and objectives may know of each token, detached, with this student's side."""
@@ -413,7 +464,10 @@ class AgentModule(LightningModule):
         """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
         now = self.student(part)
         self.tally.tokens("train/entropy", now.entropy, part.response_mask)
-        return self.ranks.world * masked_mean(self.token_loss(part, now), part.response_mask, tokens)
+        loss = self.token_loss(part, now)
+        if part.importance is not None:
+            loss = part.importance * loss
+        return self.ranks.world * masked_mean(loss, part.response_mask, tokens)
 
     def student(self, part: Batch) -> StudentPass:
         """The current student's statistics of the response tokens; carries the gradient."""
@@ -436,8 +490,8 @@ class AgentModule(LightningModule):
             self.teacher.after_iteration(self.model, self.iteration)
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
-        self._asked_to_stop = any(self.ranks.gather(self._asked_to_stop, "signals"))
-        self.trainer.should_stop |= self._asked_to_stop
+        self._stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
+        self.trainer.should_stop |= self._stops
         self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
         self.report(attempts)
 
@@ -451,8 +505,8 @@ class AgentModule(LightningModule):
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
         reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
-        for name, value in self.sampler.metrics().items():
-            self.tally.add(name, value)
+        if not self.rollouts_ahead:
+            self.count_sampling()
         self.tally.add("train/iteration", self.iteration)
         self.tally.add("train/env_steps", self.env_steps)
         self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
@@ -463,6 +517,11 @@ class AgentModule(LightningModule):
         self.log_dict(metrics, batch_size=len(episodes))
         if self.log_episodes_every and self.iteration % self.log_episodes_every == 0 and self.trainer.is_global_zero:
             reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
+
+    def count_sampling(self) -> None:
+        """Log what the sampler's engine counted."""
+        for name, value in self.sampler.metrics().items():
+            self.tally.add(name, value)
 
     def _step(self, optimizer: Any) -> None:
         norm = self.sharding.step(optimizer, self.max_grad_norm)  # taken only if it is finite
@@ -491,6 +550,7 @@ class AgentModule(LightningModule):
             raise ConfigError(
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
+        self._check_sampling()
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
             self.ranks = Group(self.trainer.strategy.deadline)
@@ -516,6 +576,23 @@ class AgentModule(LightningModule):
         self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
         self.rollout = self._rollout(self.sampler)
         self.validation = Validation(self, self._rollout(self.val_sampler))
+
+    def _check_sampling(self) -> None:
+        """Raise ConfigError where an option about sampling could have no effect."""
+        if self.rollouts_ahead and not isinstance(self.sampler, ServerSampler):
+            raise ConfigError(
+                f"model.rollouts_ahead is {self.rollouts_ahead}, but {part_name(self.sampler)} samples in the process that trains: "
+                "nothing could be done at the same time, and samples would only be older. Use ServerSampler and `sdar serve-policy`, or "
+                "set it to 0."
+            )
+        if type(self).collect is AgentModule.collect:
+            return
+        if self.rollouts_ahead or not isinstance(self.correction, NoCorrection):
+            option = "rollouts_ahead" if self.rollouts_ahead else "correction"
+            raise ConfigError(
+                f"model.{option} is about episodes that the sampler plays, and {type(self).__name__} makes its episodes in another way: "
+                "it would have no effect. Leave it out."
+            )
 
     def _rollout(self, sampler: Sampler) -> Rollout:
         return self.trainer.datamodule.rollout(self.chat, sampler, self.view, self.seed)
@@ -554,13 +631,20 @@ class AgentModule(LightningModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch  # tasks are not tensors
 
-    def on_fit_start(self) -> None:
-        """A preempted job ends between two iterations, all ranks together, with a checkpoint."""
+    def on_train_start(self) -> None:
+        """A preempted job ends between two iterations, all ranks together (Lightning would end each rank alone). Whoever samples
+        otherwise than is trained is found out before the first step, of resumed runs too."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_asked_to_stop", True))
+        if self.max_mismatch is not None and type(self).collect is AgentModule.collect:
+            with self.ranks.watch():
+                probe(self, self.max_mismatch)
+
+    def on_train_end(self) -> None:
+        self.ahead.drop()
 
     def on_train_batch_end(self, outputs: Any, step: Step, batch_idx: int) -> None:
-        if self._asked_to_stop:  # behind the callbacks, so that the checkpoint is written
+        if self._stops:  # behind the callbacks, so that the checkpoint is written
             raise StoppedError(
                 f"stopped by SIGTERM after iteration {self.iteration}. Nothing is lost: go on from the checkpoint."
             )

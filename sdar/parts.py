@@ -546,6 +546,28 @@ class PolicyLoss(ABC):
         return torch.zeros_like(logp)
 
 
+@part_kind("corrections")
+class Correction(ABC):
+    """How much a sampled token counts where the density that the trainer has is not the one that it was sampled from: the engine
+    rounds otherwise, or its weights are older."""
+
+    gradient_estimand: str
+    """What the expected gradient of a policy loss follows with these weights, before the first update."""
+
+    @abstractmethod
+    def __call__(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+        """Weights ``[batch, time]``, not negative and detached.
+
+        Args:
+            logp: What the trainer gave the sampled token before the update, in nats.
+            sampled_logp: What the engine gave it, in nats. Both are of the tempered softmax, before anything was cut from it.
+        """
+
+    def cut(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+        """Bool ``[batch, time]``: where the weight is bounded or zero instead of the ratio of the two."""
+        return torch.zeros_like(logp, dtype=torch.bool)
+
+
 @part_kind("controllers")
 class EpisodeController(ABC):
     """Changes how an attempt is played as training goes on: fewer turns, or a beginning that somebody else plays."""

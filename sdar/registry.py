@@ -29,6 +29,7 @@ SHELVES = (
     "sdar.lora",
     "sdar.credit",
     "sdar.policy_losses",
+    "sdar.corrections",
     "sdar.shaping",
     "sdar.turn_weights",
     "sdar.filters",

@@ -60,14 +60,30 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
 
 def sampling_mismatch(tally: Tally, batch: Batch, allowed_logmass: Tensor) -> None:
     """How far the trainer's density is from the one that was sampled from, in nats; the kept mass accounts for truncation."""
-    sampled = (
-        batch.response_mask.bool() & (batch.behaviour_logp != 0) & ~batch.extra[:, None]
-    )  # those were sampled from a teacher
+    sampled, logp, sampled_logp = densities(batch, allowed_logmass)
     if sampled.any():
-        off = (batch.old_logp + allowed_logmass - batch.behaviour_logp - batch.kept_logmass).abs()
+        off = (logp - sampled_logp).abs()
         tally.tokens("rollout/mismatch", off, sampled)
+        tally.add("rollout/mismatch_p99", percentile(off[sampled], 99))
         tally.add("rollout/mismatch_max", float(off[sampled].max()))
         tally.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
+
+
+def densities(batch: Batch, allowed_logmass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens of scored rows the policy's sampler drew, and what trainer and sampler gave them: log-probabilities of the
+    tempered softmax over the whole vocabulary, before forbidden ids, top-k and top-p. All ``[batch, time]``.
+
+    Args:
+        allowed_logmass: Log of the mass that the trainer gives to the ids that are not forbidden.
+    """
+    told = (batch.behaviour_logp != 0) | (batch.kept_logmass != 0)  # both are 0 where a replay or a demonstration speaks
+    sampled = batch.response_mask.bool() & told & ~batch.extra[:, None]  # extra ones were sampled from a teacher
+    return sampled, batch.old_logp + allowed_logmass, batch.behaviour_logp + batch.kept_logmass
+
+
+def percentile(values: Tensor, percent: int) -> float:
+    """The smallest of the values ``[n]`` that at least `percent` of a hundred do not exceed."""
+    return float(values.kthvalue(-(-len(values) * percent // 100)).values)
 
 
 def run_folder(trainer: Any) -> Path:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sdar import reporting
 from sdar.errors import CheckpointError, ConfigError
-from sdar.plan import Launch, as_json, describe, report
+from sdar.plan import Launch, named
+from sdar.plan_report import as_json, report
+from sdar.plan_settings import describe
 from sdar.rehearsal import rehearse
 
 
@@ -84,6 +86,7 @@ class AgentTrainer(Trainer):
             configs: Folder with config.json and tokenizers, ``<configs>/<hub id>/``, for machines that do not reach the hub.
             json: File that gets the same numbers for programs: bytes and seconds.
         """
+        named(gpu)
         launch = self.launch or Launch(precision=str(self.precision))
         launch = launched(launch, ranks, nodes)
         plan_path = None if json is None else Path(json)
@@ -115,6 +118,7 @@ class AgentTrainer(Trainer):
 
 def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:
     """The same on another number of ranks and nodes."""
+    counted = launch.counted and ranks is None
     nodes = launch.nodes if nodes is None else nodes
     ranks = launch.ranks if ranks is None else ranks
     for name, value in (("ranks", ranks), ("nodes", nodes)):
@@ -123,7 +127,7 @@ def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:
     if ranks < nodes:
         raise ConfigError(f"--ranks {ranks} on --nodes {nodes}: each node has at least 1 rank. --ranks counts those of all nodes.")
     kind = "ddp" if launch.kind == "one" and ranks > 1 else "one" if launch.kind == "ddp" and ranks == 1 else launch.kind
-    return replace(launch, ranks=ranks, nodes=nodes, kind=kind)
+    return replace(launch, ranks=ranks, nodes=nodes, kind=kind, counted=counted)
 
 
 def read_weights(path: str) -> dict[str, Tensor]:

@@ -172,6 +172,8 @@ class Batch:
     """Turn weights, spans and filters of the distillation term, as one number a token."""
     old_logp: Tensor | None = None
     old_entropy: Tensor | None = None
+    importance: Tensor | None = None
+    """What each token's loss is multiplied by, because its engine had another density than the trainer."""
     ref_logp: Tensor | None = None
     teacher_logp: Tensor | None = None
     teacher_top_ids: Tensor | None = None

@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +12,14 @@ from lightning.pytorch import Trainer
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from sdar import plan
+from sdar import plan, plan_settings
 from sdar.cli import main
 from sdar.data import TaskModule
 from sdar.distributed import ReplicatedStrategy, ZeROStrategy
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
-from sdar.parts import Completion, Draw
+from sdar.parts import Draw
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.rehearsal import rehearse, shrunk, tiny
 from sdar.samplers import ServerSampler, TorchSampler
@@ -26,7 +27,13 @@ from sdar.strategies import GRPO, OPSD, SDAR, BehaviorCloning
 from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
 from sdar.types import Payload
 
-QWEN2 = {"model_type": "qwen2", "vocab_size": 151936, "max_position_embeddings": 32768, "hidden_act": "silu", "torch_dtype": "bfloat16"}
+QWEN2 = {
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "max_position_embeddings": 32768,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
 PUBLISHED = {
     "Qwen/Qwen2.5-3B-Instruct": QWEN2
     | {"hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "tie_word_embeddings": True}
@@ -34,7 +41,12 @@ PUBLISHED = {
     "Qwen/Qwen2.5-7B-Instruct": QWEN2
     | {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "tie_word_embeddings": False}
     | {"num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064},
-    "Qwen/Qwen3-1.7B": {"model_type": "qwen3", "vocab_size": 151936, "max_position_embeddings": 40960, "tie_word_embeddings": True}
+    "Qwen/Qwen3-1.7B": {
+        "model_type": "qwen3",
+        "vocab_size": 151936,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    }
     | {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "head_dim": 128}
     | {"num_attention_heads": 16, "num_key_value_heads": 8},
 }
@@ -76,7 +88,7 @@ def files(*names: str) -> list[str]:
 def network(config, **kwargs) -> plan.Network:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    sizes = plan.architecture_of(model, "test")
+    sizes = plan_settings.architecture_of(model, "test")
     return plan.Network("policy", sizes, 4, **({"trained": sizes.parameters} | kwargs))
 
 
@@ -96,24 +108,40 @@ def tiny_sizes(**kwargs):
     return usual | dict(vocab_size=100, max_position_embeddings=1024, head_dim=32) | kwargs
 
 
+@cache
+def tokenizer():
+    """The world's, made once: it does not depend on the policy's size."""
+    return FreshPolicy(HouseholdEnv(), context=1024).load_tokenizer()
+
+
+def fresh(**kwargs) -> FreshPolicy:
+    policy = FreshPolicy(HouseholdEnv(), **(SMALL | kwargs))
+    policy._tokenizer = tokenizer()
+    return policy
+
+
 # ------------------------------------------------------------------ sizes
 
 
 @pytest.mark.parametrize(
     "name, parameters",
-    [("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688), ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512), ("Qwen/Qwen3-1.7B", 1_720_574_976)],
+    [
+        ("Qwen/Qwen2.5-3B-Instruct", 3_085_938_688),
+        ("Qwen/Qwen2.5-7B-Instruct", 7_615_616_512),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+    ],
 )
 def test_parameters_are_those_of_the_model_cards_and_nothing_is_allocated(hub, name, parameters):
-    model, adapters = plan.blueprint(PretrainedPolicy(name), str(hub))
-    sizes = plan.architecture_of(model, name)
+    model, adapters = plan_settings.blueprint(PretrainedPolicy(name), str(hub))
+    sizes = plan_settings.architecture_of(model, name)
     assert (sizes.parameters, sizes.active, adapters) == (parameters, parameters, 0)
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert sizes.tied == PUBLISHED[name]["tie_word_embeddings"]
 
 
 def test_adapters_are_counted_as_the_trained_model_has_them():
-    policy = LoRAPolicy(FreshPolicy(HouseholdEnv(), **SMALL), rank=4)
-    found = plan.network_of(policy, "policy", trains=True)
+    policy = LoRAPolicy(fresh(), rank=4)
+    found = plan_settings.network_of(policy, "policy", trains=True)
     trained = [p for p in policy.load_model().parameters() if p.requires_grad]
     assert found.trained == found.adapters == sum(p.numel() for p in trained) == 4 * found.architecture.sides
     assert found.loaded == sum(p.numel() * p.element_size() for p in policy.load_model().parameters())
@@ -131,13 +159,13 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_is_enough(monkeypatch, t
     def unreachable(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nmore")
 
-    monkeypatch.setattr("sdar.plan.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("sdar.plan_settings.AutoConfig.from_pretrained", unreachable)
     told = (
         r"the sizes of Nobody/Nothing-1B could not be read: .*We couldn't connect.*config.json is enough, no weights are read: put it to "
         r"FOLDER/Nobody/Nothing-1B/config.json .*--configs FOLDER"
     )
     with pytest.raises(PolicyError, match=told):
-        plan.blueprint(PretrainedPolicy("Nobody/Nothing-1B"), str(tmp_path))
+        plan_settings.blueprint(PretrainedPolicy("Nobody/Nothing-1B"), str(tmp_path))
 
 
 def test_a_policy_of_an_unknown_kind_is_refused_with_a_way_out():
@@ -145,8 +173,10 @@ def test_a_policy_of_an_unknown_kind_is_refused_with_a_way_out():
         name = "own"
         load_tokenizer = load_model = context = lambda self: None
 
-    with pytest.raises(ConfigError, match="Own is a policy whose sizes .* cannot tell without loading it. Give the PretrainedPolicy"):
-        plan.blueprint(Own())
+    with pytest.raises(
+        ConfigError, match=r"Own is a policy whose sizes .* cannot tell without loading it. Give the PretrainedPolicy"
+    ):
+        plan_settings.blueprint(Own())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +189,7 @@ def test_a_policy_of_an_unknown_kind_is_refused_with_a_way_out():
     ],
 )
 def test_the_optimizers_own_numbers_are_found_by_a_step(make, numbers):
-    assert plan.optimizer_numbers(make) == numbers
+    assert plan_settings.optimizer_numbers(make) == numbers
 
 
 # ------------------------------------------------------------------ memory
@@ -195,7 +225,7 @@ def test_a_layer_keeps_what_the_formula_says(config, dtype, autocast):
         settings = tiny_sizes(num_hidden_layers=layers) | ({} if config is Qwen3Config else {"head_dim": 16})
         model = AutoModelForCausalLM.from_config(config(**settings), dtype=dtype)
         kept.append(kept_for_backward(model, 400, autocast))
-    told = plan.layer_activations(plan.architecture_of(model, "x"), 400, 200, dtype.itemsize, autocast)
+    told = plan.layer_activations(plan_settings.architecture_of(model, "x"), 400, 200, dtype.itemsize, autocast)
     assert kept[1] - kept[0] == pytest.approx(told, rel=0.005)
 
 
@@ -216,7 +246,13 @@ def test_strategies_divide_what_they_say():
     """3 B trained in bf16-mixed on 8 ranks, in gigabytes worked by hand: 2 bytes of weights, 2 of gradients, 4 + 8 in the optimizer."""
     big = replace_numbers(3_000_000_000)
     expected = {
-        ("ddp", 0): {"weights: policy": 12, "optimizer": 24, "gradients": 12, "buffers of gradients": 12, "the step's own": 12},
+        ("ddp", 0): {
+            "weights: policy": 12,
+            "optimizer": 24,
+            "gradients": 12,
+            "buffers of gradients": 12,
+            "the step's own": 12,
+        },
         ("zero", 1): {"weights: policy": 6, "optimizer": 3, "float32 weights": 1.5, "gradients": 6, "the step's own": 3},
         ("zero", 2): {"weights: policy": 6, "optimizer": 3, "float32 weights": 1.5, "gradients": 0.75, "the step's own": 3},
         ("zero", 3): {"weights: policy": 0.75, "optimizer": 3, "float32 weights": 1.5, "gradients": 0.75, "the step's own": 3},
@@ -254,7 +290,10 @@ def test_a_frozen_copy_lies_as_the_policy_does_and_a_judge_whole():
 
 
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer():
-    full, saved = (plan.activations(a_run(checkpointing=c, policy=network(Qwen3Config(**tiny_sizes(num_hidden_layers=20)))), 1000) for c in (0, 1))
+    full, saved = (
+        plan.activations(a_run(checkpointing=c, policy=network(Qwen3Config(**tiny_sizes(num_hidden_layers=20)))), 1000)
+        for c in (0, 1)
+    )
     each = plan.layer_activations(a_run().policy.architecture, 1000, 512, 4, False)
     assert full - saved == 20 * each - 20 * 1000 * 64 * 4
     again = [plan.backward(a_run(checkpointing=c), 1000) for c in (1, 0)]
@@ -270,7 +309,10 @@ def test_vllm_takes_its_share_while_episodes_are_played():
 
 
 def test_a_whole_vocabulary_costs_more_logits():
-    sampled, top, full = (plan.memory(a_run(work=work(payload=p.value)))["head"]["logits"] for p in (Payload.SAMPLED, Payload.TOP_K, Payload.FULL))
+    sampled, top, full = (
+        plan.memory(a_run(work=work(payload=p.value)))["head"]["logits"]
+        for p in (Payload.SAMPLED, Payload.TOP_K, Payload.FULL)
+    )
     assert sampled < top < full
     assert "teacher's head" in plan.memory(a_run(work=work(payload="full")))["update"]
 
@@ -283,16 +325,18 @@ def given(**kwargs):
 
 
 def test_a_launch_is_read_off_the_trainers_settings():
-    assert plan.launch_of(given(), "auto") == plan.Launch(counted=True)
-    assert plan.launch_of(given(devices=4, num_nodes=2, precision="bf16-mixed"), ReplicatedStrategy()) == plan.Launch(
+    assert plan_settings.launch_of(given(), "auto") == plan.Launch(counted=True)
+    assert plan_settings.launch_of(given(devices=4, num_nodes=2, precision="bf16-mixed"), ReplicatedStrategy()) == plan.Launch(
         "ddp", 0, 8, 2, "bf16-mixed"
     )
-    assert plan.launch_of(given(devices="0,2", precision=16), ReplicatedStrategy()).ranks == 2
-    found = plan.launch_of(given(devices=8, precision="bf16-true"), ZeROStrategy(stage=3, offload_optimizer=True, offload_parameters=True))
+    assert plan_settings.launch_of(given(devices="0,2", precision=16), ReplicatedStrategy()).ranks == 2
+    found = plan_settings.launch_of(
+        given(devices=8, precision="bf16-true"), ZeROStrategy(stage=3, offload_optimizer=True, offload_parameters=True)
+    )
     assert found == plan.Launch("zero", 3, 8, 1, "bf16-true", True, True)
     assert found.half and not found.autocast
-    with pytest.raises(ConfigError, match="trainer.strategy is fsdp with 2 processes: .*several backward passes.*Use ddp"):
-        plan.launch_of(given(devices=2), "fsdp")
+    with pytest.raises(ConfigError, match=r"trainer.strategy is fsdp with 2 processes: .*several backward passes.*Use ddp"):
+        plan_settings.launch_of(given(devices=2), "fsdp")
 
 
 def test_weights_have_the_bytes_that_the_precision_gives_them():
@@ -309,23 +353,38 @@ def test_weights_have_the_bytes_that_the_precision_gives_them():
 
 
 class Babbler(TorchSampler):
-    """Says as much as it may, and never anything that the world understands."""
+    """Never ends a turn by itself: it says as much as it may."""
 
-    def sample(self, model, prompts, draws):
-        self.check_room(prompts, draws)
-        word = next(i for i in range(self.vocab_size - 1, 0, -1) if i not in self.stop_ids and i not in self.forbidden_ids)
-        n = self.max_new_tokens
-        return [Completion([word] * n, [-1.0] * n, [0.0] * n, stopped=False) for _ in prompts]
+    def bind(self, tokenizer, stop_ids, context):
+        super().bind(tokenizer, stop_ids, context)
+        self.forbidden_ids = tuple(sorted({*self.forbidden_ids, *stop_ids}))
+
+
+class Hasty(TorchSampler):
+    """Ends most turns at once."""
+
+    def bind(self, tokenizer, stop_ids, context):
+        super().bind(tokenizer, stop_ids, context)
+        self.forbidden_ids = tuple(i for i in range(self.vocab_size) if i not in stop_ids and i != 300)
 
 
 def played(folder, strategy=GRPO, layout="trajectory", sampler=Babbler, **kwargs):
     """A real iteration: the module after it, its tasks, and what was counted in it."""
-    policy = FreshPolicy(HouseholdEnv(), **SMALL)
+    policy = fresh()
     env = HouseholdEnv(world=5, receptacles=6, distractors=1, horizon=3)
     data = TaskModule(
-        env, tasks_per_step=3, group_size=2, train_tasks=6, val_tasks=2, val_splits=["unseen"], protocol=CompactProtocol(), layout=layout
+        env,
+        tasks_per_step=3,
+        group_size=2,
+        train_tasks=6,
+        val_tasks=2,
+        val_splits=["unseen"],
+        protocol=CompactProtocol(),
+        layout=layout,
     )
-    module = strategy(policy=policy, sampler=sampler(max_new_tokens=5), micro_batch_tokens=2048, updates_per_rollout=2, **kwargs)
+    module = strategy(
+        policy=policy, sampler=sampler(max_new_tokens=5), micro_batch_tokens=2048, updates_per_rollout=2, **kwargs
+    )
     seen = SimpleNamespace(turns=0, responses=0, episodes=0, rows=0, tokens=0, row=0, scored=0.0, trained=0.0, passes=0)
     make, fit_start = module.rows, module.on_fit_start
 
@@ -363,7 +422,7 @@ def played(folder, strategy=GRPO, layout="trajectory", sampler=Babbler, **kwargs
 @pytest.mark.parametrize("layout", ["trajectory", "turn"])
 def test_the_plans_counts_are_reached_when_every_episode_goes_to_the_horizon(tmp_path, layout):
     module, data, real = played(tmp_path, layout=layout)
-    told = plan.counts(a_run(work=plan.work_of(module, data, 512, row_tokens=real.row)))
+    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, row_tokens=real.row)))
     assert (told["episodes"], told["turns"], told["rows"]) == (real.episodes, real.turns, real.rows)
     assert told["response tokens"] == real.responses == 3 * 2 * 3 * 5
     assert told["optimizer steps"] == 2
@@ -373,8 +432,8 @@ def test_the_plans_counts_are_reached_when_every_episode_goes_to_the_horizon(tmp
 
 
 def test_a_policy_that_stops_earlier_stays_below_the_plans_counts(tmp_path):
-    module, data, real = played(tmp_path, sampler=TorchSampler)
-    told = plan.counts(a_run(work=plan.work_of(module, data, 512, row_tokens=real.row)))
+    module, data, real = played(tmp_path, sampler=Hasty)
+    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, row_tokens=real.row)))
     assert real.responses < told["response tokens"] and real.turns <= told["turns"] and real.tokens <= told["tokens of rows"]
 
 
@@ -390,7 +449,7 @@ def test_passes_are_those_that_a_rehearsal_makes(strategy, settings, passes):
     module, data = untrained(strategy, **settings)
     seen, cut = rehearse(module, data)
     assert seen.passes == pytest.approx(len(passes)) and seen.sampled
-    assert set(plan.work_of(module, data, 512, seen).passes) == passes
+    assert set(plan_settings.work_of(module, data, 512, seen).passes) == passes
     assert "data.tasks_per_step 2 instead of 3" in cut
     assert (data.tasks_per_step, data.env.horizon, module.sampler.max_new_tokens) == (3, 12, 40)  # put back
     assert module.policy.config["hidden_size"] == 32
@@ -398,15 +457,23 @@ def test_passes_are_those_that_a_rehearsal_makes(strategy, settings, passes):
 
 def untrained(strategy=GRPO, **settings):
     env = HouseholdEnv(world=5, receptacles=6, distractors=1, horizon=12)
-    data = TaskModule(env, tasks_per_step=3, train_tasks=6, val_tasks=2, val_splits=["unseen"], protocol=CompactProtocol(), layout="trajectory")
-    policy = settings.pop("policy", None) or FreshPolicy(HouseholdEnv(), **(SMALL | {"context": 1024}))
+    data = TaskModule(
+        env,
+        tasks_per_step=3,
+        train_tasks=6,
+        val_tasks=2,
+        val_splits=["unseen"],
+        protocol=CompactProtocol(),
+        layout="trajectory",
+    )
+    policy = settings.pop("policy", None) or fresh(context=1024)
     return strategy(policy=policy, sampler=TorchSampler(max_new_tokens=40), **settings), data
 
 
 def test_a_method_that_plays_nothing_and_scores_nothing_is_seen_as_such():
     module, data = untrained(BehaviorCloning, retriever=retriever(), informed_share=0.0)
     seen, _ = rehearse(module, data)
-    run = plan.describe(module, data, plan.Launch(), seen)
+    run = plan_settings.describe(module, data, plan.Launch(), seen)
     assert not run.work.plays and not run.work.passes
     assert "no network plays them" in " ".join(run.notes)
     assert "score" not in {p for p, parts in plan.memory(run).items() if "activations" in parts}
@@ -423,13 +490,13 @@ def test_networks_are_those_that_a_method_keeps(tiny_policy_dir):
     def roles(strategy, **settings):
         module, data = untrained(strategy, **settings)
         module.policy.meet(data.env)
-        return [n.role for n in plan.describe(module, data, plan.Launch()).others]
+        return [n.role for n in plan_settings.describe(module, data, plan.Launch()).others]
 
     assert roles(GRPO, kl_coef=0.0) == []
     assert roles(GRPO) == ["initial copy"]
     assert roles(OPSD, teacher=EMATeacher()) == ["EMATeacher's copy"]
     assert roles(OPSD, teacher=ExternalTeacher(PretrainedPolicy(str(tiny_policy_dir)))) == [f"teacher {tiny_policy_dir}"]
-    assert roles(GRPO, policy=LoRAPolicy(FreshPolicy(HouseholdEnv(), **SMALL))) == []  # its adapters are switched off
+    assert roles(GRPO, policy=LoRAPolicy(fresh())) == []  # its adapters are switched off
 
 
 # ------------------------------------------------------------------ tiny models
@@ -438,7 +505,7 @@ def test_networks_are_those_that_a_method_keeps(tiny_policy_dir):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_tiny_model_has_the_architecture_the_tokenizer_and_the_context(hub, name, tmp_path):
     small = tiny(PretrainedPolicy(name, gradient_checkpointing=True), tmp_path, str(hub), [])
-    model, real = small.load_model(), plan.blueprint(PretrainedPolicy(name), str(hub))[0]
+    model, real = small.load_model(), plan_settings.blueprint(PretrainedPolicy(name), str(hub))[0]
     assert type(model) is type(real)
     assert sum(p.numel() for p in model.parameters()) < 300_000
     assert model.get_output_embeddings().weight.shape[0] == len(small.load_tokenizer())
@@ -451,7 +518,12 @@ def test_a_tiny_model_has_the_architecture_the_tokenizer_and_the_context(hub, na
 def test_layers_of_every_kind_and_experts_are_kept():
     config = Qwen3MoeConfig(**tiny_sizes(num_hidden_layers=6), num_experts=16, num_experts_per_tok=8, moe_intermediate_size=96)
     small = shrunk(config, 50)
-    assert (small.num_experts, small.num_experts_per_tok, small.moe_intermediate_size, small.num_hidden_layers) == (4, 2, 32, 2)
+    assert (small.num_experts, small.num_experts_per_tok, small.moe_intermediate_size, small.num_hidden_layers) == (
+        4,
+        2,
+        32,
+        2,
+    )
     model = AutoModelForCausalLM.from_config(small)
     assert model(input_ids=torch.arange(6)[None]).logits.shape == (1, 6, 50)
 
@@ -463,7 +535,9 @@ ALFWORLD = files("env/alfworld", "method/sdar", "policy/qwen2.5-3b", "scale/8gpu
 
 
 def test_the_command_plans_a_run_for_eight_gpus_where_there_is_none(sdar, hub, tmp_path):
-    code, out, _ = sdar("plan", *ALFWORLD, "--configs", str(hub), "--json", "plan.json", "--data.train_tasks", "8", "--data.val_tasks", "2")
+    code, out, _ = sdar(
+        "plan", *ALFWORLD, "--configs", str(hub), "--json", "plan.json", "--data.train_tasks", "8", "--data.val_tasks", "2"
+    )
     assert code == 0
     assert "two steps with tiny models on the CPU: no mistake" in out and "data.env.horizon 5 instead of 50" in out
     assert "8 rank(s) on 1 node(s), ZeRO-2, bf16-mixed" in out
@@ -482,12 +556,18 @@ def test_what_does_not_fit_is_told_with_settings_that_make_it_fit(sdar, hub):
     one = files("env/alfworld", "method/sdar", "policy/qwen2.5-3b", "scale/1gpu")
     code, out, _ = sdar("plan", *one, *args, "--gpu", "rtx4090", "--model.policy.gradient_checkpointing", "false")
     assert code == 0
-    assert re.search(r"does not fit: [\d.]+ GiB in the update phase of 23.5 GiB \(rtx4090\), [\d.]+ GiB too much", out)
+    assert re.search(r"does not fit: [\d.]+ GiB in the \w+ phase of 23.5 GiB \(rtx4090\), [\d.]+ GiB too much", out)
     advised = re.findall(r"^ +[\d.]+ GiB  (fits|not enough alone) +(.*)$", out, re.MULTILINE)
-    assert {"--model.policy.gradient_checkpointing true", "LoRAPolicy (conf/policy/qwen3-1.7b_lora.yaml), rank 64"} <= {w for _, w in advised}
+    assert {"--model.policy.gradient_checkpointing true", "LoRAPolicy (conf/policy/qwen3-1.7b_lora.yaml), rank 64"} <= {
+        w for _, w in advised
+    }
     assert "fits" in {verdict for verdict, _ in advised}
     for _, what in advised:  # each is something that `fit` takes
-        options = [word for word in re.sub(r"\(.*?\)|and|on other GPUs|LoRAPolicy.*", "", what).split() if word not in ("a", "smaller")]
+        options = [
+            word
+            for word in re.sub(r"\(.*?\)|and|on other GPUs|LoRAPolicy.*", "", what).split()
+            if word not in ("a", "smaller")
+        ]
         if "--model.sampler" in options:
             options += ["--model.sampler.urls", "[http://127.0.0.1:1]"]
         if options and "--data.val_batch" not in options:
@@ -501,8 +581,14 @@ def test_what_does_not_fit_is_told_with_settings_that_make_it_fit(sdar, hub):
         (["--ranks", "0"], "--ranks is 0: a run has at least 1."),
         (["--ranks", "2", "--nodes", "4"], "--ranks 2 on --nodes 4: each node has at least 1 rank."),
         (["--turns", "99"], "--turns is 99: a mean lies above 0 and is at most 12, which data.env.horizon allows."),
-        (["--response_tokens", "13"], "--response_tokens is 13: a mean lies above 0 and is at most 12, which model.sampler.max_new_tokens"),
-        (["--row_tokens", "4096"], "--row_tokens is 4096: a row holds a prompt and a response of up to 12 tokens, and fits the context of 1024."),
+        (
+            ["--response_tokens", "13"],
+            "--response_tokens is 13: a mean lies above 0 and is at most 12, which model.sampler.max_new_tokens",
+        ),
+        (
+            ["--row_tokens", "4096"],
+            "--row_tokens is 4096: a row holds a prompt and a response of up to 12 tokens, and fits the context of 1024.",
+        ),
         (["--json", "nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere. Make it"),
         (["--trainer.strategy", "fsdp", "--trainer.devices", "2"], "trainer.strategy is fsdp with 2 processes"),
     ],
@@ -516,7 +602,10 @@ def test_a_wrong_option_is_told_before_anything_is_run(sdar, args, message):
 def test_a_mistake_of_the_settings_ends_with_the_message_of_fit(sdar):
     """Each appears when a run has begun, and not when its settings are read."""
     small = ["--trainer.limit_val_batches", "0", "--trainer.max_steps", "2", "--trainer.accelerator", "cpu"]
-    for wrong in (["--model.retriever", "null"], ["--data.env.receptacles", "6", "--model.sampler.forbid", "[nothing_of_this_name]"]):
+    for wrong in (
+        ["--model.retriever", "null"],
+        ["--data.env.receptacles", "6", "--model.sampler.forbid", "[nothing_of_this_name]"],
+    ):
         told = []
         for command in ("plan", "fit"):
             code, _, err = sdar(command, *files("quickstart/sdar"), *wrong, *(small if command == "fit" else []))
@@ -526,7 +615,20 @@ def test_a_mistake_of_the_settings_ends_with_the_message_of_fit(sdar):
 
 
 def test_ranks_and_means_can_be_given(sdar):
-    args = ["--dry_run", "false", "--ranks", "16", "--nodes", "4", "--turns", "6", "--response_tokens", "8", "--row_tokens", "200"]
+    args = [
+        "--dry_run",
+        "false",
+        "--ranks",
+        "16",
+        "--nodes",
+        "4",
+        "--turns",
+        "6",
+        "--response_tokens",
+        "8",
+        "--row_tokens",
+        "200",
+    ]
     code, out, _ = sdar("plan", *files("quickstart/sdar"), *args, "--gpu", "l40s")
     assert code == 0
     assert "16 rank(s) on 4 node(s), ddp, 32-true" in out and "GiB in the main memory of each node (4 process(es))" in out
@@ -539,7 +641,7 @@ def test_samplers_with_an_engine_of_their_own_are_rehearsed_in_process():
     module.sampler = module.val_sampler = ServerSampler(["http://127.0.0.1:9"], max_new_tokens=8)
     seen, cut = rehearse(module, data)
     assert seen.sampled and "model.sampler: TorchSampler instead of ServerSampler" in cut
-    run = plan.describe(module, data, plan.Launch(), seen)
+    run = plan_settings.describe(module, data, plan.Launch(), seen)
     assert isinstance(module.sampler, ServerSampler) and not run.work.in_process
     assert "keys and values" not in plan.memory(run)["rollout"]
 
@@ -570,6 +672,8 @@ def test_commands_of_the_page_parse(sdar, words):
 
 def test_the_page_names_what_exists():
     root = Path(__file__).parents[1]
-    named = set(re.findall(r"`((?:conf|docs|sdar|benchmarks)/[\w./-]+\w)`", PAGE)) | {f"docs/{p}" for p in re.findall(r"\]\((\w+\.md)\)", PAGE)}
+    named = set(re.findall(r"`((?:conf|docs|sdar|benchmarks)/[\w./-]+\w)`", PAGE)) | {
+        f"docs/{p}" for p in re.findall(r"\]\((\w+\.md)\)", PAGE)
+    }
     assert len(COMMANDS) >= 6 and [path for path in sorted(named) if not (root / path).exists()] == []
     assert all(f"`{name}`" in PAGE for name in plan.GPUS)

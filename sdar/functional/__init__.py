@@ -38,6 +38,7 @@ from sdar.functional.objectives import lift as lift
 from sdar.functional.policy_gradient import clip_indicator as clip_indicator
 from sdar.functional.policy_gradient import gspo_clip as gspo_clip
 from sdar.functional.policy_gradient import importance_policy_gradient as importance_policy_gradient
+from sdar.functional.policy_gradient import masked_ratio as masked_ratio
 from sdar.functional.policy_gradient import ppo_clip as ppo_clip
 from sdar.functional.policy_gradient import truncated_ratio as truncated_ratio
 from sdar.functional.reduction import masked_mean as masked_mean

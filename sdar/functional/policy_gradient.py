@@ -1,5 +1,5 @@
 """Policy-gradient losses: PPO's clip (arXiv 1707.06347) with unequal bounds and the dual clip (arXiv 1912.09729), GSPO's
-sequence ratio, and plain or truncated importance sampling. `old_logp` and `advantages` are detached.
+sequence ratio, and plain, truncated or masked importance sampling. `old_logp` and `advantages` are detached.
 """
 
 import torch
@@ -105,6 +105,24 @@ def truncated_ratio(logp: Tensor, old_logp: Tensor, cap: float | None = None) ->
         )
     log_ratio = (widen(logp) - widen(old_logp)).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     return log_ratio.exp().clamp(max=cap) if cap is not None else log_ratio.exp()
+
+
+def masked_ratio(logp: Tensor, old_logp: Tensor, low: float, high: float) -> Tensor:
+    """r = exp(logp - old_logp) where it lies in [low, high], elsewhere 0; detached. IcePop (arXiv 2510.18855) has 0.5 and 5.
+
+    Value:    r if low <= r <= high, else 0.
+    Gradient: none; as a weight of -A logp it gives -E[r A grad logp] over the tokens inside, those outside have no gradient.
+
+    Raises:
+        ConfigError: bounds that do not contain a ratio of 1.
+    """
+    if not 0 <= low < 1 < high:
+        raise ConfigError(
+            f"low is {low} and high is {high}: only tokens with a ratio in [low, high] have a gradient, and where both densities "
+            "are the same it is 1, but for rounding. Use 0 <= low < 1 < high, e.g. 0.5 and 5.0."
+        )
+    ratio = truncated_ratio(logp, old_logp)
+    return ratio.where((ratio >= low) & (ratio <= high), 0.0)
 
 
 def per_token(advantages: Tensor, like: Tensor) -> Tensor:

@@ -28,9 +28,7 @@ def main(out, *kinds):
     for kind in kinds:
         sampler = Servers(FreshPolicy(HouseholdEnv(), **rank_run.SIZE), pause=0.01)
         module = rank_run.strategy(sampler=sampler, rollouts_ahead=1, correction=TruncatedCorrection(1.01), max_mismatch=1e-3)
-        run = rank_run.trainer(
-            kind, 6, Path(out).parent, limit_val_batches=None, val_check_interval=2, use_distributed_sampler=False
-        )
+        run = rank_run.trainer(kind, 6, Path(out).parent)
         run.fit(module, rank_run.data())
         weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
         if run.global_rank == 0:

@@ -1,0 +1,87 @@
+"""Before the first training step: does the sampler draw from the density that the trainer trains?
+
+A few short episodes of the training panel's tasks are played with the run's sampler and scored by the trainer. Nothing of the run is
+changed: every random number of a rollout is named by seed, task, attempt, turn and position, and global generators are put back.
+"""
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from sdar import reporting
+from sdar.errors import ConfigError
+from sdar.registry import part_name
+from sdar.rollout import Request, collate, make_rows
+
+if TYPE_CHECKING:
+    from sdar.module import AgentModule
+
+EPISODES, TURNS, TOKENS = 32, 2, 32
+"""Episodes that are played, turns of each, most tokens of a response."""
+
+
+def probe(module: "AgentModule", most: float) -> None:
+    """Compare sampler and trainer on a few hundred tokens. Every rank must call it, with the networks where they are trained.
+
+    Args:
+        most: Largest mean absolute difference of the two log-probabilities of a sampled token, in nats.
+
+    Raises:
+        ConfigError: they are further apart.
+    """
+    logp, sampled_logp = both_densities(module)
+    if not len(logp):
+        rank_zero_warn(
+            "the sampler could not be compared with the trainer before training: the first tasks gave no response token with a "
+            "density (their world failed, or the sampler tells none). Look at rollout/mismatch in the first iterations."
+        )
+        return
+    off = (logp - sampled_logp).abs()
+    mean, divergence = float(off.mean()), float((sampled_logp - logp).mean())
+    seen = f"{mean:.3g} nats on average, {float(off.max()):.3g} at most, over {len(off)} tokens"
+    if mean <= most:
+        rank_zero_info(f"sampler and trainer agree: their log-probabilities differ by {seen}.")
+        return
+    sampler = part_name(module.sampler)
+    raise ConfigError(
+        f"{sampler} does not sample from the density that is trained: log-probabilities of the tokens that it drew differ by {seen} "
+        f"(estimated KL(sampler || trainer): {divergence:.3g}); model.max_mismatch is {most:g}. Every ratio and every gradient would be "
+        "about another policy. Likely reasons: the engine has other weights or another model; it samples with another temperature, "
+        "vocabulary or forbidden ids than it tells; it computes in a much lower precision (8 or 4 bits); the model's head or attention "
+        "is computed otherwise there. Start the engine with the directory of the policy that is trained and with the training's dtype, "
+        "and compare with `--model.sampler TorchSampler`. If the difference is wanted, set model.correction to TruncatedCorrection or "
+        "MaskedCorrection and raise model.max_mismatch; null does not look."
+    )
+
+
+@torch.no_grad()
+def both_densities(module: "AgentModule") -> tuple[Tensor, Tensor]:
+    """What the trainer and what the sampler gave the tokens that the sampler drew ``[tokens]``, in nats, on every rank."""
+    trainer = module.trainer
+    step = trainer.datamodule.step(module.seed, module.iteration)
+    requests = [
+        Request(task, visit * step.attempts + g, max_turns=TURNS)
+        for g in range(step.attempts)
+        for task, visit in zip(step.tasks, step.visits, strict=True)
+    ][:EPISODES]
+    sampler = copy.copy(module.sampler)
+    sampler.max_new_tokens = min(TOKENS, sampler.max_new_tokens)
+    rollout = trainer.datamodule.rollout(module.chat, sampler, module.view, module.seed)
+    devices = [module.device.index] if module.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), trainer.precision_plugin.train_step_context():
+        with module.acting(module.sampler, module.model) as actor:
+            episodes = module.ranks.spread(lambda mine: rollout(actor, mine), requests, "the comparison of the sampler")
+        rows = [r for r in make_rows(episodes, rollout.layout) if any(r.response_mask)]
+        if not rows:
+            return torch.zeros(0), torch.zeros(0)
+        batch = collate(rows, episodes, list(range(len(episodes))))
+        told = (batch.ids, batch.attention_mask, batch.response_mask)
+        scored = module.scorer.score(
+            module.model, *told, module.micro_batch_tokens, sharding=module.sharding, ranks=module.ranks
+        )
+    batch.old_logp = scored.logp
+    sampled, logp, sampled_logp = reporting.densities(batch, scored.allowed_logmass)
+    return logp[sampled], sampled_logp[sampled]
