@@ -98,7 +98,11 @@ class AgentTrainer(Trainer):
             seen, cut = rehearse(model, datamodule, launch.precision, configs)
             run = describe(model, datamodule, launch, seen, row_tokens, turns, response_tokens, configs)
             run = replace(run, cut=tuple(cut))
-            print("\n".join(["two steps with tiny models on the CPU: no mistake. What they had smaller:", *(f"  {c}" for c in cut), ""]))
+            print(
+                "\n".join(
+                    ["two steps with tiny models on the CPU: no mistake. What they had smaller:", *(f"  {c}" for c in cut), ""]
+                )
+            )
         print(report(run, gpu), flush=True)
         if plan_path is not None:
             plan_path.write_text(dumps(as_json(run, gpu), indent=1) + "\n", encoding="utf-8")
@@ -125,7 +129,9 @@ def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:
         if value < 1:
             raise ConfigError(f"--{name} is {value}: a run has at least 1.")
     if ranks < nodes:
-        raise ConfigError(f"--ranks {ranks} on --nodes {nodes}: each node has at least 1 rank. --ranks counts those of all nodes.")
+        raise ConfigError(
+            f"--ranks {ranks} on --nodes {nodes}: each node has at least 1 rank. --ranks counts those of all nodes."
+        )
     kind = "ddp" if launch.kind == "one" and ranks > 1 else "one" if launch.kind == "ddp" and ranks == 1 else launch.kind
     return replace(launch, ranks=ranks, nodes=nodes, kind=kind, counted=counted)
 

@@ -72,7 +72,9 @@ class CriticSearch(GRPO):
             )
         with self.tally.timed("time/judge_s"):
             asked = list(zip((episodes[e] for e in seen), answers, strict=True))
-            labels = self.ranks.spread(lambda mine: self.judge(*zip(*mine, strict=True)) if mine else [], asked, "judge's labels")
+            labels = self.ranks.spread(
+                lambda mine: self.judge(*zip(*mine, strict=True)) if mine else [], asked, "judge's labels"
+            )
         of_episode = dict(zip(seen, labels, strict=True))
         said = [of_episode[e][t] for e, t in zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)]
         known = torch.tensor([label is not None for label in said])

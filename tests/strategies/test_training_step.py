@@ -179,9 +179,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, la
         policy = DoublePolicy(small.policy())
         strategy = rewarded(TRAINING[name](small, policy=policy, micro_batch_tokens=micro_batch_tokens))
         kept = {}
-        strategy._step = lambda optimizer: kept.update(
-            {n: p.grad.clone() for n, p in strategy.model.named_parameters()}
-        )
+        strategy._step = lambda optimizer: kept.update({n: p.grad.clone() for n, p in strategy.model.named_parameters()})
         strategy.max_grad_norm = 1e9
         trainer = small.trainer(1, limit_train_batches=1)
         trainer.fit_loop.max_epochs = 1
@@ -383,6 +381,7 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
         if name != "bc" and strategy.teacher is not None:
             assert {"gap/mean", "teacher/lift/unseen", "teacher/extra_tokens"} <= found, name
         logged |= found
-    engines = "".join(file.read_text() for folder in ("samplers", "serving") for file in (Path(__file__).parents[2] / "sdar" / folder).glob("*.py"))
+    package = Path(__file__).parents[2] / "sdar"
+    engines = "".join(file.read_text() for folder in ("samplers", "serving") for file in (package / folder).glob("*.py"))
     logged |= set(re.findall(r'"((?:rollout|time)/\w+)"', engines))
     assert sorted({name for name in documented if "<" not in name} - logged) == []
