@@ -117,7 +117,6 @@ def test_a_preempted_run_saves_ends_well_and_goes_on(settings, tmp_path, capsys)
     assert all(torch.equal(one["state_dict"][k], other["state_dict"][k]) for k in one["state_dict"])
 
 
-@pytest.mark.xdist_group("ranks")
 def test_all_ranks_stop_together_when_one_is_asked_and_one_process_goes_on(settings, tmp_path, capsys):
     """Two ranks under ZeRO-3; the run is continued, exported and measured by one process."""
     folder, policy = tmp_path / "run", tmp_path / "policy"

@@ -1,4 +1,4 @@
-"""Small runs of one and several processes, each made once for all tests (which therefore stay in one worker)."""
+"""Small runs of one and several processes, each made once for all tests."""
 
 import pytest
 from rank_results import HALF, KINDS, WORLDS, trained

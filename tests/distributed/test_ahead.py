@@ -1,11 +1,9 @@
 """Rollouts ahead on several ranks: each samples its share in the background; weights are handed over by all together."""
 
-import pytest
 import torch
 from launch import run
 
 
-@pytest.mark.xdist_group("ranks")
 def test_ranks_that_look_ahead_end_where_one_process_ends(tmp_path):
     found = {}
     for world, kinds in ((1, ["one"]), (2, ["ddp"])):

@@ -4,8 +4,6 @@ import pytest
 import torch
 from launch import finish, start
 
-pytestmark = pytest.mark.xdist_group("ranks")
-
 CASES = [
     ("ddp", "rollout", 1, r"rank 1 is gone; the last that it said was: iteration 1, rollout"),
     (

@@ -23,8 +23,6 @@ from sdar.samplers import ServerSampler, TorchSampler
 from sdar.samplers.server_sampler import remove_orphans
 from sdar.teachers import SkillView
 
-pytestmark = pytest.mark.xdist_group("policy_servers")  # which are started once
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_policy_dir):
