@@ -78,7 +78,7 @@ def test_games_that_training_and_a_panel_share_are_counted_before_training(recwa
 def test_no_attempt_is_numbered_twice_in_a_run() -> None:
     """Task and attempt name every random number, so two attempts with one number would be one attempt twice."""
     data = module(tasks_per_step=4, group_size=3)
-    strategy = SimpleNamespace(retriever=None, controller=None)
+    strategy = SimpleNamespace(retriever=None, controller=None, iteration=0)
     requests = [r for i in range(10) for r in AgentModule.requests(strategy, data.step(0, i), privileged=False)]
     assert len(requests) == 10 * 4 * 3
     assert max(Counter((r.task.id, r.attempt) for r in requests).values()) == 1
@@ -96,7 +96,7 @@ class Notes:
 def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() -> None:
     data = module()
     step = data.step(0, 3)  # the second visit of a task is among them
-    strategy = SimpleNamespace(retriever=Notes(), controller=None, view=SkillView(), env=data.env)
+    strategy = SimpleNamespace(retriever=Notes(), controller=None, iteration=0, view=SkillView(), env=data.env)
     for privileged in (True, False):
         requests = AgentModule.requests(strategy, step, privileged)
         notes = [f"{t.id}, visit {v}" for t, v in zip(step.tasks, step.visits, strict=True) for _ in range(2)]

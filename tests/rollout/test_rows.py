@@ -487,5 +487,5 @@ def test_all_of_a_batch_is_moved(made: Made) -> None:
         assert (before is None) == (after is None), f.name
         if before is not None:
             assert before.device.type == "cpu" and after.device.type == "meta" and after.shape == before.shape, f.name
-    missing = {"old_entropy", "ref_logp", "teacher_logp"}
+    missing = {"importance", "old_entropy", "ref_logp", "teacher_logp"}
     assert {f.name for f in fields(Batch) if getattr(batch, f.name) is None} == missing
