@@ -14,15 +14,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace, auto_cli
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy, StrategyRegistry
@@ -30,6 +29,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import sdar
 from sdar import registry
+from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.data import TaskModule
 from sdar.distributed import ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
@@ -199,34 +199,6 @@ def listing(wanted: list[str]) -> Iterator[str]:
         yield "\n".join(lines if shorts else [*lines, "  (none registered)"])
 
 
-class RunCheckpoint(ModelCheckpoint):
-    """Keeps one checkpoint, ``last.ckpt``, from which ``--ckpt_path last`` continues.
-
-    Lightning counts optimizer steps, of which an iteration may take several or none; this counts iterations.
-
-    Args:
-        dirpath: Folder; by default ``<trainer.default_root_dir>/checkpoints``, whatever the logger's version is.
-        every_n_iterations: Iterations between two checkpoints. The last iteration of a run is always kept.
-    """
-
-    def __init__(self, dirpath: str | None = None, every_n_iterations: int = 1) -> None:
-        if every_n_iterations < 1:
-            raise ConfigError(
-                f"checkpoint.every_n_iterations is {every_n_iterations}: use 1 or more, or switch checkpoints off with "
-                "--trainer.enable_checkpointing false."
-            )
-        super().__init__(dirpath, save_last=True, save_top_k=0, every_n_train_steps=1)
-        self.every_n_iterations = every_n_iterations
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        done = trainer.fit_loop.total_batch_idx + 1
-        ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        if ends or done % self.every_n_iterations == 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-
 class IterationBar(TQDMProgressBar):
     """Counts iterations, of which `max_steps` says how many only after division by the optimizer steps of each."""
 
@@ -237,25 +209,6 @@ class IterationBar(TQDMProgressBar):
             return super().total_train_batches
         done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         return min(trainer.num_training_batches, done + math.ceil((trainer.max_steps - trainer.global_step) / updates))
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and renames: whenever the process is killed, a complete file is there.
-
-    Lightning's own writes to the system's temporary folder and moves, which copies, and is cut off by a kill, where that is
-    another file system.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        if "://" in str(path):
-            return super().save_checkpoint(checkpoint, path, storage_options)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        part = f"{path}.part"
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
 
 
 class AgentCLI(LightningCLI):

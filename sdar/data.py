@@ -157,11 +157,11 @@ class TaskModule(LightningDataModule):
         module = self.trainer.lightning_module
         return DataLoader(_TrainingSteps(self, module.seed, module.iteration), batch_size=None)
 
-    def val_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(self._pieces(p), batch_size=None) for p in self.val_panels]
+    def val_dataloader(self) -> list["Pieces"]:
+        return [self._pieces(p) for p in self.val_panels]
 
-    def test_dataloader(self) -> list[DataLoader]:
-        return [DataLoader(self._pieces(p), batch_size=None) for p in self.test_panels]
+    def test_dataloader(self) -> list["Pieces"]:
+        return [self._pieces(p) for p in self.test_panels]
 
     predict_dataloader = test_dataloader
 
@@ -171,10 +171,10 @@ class TaskModule(LightningDataModule):
             self._pool = None
         self.env.close()
 
-    def _pieces(self, panel: Panel) -> list[Step]:
+    def _pieces(self, panel: Panel) -> "Pieces":
         tasks = [self.env.task(i) for i in panel.task_ids]
         pieces = [tasks[i : i + self.val_batch] for i in range(0, len(tasks), self.val_batch)]
-        return [Step(panel, piece, [0] * len(piece), self.val_attempts) for piece in pieces]
+        return Pieces([Step(panel, piece, [0] * len(piece), self.val_attempts) for piece in pieces])
 
     def step(self, seed: int, iteration: int) -> Step:
         """Tasks of an iteration: the panel in an order drawn anew for each pass. A function of its arguments alone."""
@@ -193,6 +193,20 @@ def _order(length: int, seed: int, epoch: int) -> list[int]:
     order = list(range(length))
     random.Random(f"{seed}/tasks/{epoch}").shuffle(order)
     return order
+
+
+class Pieces:
+    """Steps in order, the same on every rank. Not a DataLoader: Lightning would deal its items to the ranks, and a step is divided
+    when it is played."""
+
+    def __init__(self, steps: list[Step]):
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[Step]:
+        return iter(self.steps)
+
+    def __len__(self) -> int:
+        return len(self.steps)
 
 
 class _TrainingSteps(IterableDataset):

@@ -28,17 +28,18 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sdar import reporting
 from sdar.ahead import Ahead
 from sdar.chat import ChatFormat
+from sdar.checkpoints import put_state, take_state
+from sdar.checks import check_settings
 from sdar.corrections import NoCorrection
 from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import ALONE, Group, Ranks
 from sdar.distributed.sharding import Sharding, sharding_of
-from sdar.errors import CheckpointError, ConfigError, NonFiniteLossError, PanelError, StoppedError
+from sdar.errors import ConfigError, NonFiniteLossError, StoppedError
 from sdar.evaluate.validation import Validation
 from sdar.functional import log_prob_gap, masked_mean
 from sdar.lora import plain_weights
@@ -55,10 +56,10 @@ from sdar.parts import (
     Teacher,
 )
 from sdar.probe import probe
-from sdar.registry import part_kind, part_name
+from sdar.registry import part_kind
 from sdar.rollout import Request, Rollout, collate, make_rows
 from sdar.rollout.rows import add_teacher_view, without_privilege
-from sdar.samplers import ServerSampler, TorchSampler
+from sdar.samplers import TorchSampler
 from sdar.scoring import Head, Scorer, StudentPass, consult, micro_batches
 from sdar.spans import response_spans
 from sdar.tally import Tally
@@ -111,6 +112,8 @@ class AgentModule(LightningModule):
     """True when rows carry a loss even where no teacher speaks."""
     needs_reference = False
     """True when `token_loss` uses ``batch.ref_logp``."""
+    plays_attempts = True
+    """True when its episodes are the attempts that its sampler plays: set it to False beside a `collect` that makes them otherwise."""
     needs_spans = False
     """True when ``batch.spans`` is used."""
 
@@ -550,22 +553,10 @@ class AgentModule(LightningModule):
             raise ConfigError(
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
-        self._check_sampling()
+        check_settings(self, data)
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
             self.ranks = Group(self.trainer.strategy.deadline)
-        if self.retriever is not None and not self.view.uses_retrieval():
-            raise ConfigError(
-                f"model.retriever is set, but {part_name(self.view)} tells nothing that was retrieved: the skills would reach nobody. "
-                "Use SkillView, or leave the retriever out."
-            )
-        if self.retriever is None and self.teacher is not None and self.view.uses_retrieval():
-            raise ConfigError(
-                f"{part_name(self.view)} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
-                "see nothing more than the student. Give a retriever, or another view."
-            )
-        if self.retriever is not None and self.retriever.bank is not None:
-            self.retriever.bank.check_world(data.env.task(task_id) for task_id in data.train_panel.task_ids[:256])
         self.env = data.env
         self.policy.meet(data.env)
         tokenizer = self.policy.load_tokenizer()
@@ -576,23 +567,6 @@ class AgentModule(LightningModule):
         self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
         self.rollout = self._rollout(self.sampler)
         self.validation = Validation(self, self._rollout(self.val_sampler))
-
-    def _check_sampling(self) -> None:
-        """Raise ConfigError where an option about sampling could have no effect."""
-        if self.rollouts_ahead and not isinstance(self.sampler, ServerSampler):
-            raise ConfigError(
-                f"model.rollouts_ahead is {self.rollouts_ahead}, but {part_name(self.sampler)} samples in the process that trains: "
-                "nothing could be done at the same time, and samples would only be older. Use ServerSampler and `sdar serve-policy`, or "
-                "set it to 0."
-            )
-        if type(self).collect is AgentModule.collect:
-            return
-        if self.rollouts_ahead or not isinstance(self.correction, NoCorrection):
-            option = "rollouts_ahead" if self.rollouts_ahead else "correction"
-            raise ConfigError(
-                f"model.{option} is about episodes that the sampler plays, and {type(self).__name__} makes its episodes in another way: "
-                "it would have no effect. Leave it out."
-            )
 
     def _rollout(self, sampler: Sampler) -> Rollout:
         return self.trainer.datamodule.rollout(self.chat, sampler, self.view, self.seed)
@@ -636,7 +610,7 @@ class AgentModule(LightningModule):
         otherwise than is trained is found out before the first step, of resumed runs too."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_asked_to_stop", True))
-        if self.max_mismatch is not None and type(self).collect is AgentModule.collect:
+        if self.max_mismatch is not None and self.plays_attempts:
             with self.ranks.watch():
                 probe(self, self.max_mismatch)
 
@@ -696,51 +670,10 @@ class AgentModule(LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        for name in self.unsaved():
-            checkpoint.get("state_dict", {}).pop(name, None)
-        python = random.getstate()
-        checkpoint["sdar"] = {
-            "iteration": self.iteration,
-            "ranks": {"world": self.ranks.world, "strategy": type(self.trainer.strategy).__name__},
-            "env_steps": self.env_steps,
-            "seed": self.seed,
-            "skipped": self.skipped,
-            "panels": {p.name: p.hash for p in self.trainer.datamodule.panels()},
-            "retriever": {} if self.retriever is None else self.retriever.state_dict(),
-            "metrics": {k: float(v) for k, v in self.trainer.callback_metrics.items()},
-            "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
-        }
+        put_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["sdar"]
-        for panel in self.trainer.datamodule.panels():
-            stored = state["panels"].get(panel.name)
-            if stored is not None and stored != panel.hash:
-                raise PanelError(
-                    f"panel {panel.name!r} has hash {panel.hash}, the checkpoint was made with {stored}: numbers before and after would "
-                    "be about different tasks. Restore the data settings of the checkpoint's run, or start a new run from its policy."
-                )
-        self.env_steps = state["env_steps"]
-        self.iteration, self.seed, self.skipped = state["iteration"], state["seed"], state["skipped"]
-        self.rollout.seed = self.validation.rollout.seed = self.seed
-        if self.retriever is not None:
-            self.retriever.load_state_dict(state["retriever"])
-        self._rng_state = state["rng"]
-        now = {"world": self.ranks.world, "strategy": type(self.trainer.strategy).__name__}
-        if state["ranks"] != now:
-            then = state["ranks"]
-            rank_zero_info(
-                f"the checkpoint was written by {then['world']} rank(s) with {then['strategy']}; {now['world']} with {now['strategy']} go "
-                "on from it. Tasks, episodes and their random numbers stay the same; sums are rounded in another order."
-            )
-        if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
-            ours, unsaved = self.state_dict(), self.unsaved()
-            checkpoint["state_dict"] |= {name: ours[name] for name in unsaved}
-            if any(name.startswith("teacher_networks.") and name not in checkpoint["state_dict"] for name in ours):
-                raise CheckpointError(
-                    f"the checkpoint holds no weights for {type(self.teacher).__name__}: it was made with another teacher, and going on "
-                    "would silently start from a copy of the student. Use the teacher of the checkpoint's run."
-                )
+        self._rng_state = take_state(self, checkpoint)
 
     def unsaved(self) -> set[str]:
         """Names in the state dict that no checkpoint holds: networks that never change and come from elsewhere."""

@@ -116,6 +116,8 @@ class Sampler(ABC):
     """Longest response, in tokens."""
     context: int
     """Longest prompt and response together, in tokens; known after `bind`."""
+    works_alone = False
+    """True: its engine goes on sampling while the training process does something else."""
     own_engine = False
     """True: an engine of its own samples, with a copy of the weights that `load` brings up to date. False: the given network does."""
 

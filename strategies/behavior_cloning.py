@@ -35,6 +35,8 @@ class BehaviorCloning(AgentModule):
         astray_chance: Probability, at each turn of such a demonstration, that somebody else acts.
     """
 
+    plays_attempts = False
+
     def __init__(
         self,
         retriever: Retriever,
@@ -56,7 +58,8 @@ class BehaviorCloning(AgentModule):
         self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
 
     def collect(self, step: Step) -> list[Episode]:
-        return [self.demonstrate(r) for r in self.requests(step, privileged=False)]
+        requests = self.requests(step, privileged=False)
+        return self.ranks.spread(lambda mine: [self.demonstrate(r) for r in mine], requests, "demonstrations")
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Nothing to score: the loss needs no log-probabilities from before the update."""

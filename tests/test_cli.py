@@ -16,7 +16,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from sdar import Gate, Retriever, registry
-from sdar.cli import TOOLS, AtomicCheckpointIO, main
+from sdar.checkpoints import AtomicCheckpointIO
+from sdar.cli import TOOLS, main
 from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule

@@ -51,6 +51,7 @@ class ServerSampler(TruncatingSampler):
     """
 
     own_engine = True
+    works_alone = True
 
     def __init__(
         self,
@@ -173,15 +174,7 @@ class ServerSampler(TruncatingSampler):
             client=self.client,
             rollout=self._rollout,
             deadline=self._fleet.patience.timeout,
-            sampling=Sampling(
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                forbidden_ids=self.forbidden_ids,
-                stop_ids=tuple(sorted(self.stop_ids)),
-                vocab_size=self.vocab_size,
-                max_new_tokens=self.max_new_tokens,
-            ),
+            sampling=Sampling.of(self),
             prompts=tuple(tuple(p) for p in prompts),
             draws=tuple(draws),
         )

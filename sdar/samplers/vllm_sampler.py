@@ -103,15 +103,7 @@ class VLLMSampler(TruncatingSampler):
             client="",
             rollout=0,
             deadline=1.0,
-            sampling=Sampling(
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                forbidden_ids=self.forbidden_ids,
-                stop_ids=tuple(sorted(self.stop_ids)),
-                vocab_size=self.vocab_size,
-                max_new_tokens=self.max_new_tokens,
-            ),
+            sampling=Sampling.of(self),
             prompts=tuple(tuple(p) for p in prompts),
             draws=tuple(draws),
         )

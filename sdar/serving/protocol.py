@@ -8,9 +8,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdar.parts import Completion, Draw
+
+if TYPE_CHECKING:
+    from sdar.samplers.bound import TruncatingSampler
 
 PROTOCOL = 1
 """Changes when an older reader would misunderstand a message."""
@@ -32,6 +35,19 @@ class Sampling:
     vocab_size: int
     """Rows of the head from here on stand for no token."""
     max_new_tokens: int
+
+    @classmethod
+    def of(cls, sampler: "TruncatingSampler") -> "Sampling":
+        """That of a sampler which knows its vocabulary."""
+        return cls(
+            temperature=sampler.temperature,
+            top_k=sampler.top_k,
+            top_p=sampler.top_p,
+            forbidden_ids=sampler.forbidden_ids,
+            stop_ids=tuple(sorted(sampler.stop_ids)),
+            vocab_size=sampler.vocab_size,
+            max_new_tokens=sampler.max_new_tokens,
+        )
 
     def __post_init__(self) -> None:
         for name, fits, what in (

@@ -63,7 +63,12 @@ class Watched(SDAR):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.controller = Ragged()
-        self.losses, self.norms = [], []
+        self.losses, self.norms, self.validated = [], [], []
+
+    def on_validation_epoch_end(self):
+        played = [e for actors in self.validation._played.values() for of_actor in actors.values() for e in of_actor]
+        self.validated.append([[turn.response_ids for turn in e.turns] for e in played])
+        super().on_validation_epoch_end()
 
     def report(self, episodes):
         self.tally = self.tally.joined(self.ranks.gather(self.tally, "metrics"))
@@ -98,7 +103,7 @@ def trainer(kind, steps, folder, **kwargs):
     settings = {
         "logger": False,
         "enable_checkpointing": False,
-        "limit_val_batches": 0,
+        "val_check_interval": 2,
         "devices": int(os.environ.get("WORLD", 1)),
     }
     settings |= {"precision": "bf16-mixed"} if kind == "bf16" else {}
@@ -122,6 +127,7 @@ def main(out, steps, *kinds):
         teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
         if run.global_rank == 0:
             found = {"losses": module.losses, "norms": module.norms, "weights": weights, "teacher": teacher}
+            found["validated"] = module.validated
             found["skills"] = module.retriever.state_dict()
             torch.save(found, f"{out}.{name}")
 
