@@ -125,6 +125,7 @@ MEANINGLESS = (  # each is about something that a user of this command neither c
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     r"`torch\.distributed\.\w+` is deprecated",  # DeepSpeed's calls
     r"`broadcast_buffers` is deprecated",
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # every rank has the same number
 )
 
 

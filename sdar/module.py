@@ -274,7 +274,10 @@ class AgentModule(LightningModule):
         live = getattr(network, "live", None)  # of adapters that are off
         if not sampler.own_engine:
             with self.sharding.whole(network if live is None else live) as actor:
-                yield actor if live is None else self.policy.frozen(actor)
+                try:
+                    yield actor if live is None else self.policy.frozen(actor)
+                finally:
+                    sampler.rest()
             return
         name = next(i for i, known in enumerate(self.networks()) if known is network)
         weights = plain_weights(network, self.sharding.weights(network if live is None else live))

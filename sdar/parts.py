@@ -142,7 +142,7 @@ class Sampler(ABC):
         """
 
     def rest(self) -> None:
-        """The rollout is over: an engine that shares the training's accelerator gives its memory back until the next call."""
+        """The rollout is over: what was cached is of no more use, and memory of the training's accelerator is given back."""
 
     def metrics(self) -> dict[str, float]:
         """What its engine counted since the last call, under the names that it is logged by (retries, failures, seconds)."""

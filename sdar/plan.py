@@ -381,7 +381,8 @@ def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
                 sets[phase][what] = sets[phase].get(what, 0.0) + size
 
     for network in networks:
-        put(f"weights: {network.role}", network.loaded if network.sharded else 0.0, "start")
+        if network.sharded:  # whole in the type that it is loaded in; ZeRO-3 divides it on its way to the device
+            put(f"weights: {network.role}", weights(run, network) if launch.stage == 3 else network.loaded, "start")
         put(f"weights: {network.role}", weights(run, network), *PHASES[1:])
     states = policy.trained * run.state * (4 if zero else trained_size) * share * on_device
     put("optimizer", states, *PHASES[1:])
@@ -408,9 +409,7 @@ def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
         if work.in_process:
             if zero and launch.stage == 3:
                 put("whole policy for sampling", whole, "rollout")
-            again = 2 if work.layout == "turn" or work.splits else 1  # the turn's before is still there
-            put("keys and values", cached * again, "rollout")
-            put("keys and values", cached, *PHASES[2:])
+            put("keys and values", cached, "rollout")
             narrow = 2 if launch.half or launch.autocast else policy.bytes
             mask = together * work.prompt**2 * (1 + narrow)
             read = passing(run, policy, together * work.prompt) + mask
@@ -442,6 +441,8 @@ def host_memory(run: Run) -> dict[str, float]:
     out[
         "a checkpoint while it is gathered, first process" if launch.kind == "zero" else "a checkpoint while it is written"
     ] = networks + 4 * run.state * policy.trained if launch.kind == "zero" else 0.0
+    if launch.stage == 3:
+        out["networks at the start, in every process"] = here * sum(n.loaded for n in (policy, *run.others) if n.sharded)
     if launch.offload_optimizer:
         out["optimizer, float32 weights and gradients"] = here / launch.ranks * policy.trained * 4 * (run.state + 2)
     if launch.offload_parameters:

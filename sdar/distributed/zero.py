@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.accelerators import CUDAAccelerator
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor, nn
 
 from sdar.distributed.direct import Direct
@@ -22,6 +23,7 @@ from sdar.errors import CheckpointError
 if TYPE_CHECKING:
     from sdar.module import AgentModule
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GATHERED_AT_ONCE = 1 << 28
 """Numbers of a network that are gathered in one go when it is made whole."""
 
@@ -67,20 +69,39 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at the start, used for inference alone
         self._init_deepspeed_distributed()
 
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        """Under ZeRO-3 parameters go to the device one by one and are divided there: it never holds a whole network."""
+        if self.zero_stage_3:
+            import deepspeed
+
+            narrow = {name: dtype for name, dtype in HALVES.items() if self.config.get(name, {}).get("enabled")}
+            for parameter in model.parameters() if narrow else ():
+                parameter.data = parameter.data.to(*narrow.values())
+            for buffer in model.buffers():
+                buffer.data = buffer.data.to(self.root_device)
+            deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
+        return model
+
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        self._trained = [list(group["params"]) for group in optimizer.param_groups]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return self._engine(
+            model, self.config, model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler
+        )
+
+    def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
+        kept = ("fp16", "bf16", *(("zero_optimization", "zero_allow_untested_optimizer") if self.zero_stage_3 else ()))
+        config = {"train_micro_batch_size_per_gpu": 1} | {name: self.config[name] for name in kept if name in self.config}
+        remove_module_hooks(model)
+        self.model, _ = self._engine(model, config, model_parameters=[])
+
+    def _engine(self, model: nn.Module, config: dict[str, Any], **parts: Any) -> tuple[Any, Any]:
         import deepspeed
 
-        self._trained = [] if optimizer is None else [list(group["params"]) for group in optimizer.param_groups]
-        engine, optimizer, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank if self.root_device.index is None else self.root_device.index),
-            config=self.config,
-            model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            optimizer=optimizer,
-            lr_scheduler=lr_scheduler,
-            dist_init_required=False,
-        )
-        return engine, optimizer
+        number = self.local_rank if self.root_device.index is None else self.root_device.index
+        return deepspeed.initialize(
+            args=argparse.Namespace(device_rank=number), config=config, model=model, dist_init_required=False, **parts
+        )[:2]
 
     def _format_config(self) -> None:
         super()._format_config()
@@ -171,7 +192,7 @@ class ShardedParameters(ShardedOptimizer):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Networks are made whole and cut up by the engine: transformers initialises weights that it must see."""
+        """Networks are made whole in main memory and cut up by the strategy: transformers initialises weights that it must see."""
         from deepspeed.runtime.zero import partition_parameters
 
         partition_parameters.shutdown_init_context()

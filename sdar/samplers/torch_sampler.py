@@ -48,34 +48,38 @@ class TorchSampler(TruncatingSampler):
     def reset(self) -> None:
         self._caches = []
 
+    rest = reset
+
     @torch.no_grad()
     def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
-        old, self._caches = self._caches, []
+        device = next(model.parameters()).device
+        parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
+        self._caches = [self._cache(prompts[part], draws[part], device) for part in parts]  # others are gone now
         was_training = model.training
         model.eval()
         out: list[Completion] = []
-        for start in range(0, len(prompts), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            out += self._sample_batch(model, prompts[part], draws[part], old)
+        for part, cache in zip(parts, self._caches, strict=True):
+            out += self._sample_batch(model, prompts[part], draws[part], cache)
         model.train(was_training)
         return out
 
-    def _sample_batch(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], old: list[RaggedCache]
-    ) -> list[Completion]:
-        device = next(model.parameters()).device
-        window = attention_window(model.config.get_text_config())
+    def _cache(self, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], device: torch.device) -> RaggedCache:
+        """What is known of the prompts: one that they all go on from, or an empty one."""
         names = [(d.seed, d.task, d.attempt) for d in draws]
-        cache = RaggedCache(names, device)
-        for candidate in old:
+        for candidate in self._caches:
             rows = candidate.continues(names, prompts)
             if rows is not None:
                 candidate.keep(rows)
-                cache = candidate
-                old.remove(candidate)
-                break
-        self._caches.append(cache)
+                self._caches.remove(candidate)
+                return candidate
+        return RaggedCache(names, device)
+
+    def _sample_batch(
+        self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], cache: RaggedCache
+    ) -> list[Completion]:
+        device = next(model.parameters()).device
+        window = attention_window(model.config.get_text_config())
         forbidden = None
         if self.forbidden_ids:
             forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)

@@ -1,5 +1,6 @@
 """The sampler on tiny models: the same tokens in any company, a cache that is never wrong, densities that are true."""
 
+import weakref
 from contextlib import contextmanager
 
 import pytest
@@ -250,6 +251,19 @@ def test_after_a_reset_changed_weights_are_used(sampler_of):
         after = sampler.sample(model, [onwards], [draw(0, 1)])
     assert calls[0]["new"] == len(onwards)
     assert_same([after], [sampler_of().sample(network(seed=2), [onwards], [draw(0, 1)])])
+
+
+def test_what_no_prompt_goes_on_from_is_gone_before_the_next_pass(model, sampler_of):
+    sampler = sampler_of(batch_size=1)
+    said = sampler.sample(model, [told(0, 5), told(1, 5)], [draw(0), draw(1)])
+    kept, dropped = (weakref.ref(cache.layers.layers[0].keys) for cache in sampler._caches)
+    there = []
+    hook = model.register_forward_pre_hook(lambda *_: there.append((kept() is not None, dropped() is not None)))
+    sampler.sample(model, [told(0, 5) + said[0].ids + told(2, 3), told(3, 9)], [draw(0, 1), draw(1, 1)])
+    hook.remove()
+    assert there[0] == (True, False)
+    sampler.rest()
+    assert kept() is None and sampler._caches == []
 
 
 def test_a_batch_larger_than_batch_size_is_cut(model, sampler_of):

@@ -129,6 +129,7 @@ def test_a_strategy_trains_in_both_layouts_and_changes_the_weights(small, name, 
     assert strategy.iteration == 2
     assert torch.isfinite(weights(strategy)).all()
     assert not torch.equal(before, weights(strategy))
+    assert strategy.sampler._caches == []  # no keys and values lie about during the update
 
 
 def weights_of_fresh(small):
