@@ -108,6 +108,8 @@ class Network:
     """Numbers with a gradient."""
     sharded: bool = True
     """False for a judge, which each rank has whole, on its own."""
+    follows: bool = False
+    """True for a copy that moves with the policy: checkpoints hold it."""
 
     @property
     def numbers(self) -> int:
@@ -124,9 +126,9 @@ class Launch:
     """How the processes of a run share the work."""
 
     kind: str = "one"
-    """one, ddp or zero."""
+    """one, ddp, fsdp or zero."""
     stage: int = 0
-    """Of ZeRO."""
+    """Of ZeRO; FSDP2 divides what its third one does."""
     ranks: int = 1
     nodes: int = 1
     precision: str = "32-true"
@@ -138,6 +140,8 @@ class Launch:
     """DeepSpeed fills one such buffer while the other one travels."""
     counted: bool = False
     """Whether the number of devices is found when the run starts; here it is taken to be one."""
+    stays: bool = False
+    """Whether FSDP2 keeps layers gathered between forward and backward."""
 
     @property
     def half(self) -> bool:
@@ -147,11 +151,16 @@ class Launch:
         )  # fmt: skip
 
     @property
+    def narrow(self) -> bool:
+        """Whether passes have weights in two bytes: FSDP2 casts them when it gathers them."""
+        return self.half or (self.kind == "fsdp" and self.precision.endswith("mixed"))
+
+    @property
     def autocast(self) -> bool:
-        return self.precision.endswith("mixed") and self.kind != "zero"
+        return self.precision.endswith("mixed") and not self.narrow
 
     def __str__(self) -> str:
-        name = {"one": "one process", "ddp": "ddp", "zero": f"ZeRO-{self.stage}"}[self.kind]
+        name = {"one": "one process", "ddp": "ddp", "fsdp": "FSDP2", "zero": f"ZeRO-{self.stage}"}[self.kind]
         name += ", optimizer in host memory" * self.offload_optimizer + ", weights in host memory" * self.offload_parameters
         guess = " (trainer.devices is counted when the run starts; --ranks says how many)" if self.counted else ""
         return f"{self.ranks} rank(s) on {self.nodes} node(s){guess}, {name}, {self.precision}"
@@ -256,17 +265,32 @@ class Run:
 
 
 def stored(run: Run, network: Network) -> int:
-    """Bytes of one number of a network in training."""
+    """Bytes of one number of a network in a pass."""
+    return 2 if run.launch.narrow and network.sharded else network.bytes
+
+
+def kept(run: Run, network: Network) -> int:
+    """The same between passes."""
     return 2 if run.launch.half and network.sharded else network.bytes
 
 
 def weights(run: Run, network: Network) -> float:
     """Bytes of a network on one rank."""
-    size = stored(run, network)
+    size = kept(run, network)
     whole = network.architecture.parameters * size + network.adapters * (2 if run.launch.half else 4)
-    if not network.sharded or run.launch.kind != "zero" or run.launch.stage < 3:
+    if not network.sharded or run.launch.stage < 3:
         return whole
     return 0.0 if run.launch.offload_parameters else whole / run.launch.ranks
+
+
+def gathered(run: Run, network: Network) -> float:
+    """Bytes of a divided network that a rank has whole in a pass: of FSDP2 the head, a layer and the next one."""
+    a, numbers = network.architecture, float(network.numbers)
+    if run.launch.kind == "zero":
+        numbers = min(numbers, LIVE_PARAMETERS)
+    elif not run.launch.stays:
+        numbers = a.head + 2 * (numbers - a.head * (1 if a.tied else 2)) / a.layers
+    return numbers * stored(run, network)
 
 
 def layer_activations(a: Architecture, tokens: int, row: int, size: int, autocast: bool) -> float:
@@ -365,12 +389,12 @@ def kv_cache(run: Run) -> float:
 def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
     """Phase -> what lies on one rank's device -> bytes.
 
-    A sharded copy (ZeRO) counts its share; ranks that differ by rounding count the most.
+    A sharded copy counts its share; ranks that differ by rounding count the most.
     """
     launch, work, policy = run.launch, run.work, run.policy
     networks = (policy, *run.others)
     zero, ranks = launch.kind == "zero", launch.ranks
-    share = 1 / ranks if zero else 1.0
+    share = 1 / ranks if zero or launch.stage == 3 else 1.0
     trained_size = 2 if launch.half else (4 if policy.adapters else policy.bytes)
     on_device = 0.0 if launch.offload_optimizer else 1.0
     sets: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
@@ -387,10 +411,14 @@ def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
     states = policy.trained * run.state * (4 if zero else trained_size) * share * on_device
     put("optimizer", states, *PHASES[1:])
     put("float32 weights", policy.trained * 4 * share * on_device if zero else 0.0, *PHASES[1:])
-    parts = ranks if zero and launch.stage >= 2 else 1
+    parts = ranks if launch.stage >= 2 else 1
     put("gradients", policy.trained * trained_size / parts * (on_device if parts > 1 else 1), "head", "update", "step")
     if launch.kind == "ddp":
         put("buffers of gradients", policy.trained * trained_size, *PHASES[1:])
+    if launch.kind == "fsdp":  # of a layer or the head, as they come and as they are summed
+        a = policy.architecture
+        unit = max(policy.trained / a.layers, a.head if run.head_trained else 0)
+        put("buffers of gradients", unit * (stored(run, policy) + 4), "head", "update")
     if zero:
         put(
             "buffers of gradients",
@@ -399,18 +427,18 @@ def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
             "update",
         )
     put("the step's own", policy.trained * 4 * share * on_device * (2 if zero else 1), "step")
-    if zero and launch.stage == 3:
+    if launch.stage == 3:
         for phase, role in (("score", networks), ("head", (policy,)), ("update", (policy,))):
-            put("gathered layers", max(min(n.numbers, LIVE_PARAMETERS) * stored(run, n) for n in role if n.sharded), phase)
+            put("gathered layers", max(gathered(run, n) for n in role if n.sharded), phase)
 
     cached, whole = kv_cache(run), stored(run, policy) * policy.numbers
     if work.plays or work.measured:
         together = min(playing(run), work.together)
         if work.in_process:
-            if zero and launch.stage == 3:
+            if launch.stage == 3:
                 put("whole policy for sampling", whole, "rollout")
             put("keys and values", cached, "rollout")
-            narrow = 2 if launch.half or launch.autocast else policy.bytes
+            narrow = 2 if launch.narrow or launch.autocast else policy.bytes
             mask = together * work.prompt**2 * (1 + narrow)
             read = passing(run, policy, together * work.prompt) + mask
             draw = together * policy.architecture.vocab * 8.0 * (8 if work.truncates else 4)
@@ -437,10 +465,9 @@ def host_memory(run: Run) -> dict[str, float]:
     if work.payload == Payload.FULL.value:
         each += max(n.architecture.hidden * stored(run, n) for n in (policy, *run.others))
     out = {"rows of an iteration, in every process": float(here * work.rows * (work.row + work.told) * each)}
-    networks = sum(n.numbers * (4 if n.trained else stored(run, n)) for n in (policy, *run.others) if n.sharded)
-    out[
-        "a checkpoint while it is gathered, first process" if launch.kind == "zero" else "a checkpoint while it is written"
-    ] = networks + 4 * run.state * policy.trained if launch.kind == "zero" else 0.0
+    if launch.kind in ("fsdp", "zero"):
+        copies = sum(n.numbers * kept(run, n) for n in run.others if n.follows)
+        out["a checkpoint while it is gathered, first process"] = copies + 4 * (1 + run.state) * policy.trained
     if launch.stage == 3:
         out["networks at the start, in every process"] = here * sum(n.loaded for n in (policy, *run.others) if n.sharded)
     if launch.offload_optimizer:
@@ -488,7 +515,7 @@ def seconds(run: Run, gpu: GPU) -> dict[str, float]:
     LAYER_LAUNCH_S unless vLLM samples.
     """
     work, launch, policy = run.work, run.launch, run.policy
-    narrow = launch.half or launch.autocast or policy.bytes == 2
+    narrow = launch.narrow or launch.autocast or policy.bytes == 2
     rate = (gpu.half if narrow else gpu.single) * 1e12 * MATMUL_SHARE * launch.ranks
 
     def flops(network: Network, tokens: float) -> float:

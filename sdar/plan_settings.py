@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
+from sdar.distributed import FSDP2Strategy
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
 from sdar.parts import Judge, Policy, Teacher
@@ -60,10 +61,13 @@ def launch_of(given: Mapping[str, Any], strategy: object) -> Launch:
             bool(zero.get("overlap_comm", Launch.overlap)),
             counted,
         )
+    if isinstance(strategy, FSDP2Strategy):
+        stays = not strategy.reshard_after_forward
+        return Launch("fsdp", 3, ranks, nodes, precision, counted=counted, stays=stays)
     if ranks > 1 and not hasattr(strategy, "sharding"):
         raise ConfigError(
             f"trainer.strategy is {strategy if isinstance(strategy, str) else type(strategy).__name__} with {ranks} processes: steps have "
-            "several backward passes here. Use ddp, or deepspeed_stage_1, _2 or _3."
+            "several backward passes here. Use ddp, fsdp2, or deepspeed_stage_1, _2 or _3."
         )
     return Launch("ddp" if ranks > 1 else "one", 0, ranks, nodes, precision, counted=counted)
 
@@ -252,7 +256,11 @@ def describe(
             others.append(replace(policy, role="initial copy", trained=0))
     for part in _teachers(teacher):
         if isinstance(part, FollowingTeacher):
-            others.append(replace(policy, role=f"{type(part).__name__}'s copy", trained=0))
+            others.append(replace(policy, role=f"{type(part).__name__}'s copy", trained=0, follows=True))
+        elif part.elsewhere:
+            notes.append(
+                f"{type(part).__name__}: its servers hold and run the teacher; neither their memory nor their time is counted."
+            )
         elif isinstance(part, ExternalTeacher):
             others.append(network_of(part.policy, f"teacher {part.policy.name}", configs))
         elif type(part).networks is not Teacher.networks:
@@ -337,6 +345,8 @@ def work_of(
             passes["teacher"] = 1.0
         if seen is not None and seen.passes > sum(passes.values()) + 0.25:  # rows of teachers are a little longer
             passes["further"] = float(round(seen.passes - sum(passes.values()), 1))
+        if module.teacher is not None and module.teacher.elsewhere:
+            del passes["teacher"]  # a stand-in made it
     elif seen is not None and seen.passes:
         passes["policy"] = float(round(seen.passes, 1))
     vllm = isinstance(sampler, VLLMSampler)

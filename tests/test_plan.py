@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3Mo
 from sdar import plan, plan_settings
 from sdar.cli import main
 from sdar.data import TaskModule
-from sdar.distributed import ReplicatedStrategy, ZeROStrategy
+from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
@@ -256,6 +256,7 @@ def test_strategies_divide_what_they_say():
         ("zero", 1): {"weights: policy": 6, "optimizer": 3, "float32 weights": 1.5, "gradients": 6, "the step's own": 3},
         ("zero", 2): {"weights: policy": 6, "optimizer": 3, "float32 weights": 1.5, "gradients": 0.75, "the step's own": 3},
         ("zero", 3): {"weights: policy": 0.75, "optimizer": 3, "float32 weights": 1.5, "gradients": 0.75, "the step's own": 3},
+        ("fsdp", 3): {"weights: policy": 1.5, "optimizer": 3, "gradients": 1.5, "the step's own": 1.5},
     }
     for (kind, stage), parts in expected.items():
         run = a_run(plan.Launch(kind, stage, 8, 1, "bf16-mixed"), policy=big, work=work(in_process=False))
@@ -263,9 +264,19 @@ def test_strategies_divide_what_they_say():
         assert {what: round(step[what] / 1e9, 6) for what in parts} == parts
         assert set(step) == set(parts)
         start = plan.memory(run)["start"]["weights: policy"]
-        assert start == (0.75e9 if stage == 3 else 12e9)  # made whole, in the type that they are loaded in
+        assert start == (parts["weights: policy"] * 1e9 if stage == 3 else 12e9)  # made whole, as they are loaded
         made = plan.host_memory(run).get("networks at the start, in every process")
-        assert made == (8 * 12e9 if stage == 3 else None)  # ZeRO-3 makes them in main memory
+        assert made == (8 * 12e9 if stage == 3 else None)  # ZeRO-3 and FSDP2 make them in main memory
+
+
+def test_fsdp2_gathers_the_head_and_two_layers_in_two_bytes_or_keeps_all_that_a_pass_has_seen():
+    big = replace_numbers(1_000_000_000)
+    head, layers = big.architecture.head, big.architecture.layers
+    shards, whole = (
+        plan.memory(a_run(plan.Launch("fsdp", 3, 4, 1, "bf16-mixed", stays=stays), policy=big))["update"]["gathered layers"]
+        for stays in (False, True)
+    )
+    assert whole == 2e9 and shards == 2 * (head + 2 * (1e9 - 2 * head) / layers)
 
 
 def replace_numbers(parameters: int) -> plan.Network:
@@ -289,6 +300,17 @@ def test_a_frozen_copy_lies_as_the_policy_does_and_a_judge_whole():
     sets = plan.memory(a_run(plan.Launch("zero", 3, 4, 1, "bf16-mixed"), policy=big, others=others))
     assert sets["score"]["weights: initial copy"] == 0.5e9
     assert sets["score"]["weights: judge"] == 4e9 and "weights: judge" not in sets["start"]
+
+
+def test_a_checkpoint_is_gathered_without_what_never_changes():
+    big = replace_numbers(1_000_000_000)
+    copies = [plan.replace(big, role=f"copy {follows}", trained=0, follows=follows) for follows in (False, True)]
+    launch = plan.Launch("zero", 3, 4, 1, "bf16-mixed")
+    gathered = [
+        plan.host_memory(a_run(launch, policy=big, others=others))["a checkpoint while it is gathered, first process"]
+        for others in ((), copies[:1], copies)
+    ]
+    assert gathered == [12e9, 12e9, 14e9]
 
 
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer():
@@ -332,6 +354,9 @@ def test_a_launch_is_read_off_the_trainers_settings():
         "ddp", 0, 8, 2, "bf16-mixed"
     )
     assert plan_settings.launch_of(given(devices="0,2", precision=16), ReplicatedStrategy()).ranks == 2
+    assert plan_settings.launch_of(given(devices=4), FSDP2Strategy(reshard_after_forward=False)) == plan.Launch(
+        "fsdp", 3, 4, stays=True
+    )
     found = plan_settings.launch_of(
         given(devices=8, precision="bf16-true"), ZeROStrategy(stage=3, offload_optimizer=True, offload_parameters=True)
     )
@@ -592,7 +617,7 @@ def test_what_does_not_fit_is_told_with_settings_that_make_it_fit(sdar, hub):
             "--row_tokens is 4096: a row holds a prompt and a response of up to 12 tokens, and fits the context of 1024.",
         ),
         (["--json", "nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere. Make it"),
-        (["--trainer.strategy", "fsdp", "--trainer.devices", "2"], "trainer.strategy is fsdp with 2 processes"),
+        (["--trainer.strategy", "fsdp", "--trainer.devices", "2"], "trainer.strategy is fsdp, torch's first FSDP"),
     ],
 )
 def test_a_wrong_option_is_told_before_anything_is_run(sdar, args, message):

@@ -2,7 +2,12 @@
 
 from typing import Any
 
+from lightning.pytorch.strategies import StrategyRegistry
+
 from sdar.distributed.direct import ReplicatedStrategy as ReplicatedStrategy
+from sdar.distributed.fsdp import FSDP2Strategy as FSDP2Strategy
+
+StrategyRegistry.register("fsdp2", FSDP2Strategy, "All states in parts, by torch alone", override=True)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,14 +19,14 @@ class Direct:
 
     deadline: float
 
-    def waiting(self, deadline: float) -> dict[str, Any]:
+    def waiting(self, deadline: float) -> timedelta:
         """Remember the deadline; it is also that of torch's collectives."""
         if deadline <= 0:
             raise ConfigError(
                 f"trainer.strategy.deadline is {deadline} seconds: every rank would be late. Give a positive number."
             )
         self.deadline = deadline
-        return {"timeout": timedelta(seconds=deadline)}
+        return timedelta(seconds=deadline)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
@@ -65,11 +65,12 @@ class ReplicatedStrategy(Direct, DDPStrategy):
 
     Args:
         deadline: Seconds that ranks wait for each other.
+        broadcast_buffers: As in DistributedDataParallel.
         **kwargs: Those of DDPStrategy.
     """
 
-    def __init__(self, deadline: float = 1800.0, **kwargs: Any):
-        super().__init__(**self.waiting(deadline), **({"broadcast_buffers": False} | kwargs))
+    def __init__(self, deadline: float = 1800.0, broadcast_buffers: bool = False, **kwargs: Any):
+        super().__init__(timeout=self.waiting(deadline), broadcast_buffers=broadcast_buffers, **kwargs)
 
     def pre_backward(self, closure_loss: Any) -> None:
         """The forward of the micro-batch has prepared the reducer."""

@@ -78,8 +78,9 @@ class Ranks:
             )
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """What fails in here is told to the other ranks; what fails because of another rank names it."""
+    def watch(self, beat: str | None = None) -> Iterator[None]:
+        """What fails in here is told to the other ranks; what fails because of another rank names it. `beat`: what the run does."""
+        self.beat = beat or self.beat
         yield
 
     def close(self) -> None:
@@ -133,7 +134,8 @@ class Group(Ranks):
         return tensor
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
+    def watch(self, beat: str | None = None) -> Iterator[None]:
+        self.beat = beat or self.beat
         try:
             yield
         except RankError:

@@ -25,7 +25,7 @@ class Sharding:
     def run(self, work: Callable[[], R]) -> R:
         """`work` as the module's forward, so that whatever hangs on it happens: a gathering of weights, a reducer's preparation.
 
-        Under ZeRO-3 all ranks must call it equally often.
+        Under ZeRO-3 and FSDP2 all ranks must call it equally often.
         """
         return self.module.trainer.strategy.model(work)
 
@@ -43,8 +43,9 @@ class Sharding:
     def step(self, optimizer: Any, max_norm: float) -> Tensor:
         """Clip, and take the step unless the gradient is not finite; the gradient's norm before clipping."""
         norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], max_norm)
-        if torch.isfinite(norm):
-            optimizer.step()
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()  # the step counts, and changes nothing
+        optimizer.step()
         optimizer.zero_grad()
         return norm
 
@@ -56,6 +57,14 @@ class Sharding:
     def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """Names of the state dict and whole tensors, one after the other. All ranks must take all of them."""
         yield from network.state_dict().items()
+
+    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
+        """The whole of something whose parts lie as those of a parameter do. All ranks take part."""
+        return part
+
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        """Undo `join`: what this rank holds."""
+        return whole
 
     def close(self) -> None:
         """Nothing follows."""
@@ -73,8 +82,8 @@ def sharding_of(module: "AgentModule") -> Sharding:
     if module.trainer.world_size > 1:
         raise ConfigError(
             f"trainer.strategy is {type(strategy).__name__} with {module.trainer.world_size} processes: its steps have one backward pass "
-            "each, and here they have several. Use ddp or deepspeed_stage_1, _2, _3 with the `sdar` command, or "
-            "sdar.distributed.ReplicatedStrategy and ZeROStrategy."
+            "each, and here they have several. Use ddp, fsdp2 or deepspeed_stage_1, _2, _3 with the `sdar` command, or "
+            "sdar.distributed.ReplicatedStrategy, FSDP2Strategy and ZeROStrategy."
         )
     return Sharding(module)
 
@@ -88,12 +97,18 @@ class Replicated(Sharding):
         yield
 
 
-def shards(parameter: Tensor) -> list[Tensor]:
-    """What this rank holds of a parameter, to be changed in place: everything, unless ZeRO-3 keeps a part here only."""
+def held(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter, to be changed in place: everything, unless ZeRO-3 or FSDP2 keeps a part here only.
+
+    Under ZeRO-3 small ones may lie whole beside their part: that copy is dropped, and gathered again when it is used.
+    """
+    if hasattr(parameter, "to_local"):
+        return parameter.detach().to_local()
     if not hasattr(parameter, "ds_tensor"):
-        return [parameter.data]
-    kept = parameter.ds_status.name == "AVAILABLE"  # small ones stay whole beside their part
-    return [parameter.ds_tensor.data, parameter.data] if kept else [parameter.ds_tensor.data]
+        return parameter.data
+    if parameter.ds_status.name == "AVAILABLE":
+        parameter.partition()
+    return parameter.ds_tensor.data
 
 
 def hollow(network: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """DeepSpeed's ZeRO under Lightning: stages 1, 2 and 3, on GPUs and on CPU processes."""
 
 import argparse
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sdar.distributed.direct import Direct
 from sdar.distributed.sharding import Sharding, hollow
-from sdar.distributed.zero_state import put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
+from sdar.distributed.zero_state import part_of, put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
 from sdar.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,13 +40,17 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         sharded_checkpoint: Each rank writes its part, as DeepSpeed does: fast, and readable by as many ranks of the same stage only. By
             default rank 0 writes one file with whole weights and optimizer states in float32: the same as from one process, which any
             strategy and number of ranks go on from.
+        logging_batch_size_per_gpu: What DeepSpeed's own throughput meter believes.
         **kwargs: Those of DeepSpeedStrategy.
     """
 
-    def __init__(self, deadline: float = 1800.0, sharded_checkpoint: bool = False, **kwargs: Any):
+    def __init__(
+        self, deadline: float = 1800.0, sharded_checkpoint: bool = False, logging_batch_size_per_gpu: int = 1, **kwargs: Any
+    ):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        super().__init__(**self.waiting(deadline), **({"logging_batch_size_per_gpu": 1} | kwargs))
+        timeout = self.waiting(deadline)
+        super().__init__(timeout=timeout, logging_batch_size_per_gpu=logging_batch_size_per_gpu, **kwargs)
         if "zero_optimization" in self.config:
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the optimizer of the settings
         self.sharded_checkpoint = sharded_checkpoint
@@ -85,9 +90,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def _setup_model_and_optimizer(self, model: nn.Module, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
         self._trained = [list(group["params"]) for group in optimizer.param_groups]
         trained = [p for p in model.parameters() if p.requires_grad]
-        return self._engine(
-            model, self.config, model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler
-        )
+        return self._engine(model, self.config, model_parameters=trained, optimizer=optimizer, lr_scheduler=lr_scheduler)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
         kept = ("fp16", "bf16", *(("zero_optimization", "zero_allow_untested_optimizer") if self.zero_stage_3 else ()))
@@ -105,13 +108,16 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     def _format_config(self) -> None:
         super()._format_config()
-        self.config["gradient_clipping"] = getattr(self.lightning_module, "max_grad_norm", self.config["gradient_clipping"])
+        norm = getattr(self.lightning_module, "max_grad_norm", self.config["gradient_clipping"])
+        self.config["gradient_clipping"] = 0.0 if math.isinf(norm) else norm
 
     # ------------------------------------------------------------------ checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         with self._watch():
-            return {} if self.sharded_checkpoint else whole_weights(self.lightning_module, keep=self.is_global_zero)
+            if self.sharded_checkpoint:
+                return {}
+            return whole_weights(self.lightning_module, skip=self.lightning_module.unsaved(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         with self._watch():
@@ -134,7 +140,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
             link.symlink_to(folder.name)
             os.replace(link, path)
             for other in path.parent.glob(f"{path.name}.*"):
-                if other != folder:
+                if other.is_dir() and other != folder:
                     shutil.rmtree(other)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -218,6 +224,14 @@ class ShardedParameters(ShardedOptimizer):
         finally:
             for parameter in own.values():
                 parameter.data = parameter.data.new_empty(0)
+
+    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
+        parts = part.new_empty(part.numel() * self.module.ranks.world)
+        torch.distributed.all_gather_into_tensor(parts, part)
+        return parts[: parameter.ds_numel].view(parameter.ds_shape)
+
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        return part_of(parameter, whole)
 
     def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in network.state_dict(keep_vars=True).items():

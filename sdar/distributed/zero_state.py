@@ -9,21 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdar.distributed.sharding import shards
+from sdar.distributed.sharding import held
 
 
-def whole_weights(module: nn.Module, keep: bool) -> dict[str, Tensor]:
-    """The state dict, on the CPU; what is trained in float32."""
+def whole_weights(module: nn.Module, skip: Collection[str], keep: bool) -> dict[str, Tensor]:
+    """The state dict but for some names, on the CPU; what is trained in float32."""
     import deepspeed
     from deepspeed.utils import safe_get_full_fp32_param
 
-    out = {}
+    out: dict[str, Tensor] = {}
+    kept: dict[int, Tensor] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
+        if name in skip:
+            continue
         with deepspeed.zero.GatheredParameters([tensor] if hasattr(tensor, "ds_id") else []):
             value = safe_get_full_fp32_param(tensor) if tensor.requires_grad else None
             value = tensor.detach() if value is None else value
-            if keep:
-                out[name] = value.cpu().clone()
+            if keep:  # tied ones once
+                out[name] = kept.setdefault(id(tensor), value.cpu().clone())
     return out
 
 
@@ -37,9 +40,7 @@ def put_weights(module: nn.Module, weights: Mapping[str, Tensor], skip: Collecti
         value = weights[name].to(tensor.device)
         if hasattr(tensor, "ds_id"):
             own = part_of(tensor, value)
-            with torch.no_grad():
-                for kept, given in zip(shards(tensor), (own, value), strict=False):  # the whole only where it is kept, too
-                    kept.copy_(given)
+            held(tensor).copy_(own)
             if hasattr(tensor, "_z3_optimizer") and tensor.requires_grad:
                 safe_set_local_fp32_param(tensor, own)
         else:

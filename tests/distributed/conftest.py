@@ -1,7 +1,7 @@
 """Small runs of one and several processes, each made once for all tests."""
 
 import pytest
-from rank_results import HALF, KINDS, WORLDS, trained
+from rank_results import HALF, KINDS, SLOW, WORLDS, trained
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +21,5 @@ def straight(tmp_path_factory):
 def halfway(tmp_path_factory):
     """A folder with the checkpoints that two ranks wrote after four steps, by the kind of their strategy, and exported policies."""
     folder = tmp_path_factory.mktemp("halfway")
-    trained(2, [*KINDS, "sharded3"], folder, steps=HALF, SAVE=f"{folder}/{{kind}}.ckpt")
+    trained(2, [*KINDS, "sharded3", *SLOW], folder, steps=HALF, SAVE=f"{folder}/{{kind}}.ckpt")
     return folder

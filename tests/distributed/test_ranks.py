@@ -5,15 +5,20 @@ four or five micro-batches of one or two rows. Checkpoints are exact with as man
 policy that plain transformers loads. (One file, so that one worker makes the runs.)
 """
 
+import math
+
 import pytest
 import torch
 from launch import finish, start
-from rank_results import KINDS, WORLDS, assert_same, trained
+from rank_results import HALVES, KINDS, SLOW, WORLDS, assert_same, trained
+from rank_run import SIZE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sdar.envs import HouseholdEnv
+from sdar.policies import FreshPolicy
 from sdar.trainer import read_weights
 
-RUNS = [(world, kind) for world in (2, 4) for kind in WORLDS[world] if kind != "bf16"]
+RUNS = [(world, kind) for world in (2, 4) for kind in WORLDS[world] if kind not in (*HALVES, *SLOW)]
 
 
 @pytest.mark.parametrize(("world", "kind"), RUNS)
@@ -34,11 +39,39 @@ def test_ranks_end_where_one_process_ends(straight, world, kind):
     assert max(moved) > 1e-3  # it learned, and the average lags behind
 
 
-def test_in_bfloat16_a_run_stays_near_that_of_full_precision(straight):
-    one, half = straight(1)["one"], straight(2)["bf16"]
+@pytest.mark.parametrize(("kind", "dtype"), HALVES.items())
+def test_in_bfloat16_a_run_stays_near_that_of_full_precision(straight, kind, dtype):
+    one, half = straight(1)["one"], straight(2)[kind]
     torch.testing.assert_close(half["losses"], one["losses"], rtol=0, atol=1e-2)
-    assert all(values.dtype == torch.bfloat16 for values in half["weights"].values())
+    assert all(values.dtype == dtype for values in half["weights"].values())
     assert 0 < max((one["weights"][name] - half["weights"][name]).abs().max() for name in one["weights"]) < 0.05
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_a_teacher_in_bfloat16_moves_by_less_than_it_can_hold(straight, kind):
+    """One process has its teacher in float32; two ranks have it in bfloat16, and a float32 average beside it."""
+    one, half = straight(1)["one-slow"]["teacher"], straight(2)[kind]
+    first = FreshPolicy(HouseholdEnv(), **SIZE).load_model().state_dict()
+    averages = {name.removeprefix("copy."): values for name, values in half["averages"].items()}
+    for name, values in averages.items():
+        assert torch.equal(half["teacher"][name], values.bfloat16())
+        expected, moved = one[name] - first[name], values - first[name].bfloat16()
+        assert torch.corrcoef(torch.stack([expected.flatten(), moved.flatten()]))[0, 1] > 0.9
+        assert (moved != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_under_fsdp2_a_rank_keeps_its_part_of_weights_and_optimizer_states(straight, world):
+    whole, part = straight(world)["ddp"]["held"], straight(world)["fsdp2"]["held"]
+    assert whole / world <= part < 1.02 * whole / world
+
+
+def test_under_fsdp2_a_gradient_that_is_no_number_on_one_rank_is_seen_by_the_others(straight):
+    assert math.isnan(straight(4)["fsdp2"]["poisoned"])  # and took no step, or the weights would not be those of one process
+
+
+def test_under_fsdp2_layers_are_given_up_after_their_forward_pass_unless_they_shall_stay(straight):
+    assert straight(2)["fsdp2"]["stays"] == {False} and straight(2)["kept2-untied"]["stays"] == {True}
 
 
 # ------------------------------------------------------------------ checkpoints
@@ -47,17 +80,17 @@ def test_in_bfloat16_a_run_stays_near_that_of_full_precision(straight):
 @pytest.fixture(scope="session")
 def resumed(halfway, tmp_path_factory):
     """Each kind, gone on from its own checkpoint."""
-    return trained(2, [*KINDS, "sharded3"], tmp_path_factory.mktemp("resumed"), RESUME=f"{halfway}/{{kind}}.ckpt")
+    return trained(2, [*KINDS, "sharded3", *SLOW], tmp_path_factory.mktemp("resumed"), RESUME=f"{halfway}/{{kind}}.ckpt")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "sharded3"])
+@pytest.mark.parametrize("kind", [*KINDS, "sharded3", *SLOW])
 def test_as_many_ranks_go_on_bit_for_bit(straight, resumed, kind):
     whole, part = straight(2)[kind.replace("sharded", "zero")], resumed[kind]
     assert_same(whole, part)
     assert part["losses"] == whole["losses"][2:] and part["norms"] == whole["norms"][2:]
 
 
-@pytest.mark.parametrize(("world", "kinds"), [(1, ["one"]), (4, ["zero3", "zero1", "ddp"])])
+@pytest.mark.parametrize(("world", "kinds"), [(1, ["one"]), (4, ["zero3", "zero1", "ddp", "fsdp2"])])
 def test_any_number_of_ranks_and_any_strategy_goes_on_and_says_so(straight, halfway, tmp_path, world, kinds):
     found = trained(world, kinds, tmp_path, RESUME=f"{halfway}/zero3.ckpt")
     for kind in kinds:

@@ -3,10 +3,18 @@
 import torch
 from launch import run
 
-KINDS = ["ddp", "zero1", "zero2", "zero3"]
+KINDS = ["ddp", "zero1", "zero2", "zero3", "fsdp2"]
 PAYLOADS = ["zero3-full", "zero3-top", "ddp-full", "zero2-top"]
-OTHERS = ["offload2", "offload3", "ddp-lora", "zero3-lora"]
-WORLDS = {1: ["one", "one-full", "one-top", "one-lora"], 2: [*KINDS, *OTHERS, "bf16"], 4: [*KINDS, *PAYLOADS]}
+OTHERS = ["offload2", "offload3", "ddp-lora", "zero3-lora", "fsdp2-lora", "kept2-untied"]
+HALVES = {"bf16": torch.bfloat16, "half2": torch.float32}
+"""Kinds in bf16-mixed, and what they keep their weights in."""
+SLOW = ["bf16-slow", "bf16zero2-slow"]
+"""With a teacher that moves by less than its type can hold."""
+WORLDS = {
+    1: ["one", "one-full", "one-top", "one-lora", "one-untied", "one-slow"],
+    2: [*KINDS, *OTHERS, *HALVES, *SLOW],
+    4: [*KINDS, *PAYLOADS],
+}
 STEPS, HALF = 10, 4
 
 
@@ -16,7 +24,7 @@ def trained(world, kinds, folder, steps=STEPS, **environment):
     return {kind: torch.load(f"{folder}/out.{kind}") for kind in kinds} | {"said": [rank.said for rank in ranks]}
 
 
-def assert_same(one, other, networks=("weights", "teacher"), **tolerance):
+def assert_same(one, other, networks=("weights", "teacher", "averages"), **tolerance):
     """Networks agree, by default bit for bit."""
     for network in networks:
         assert one[network].keys() == other[network].keys()

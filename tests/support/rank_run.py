@@ -1,8 +1,8 @@
 """One process of a run of several: `python rank_run.py OUT STEPS KIND...` trains once with each kind, one after the other.
 
-A kind is a strategy, perhaps with how much of the teacher is asked for: ``zero3``, ``zero3-full``. Started with LOCAL_RANK and
-MASTER_PORT in the environment, as by any launcher; WORLD says how many processes there are. Rank 0 writes losses, gradient norms
-and whole weights after each run. RESUME and SAVE in the environment name checkpoints; {kind} in them is the kind.
+A kind is a strategy, perhaps with how much of the teacher is asked for or with another policy: ``zero3``, ``zero3-full``. Started with
+LOCAL_RANK and MASTER_PORT in the environment, as by any launcher; WORLD says how many processes there are. Rank 0 writes losses,
+gradient norms and whole weights after each run. RESUME and SAVE in the environment name checkpoints; {kind} in them is the kind.
 """
 
 import os
@@ -13,8 +13,10 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Trainer
 
+from sdar.checkpoints import averages
 from sdar.data import TaskModule
-from sdar.distributed import ReplicatedStrategy, ZeROStrategy
+from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
+from sdar.distributed.sharding import held as part_of
 from sdar.divergences import JensenShannon, TopKReverseKL
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.lora import LoRAPolicy
@@ -36,15 +38,34 @@ STRATEGIES = {
     "offload2": partial(ZeROStrategy, stage=2, offload_optimizer=True),
     "offload3": partial(ZeROStrategy, stage=3, offload_optimizer=True, offload_parameters=True),
     "bf16": partial(ZeROStrategy, stage=3),
+    "bf16zero2": partial(ZeROStrategy, stage=2, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
+    "fsdp2": FSDP2Strategy,
+    "kept2": partial(FSDP2Strategy, reshard_after_forward=False),
+    "half2": FSDP2Strategy,
     "sharded3": partial(ZeROStrategy, stage=3, sharded_checkpoint=True),
     "zero3": partial(ZeROStrategy, stage=3, allgather_bucket_size=10**6, reduce_bucket_size=10**6),
 }
+
+
+class Untied(FreshPolicy):
+    """With a head of its own; activations are computed again in the backward pass."""
+
+    def load_model(self):
+        tied = super().load_model()
+        model = type(tied)(type(tied.config)(**tied.config.to_dict() | {"tie_word_embeddings": False}))
+        model.load_state_dict(tied.state_dict())
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        return model.train()
+
+
 PLAIN = {"optimizer": partial(torch.optim.SGD, lr=0.3), "distill_coef": 200.0}
 PAYLOADS = {
     "": dict,
     "full": lambda: {"divergence": JensenShannon(), **PLAIN},
     "lora": lambda: {"policy": LoRAPolicy(FreshPolicy(HouseholdEnv(), **SIZE), rank=4, alpha=8.0)},
     "top": lambda: {"divergence": TopKReverseKL(k=5), **PLAIN},
+    "slow": lambda: {"optimizer": partial(torch.optim.AdamW, lr=1e-4), "teacher": EMATeacher(0.01, per="iteration")},
+    "untied": lambda: {"policy": Untied(HouseholdEnv(), **SIZE), "divergence": JensenShannon(), **PLAIN},
 }
 """How much of the teacher's distribution is asked for. Where most gradients are rounding, Adam makes whole steps of them."""
 
@@ -64,16 +85,28 @@ class Watched(SDAR):
         super().__init__(**kwargs)
         self.controller = Ragged()
         self.losses, self.norms, self.validated = [], [], []
+        self.stays = set()  # whether a layer is whole between forward and backward
 
     def on_validation_epoch_end(self):
         played = [e for actors in self.validation._played.values() for of_actor in actors.values() for e in of_actor]
         self.validated.append([[turn.response_ids for turn in e.turns] for e in played])
         super().on_validation_epoch_end()
 
+    def credit(self, batch, episodes):
+        """In the third iteration of a slow run nothing is learned from."""
+        learns = not (self.iteration == 2 and getattr(self.teacher, "per", "") == "iteration")
+        return super().credit(batch, episodes) if learns else None
+
+    def loss(self, part, tokens):
+        loss = super().loss(part, tokens)
+        self.stays.add(not hasattr(self.model.model.layers[0].mlp.up_proj.weight, "to_local"))
+        return loss
+
     def report(self, episodes):
         self.tally = self.tally.joined(self.ranks.gather(self.tally, "metrics"))
-        self.losses.append(self.tally._sums["train/loss"] / self.tally._counts["train/loss"])
-        self.norms.append(self.tally._sums["train/grad_norm"] / self.tally._counts["train/grad_norm"])
+        if "train/loss" in self.tally._sums:
+            self.losses.append(self.tally._sums["train/loss"] / self.tally._counts["train/loss"])
+            self.norms.append(self.tally._sums["train/grad_norm"] / self.tally._counts["train/grad_norm"])
         super().report(episodes)
 
 
@@ -106,11 +139,27 @@ def trainer(kind, steps, folder, **kwargs):
         "val_check_interval": 2,
         "devices": int(os.environ.get("WORLD", 1)),
     }
-    settings |= {"precision": "bf16-mixed"} if kind == "bf16" else {}
+    settings |= {"precision": "bf16-mixed"} if kind in ("bf16", "half2", "bf16zero2") else {}
     return Trainer(
         max_steps=steps, max_epochs=-1, accelerator="cpu", strategy=STRATEGIES[kind](), default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **settings | kwargs,
     )  # fmt: skip
+
+
+def held(module, optimizer):
+    """Numbers of weights and optimizer states on this rank."""
+    states = [value for values in optimizer.state.values() for value in values.values() if value.dim()]
+    return sum(part_of(tensor).numel() for tensor in [*module.parameters(), *states])
+
+
+def poison(module, run):
+    """The norm of gradients of which the last rank has one that is no number; weights may not change."""
+    trained = [p for p in module.model.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    if run.global_rank == run.world_size - 1:
+        part_of(trained[0].grad).view(-1)[0] = torch.nan
+    return float(module.sharding.step(run.optimizers[0], 1.0))
 
 
 def main(out, steps, *kinds):
@@ -123,12 +172,16 @@ def main(out, steps, *kinds):
         run.fit(module, data(), ckpt_path=begin and begin.format(kind=name))
         if "SAVE" in os.environ:
             run.save_checkpoint(os.environ["SAVE"].format(kind=name))
+        poisoned = poison(module, run) if isinstance(run.strategy, FSDP2Strategy) else 0.0
         weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
         teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
+        average = averages(module)
         if run.global_rank == 0:
             found = {"losses": module.losses, "norms": module.norms, "weights": weights, "teacher": teacher}
             found["validated"] = module.validated
-            found["skills"] = module.retriever.state_dict()
+            found["held"] = 0 if isinstance(run.strategy, ZeROStrategy) else held(module, run.optimizers[0])
+            found["stays"], found["poisoned"] = module.stays, poisoned
+            found["skills"], found["averages"] = module.retriever.state_dict(), average
             torch.save(found, f"{out}.{name}")
 
 

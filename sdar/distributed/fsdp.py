@@ -1,0 +1,245 @@
+"""FSDP2: torch's `fully_shard`, for steps that consist of several forward and backward passes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from sdar.distributed.direct import Direct
+from sdar.distributed.sharding import Sharding, hollow
+from sdar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sdar.module import AgentModule
+
+R = TypeVar("R")
+
+POLICIES = {
+    "32-true": MixedPrecisionPolicy(),
+    "bf16-mixed": MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False),
+    "bf16-true": MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False),
+}
+"""What weights are gathered in and gradients are summed in. Inputs are not cast: some are log-probabilities."""
+
+
+class FSDP2Strategy(Direct, ModelParallelStrategy):
+    """Lightning's ModelParallelStrategy, with every network divided among all ranks, decoder layer by decoder layer.
+
+    Weights, also of frozen networks, gradients and the optimizer's state lie in parts. Checkpoints are one file with whole weights
+    and optimizer states, written by rank 0: the same as from one process, which any strategy and number of ranks go on from.
+
+    Args:
+        deadline: Seconds that ranks wait for each other.
+        reshard_after_forward: A layer is given up after its forward pass and gathered again for its backward pass. False: it stays
+            until then, which saves a third of the talking and takes the memory of a whole network.
+    """
+
+    def __init__(self, deadline: float = 1800.0, reshard_after_forward: bool = True):
+        super().__init__(save_distributed_checkpoint=False, timeout=self.waiting(deadline))
+        self.reshard_after_forward = reshard_after_forward
+        self._kept: FullyShardedParameters | None = None
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
+        super().setup_environment()
+
+    def setup(self, trainer: Trainer) -> None:
+        super().setup(trainer)
+        self.model = self.sharding(self.lightning_module).passes
+
+    def sharding(self, module: "AgentModule") -> Sharding:
+        if self._kept is None or self._kept.module is not module:  # a network is divided once, whatever is run with it
+            precision = self.precision_plugin.precision
+            if precision not in POLICIES:
+                raise ConfigError(
+                    f"trainer.precision is {precision}: fsdp2 gathers weights as they are or in bfloat16, and scales no loss. "
+                    f"Use {', '.join(POLICIES)}."
+                )
+            mesh = self.device_mesh["data_parallel"]
+            self._kept = FullyShardedParameters(module, mesh, POLICIES[precision], self.reshard_after_forward)
+        return self._kept
+
+    # ------------------------------------------------------------------ checkpoints
+
+    lightning_restore_optimizer = True
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        module = self.lightning_module
+        saved = module.state_dict(keep_vars=True)
+        for name in module.unsaved():
+            del saved[name]
+        with self._watch():
+            return whole(saved, keep=self.is_global_zero)
+
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        stored = ParallelStrategy.optimizer_state(self, optimizer)
+        with self._watch():
+            return stored | {"state": whole(stored["state"], keep=self.is_global_zero)}
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
+
+    def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
+        ours = self.lightning_module.state_dict()
+        parts = {name: divided(value, ours.get(name)) for name, value in checkpoint["state_dict"].items()}
+        self.lightning_module.load_state_dict(parts, strict=strict)
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        parts = []
+        for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {
+                number: {key: divided(value, parameters[number]) for key, value in values.items()}
+                for number, values in stored["state"].items()
+            }
+            parts.append(stored | {"state": state})
+        ParallelStrategy.load_optimizer_state_dict(self, {"optimizer_states": parts})
+
+
+class Passes(nn.Module):
+    """All networks of a run: what passes through them is a forward of this, so that FSDP knows when a pass begins and ends."""
+
+    def __init__(self, networks: list[nn.Module]):
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, work: Callable[[], R]) -> R:
+        return work()
+
+
+class FullyShardedParameters(Sharding):
+    """FSDP2: weights, gradients and optimizer states lie in parts. Gradients meet those of the other ranks in each backward of a
+    step, layer by layer: no rank ever has all of them.
+
+    Args:
+        mesh: The ranks, in one dimension.
+        precision: Of gathered weights and of gradients when they are summed.
+        reshard: Whether layers are given up after their forward pass.
+    """
+
+    def __init__(self, module: "AgentModule", mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
+        super().__init__(module)
+        self._options = {"mesh": mesh, "mp_policy": precision}
+        self._reshard = reshard
+        self._hollow: dict[int, nn.Module] = {}
+        self._units: list[Any] = []
+        self._passes: Passes | None = None
+
+    @property
+    def passes(self) -> Passes:
+        """All networks, once they are made and divided."""
+        if self._passes is None:
+            networks = [network for network in self.module.networks() if id(network) in self._hollow]
+            self._passes = fully_shard(Passes(networks), **self._options)
+        return self._passes
+
+    def adopt(self, network: nn.Module) -> None:
+        """Divide it: each decoder layer is a unit that is gathered at once, and so is what remains.
+
+        Hidden states and logits are taken from a network in two calls, of its base model and of its head: what both need (the tied
+        embeddings, the norm, the head) is gathered by the first, and given up when the backward is over.
+
+        Raises:
+            ConfigError: its layers are not known.
+        """
+        if id(network) in self._hollow:
+            return
+        base, head, embeddings = network.base_model, network.get_output_embeddings(), network.get_input_embeddings()
+        kinds = set(network._no_split_modules or ())
+        units = [m for m in base.modules() if type(m).__name__ in kinds]
+        if not units:
+            raise ConfigError(
+                f"{type(network).__name__} does not say which of its modules are layers (_no_split_modules): fsdp2 would gather "
+                "all of it at once. Use deepspeed_stage_3."
+            )
+        self._hollow[id(network)] = hollow(network)
+        if embeddings.weight is not head.weight:
+            units.append(embeddings)
+        for unit in units:
+            self._units.append(fully_shard(unit, reshard_after_forward=self._reshard, **self._options))
+        self._units.append(fully_shard(network, reshard_after_forward=False, **self._options))
+        for part in (base, head):
+            part.register_forward_pre_hook(lambda part, inputs: network.unshard())
+
+    def run(self, work: Callable[[], R]) -> R:
+        out = super().run(work)
+        if not torch.is_grad_enabled():  # no backward follows that would do it
+            for unit in self._units:
+                unit.reshard()
+        return out
+
+    def step(self, optimizer: Any, max_norm: float) -> Tensor:
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        norm = whole_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()  # the step counts, and changes nothing
+        optimizer.step()
+        optimizer.zero_grad()
+        return norm
+
+    @contextmanager
+    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+        """Gathered once into a twin: in the network itself, each layer of each token would wait for all ranks."""
+        twin = self._hollow[id(network)]
+        dtype = self._options["mp_policy"].param_dtype
+        try:
+            with torch.inference_mode(False), torch.no_grad():
+                for own, its in zip(twin.parameters(), network.parameters(), strict=True):
+                    own.data = whole_tensor(its.detach().to(dtype or its.dtype))
+                for own, its in zip(twin.buffers(), network.buffers(), strict=True):
+                    own.data = its.data
+            yield twin
+        finally:
+            for own in twin.parameters():
+                own.data = own.data.new_empty(0)
+
+    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
+        return whole_tensor(spread_like(part, parameter))
+
+    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
+        return divided(whole, parameter).to_local()
+
+    def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in network.state_dict().items():
+            yield name, whole_tensor(tensor)
+
+
+def whole(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+    """A state dict with whole tensors on the CPU, tied ones once; empty where it is not kept. All ranks make it together."""
+    out: dict[Any, Any] = {}
+    known: dict[int, Tensor] = {}
+    for name, value in state.items():
+        if isinstance(value, Mapping):
+            value = whole(value, keep)
+        elif torch.is_tensor(value) and id(value) not in known:
+            tensor = whole_tensor(value.detach())
+            known[id(value)] = tensor.cpu().clone() if keep else tensor.new_empty(0)
+        if keep:
+            out[name] = known.get(id(value), value)
+    return out
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def divided(value: Any, like: Any) -> Any:
+    """This rank's part of a whole tensor that lies as a parameter does; other values stay."""
+    if not isinstance(like, DTensor) or not torch.is_tensor(value) or isinstance(value, DTensor) or value.shape != like.shape:
+        return value
+    mesh = like.device_mesh
+    rows = -(-len(value) // mesh.size())
+    return spread_like(value[rows * mesh.get_local_rank() :][:rows].to(like.device), like)
+
+
+def spread_like(own: Tensor, like: DTensor) -> DTensor:
+    """A tensor whose parts on the ranks lie as those of `like`."""
+    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
