@@ -25,6 +25,7 @@ from sdar.plan_settings import Seen, read_config, source_of
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
+from sdar.teachers import LiveTeacher, RoutedTeacher
 from sdar.types import Batch, Episode
 
 SIZES = {
@@ -69,6 +70,9 @@ def rehearse(
             put(owner, name, min(getattr(owner, name), value), tell)
 
         module.policy.meet(data.env)
+        if module.teacher is not None and module.teacher.elsewhere:
+            put(module, "teacher", at_home(module.teacher))
+            cut.append("model.teacher: the policy's own weights stand for those of the servers, which are not asked")
         for number, (owner, name, policy) in enumerate(list(policies(module))):
             put(owner, name, tiny(policy, folder / str(number), configs, cut))
         for name in ("sampler", "val_sampler"):
@@ -122,6 +126,22 @@ def policies(owner: Any, known: set[int] | None = None) -> Iterator[tuple[Any, s
             for part in inner:
                 if isinstance(part, Teacher | Judge):
                     yield from policies(part, known)
+
+
+class _StandIn(LiveTeacher):
+    """The student's weights, asked for no more than those of a teacher `elsewhere` could be."""
+
+    elsewhere = True
+
+
+def at_home(teacher: Teacher) -> Teacher:
+    """The same teacher, of which nobody is asked elsewhere."""
+    if isinstance(teacher, RoutedTeacher):
+        routed = copy.copy(teacher)
+        routed.routes = {family: at_home(one) for family, one in teacher.routes.items()}
+        routed.default = None if teacher.default is None else at_home(teacher.default)
+        return routed
+    return _StandIn() if teacher.elsewhere else teacher
 
 
 def in_process(sampler: Sampler) -> TorchSampler:

@@ -1,5 +1,6 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -274,8 +275,26 @@ def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
             layer.forward = own
 
 
+class Elsewhere(ABC):
+    """Stands for a network that is not in this process: somebody there reads rows with it."""
+
+    @abstractmethod
+    def score(
+        self,
+        scorer: Scorer,
+        ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        payload: Payload,
+        k: int,
+        ranks: Ranks,
+    ) -> dict[str, Tensor]:
+        """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
+        (``[tokens, ...]``), row after row. `scorer` tells the density, `ranks` who shares the work; each gets everything."""
+
+
 def consult(
-    batch: Batch, networks: Sequence[nn.Module], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+    batch: Batch, networks: Sequence["nn.Module | Elsewhere"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
     sharding: Sharding | None = None, ranks: Ranks = ALONE,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
@@ -285,26 +304,28 @@ def consult(
     """
     distinct = list({id(n): n for n in networks}.values())
     batch.teacher_index = torch.tensor([next(i for i, d in enumerate(distinct) if d is n) for n in networks])
-    wide = max(network.config.get_text_config().hidden_size for network in distinct)
-    names = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
+    wide = max(network.config.get_text_config().hidden_size for network in distinct) if payload == Payload.FULL else 0
+    fields = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
     for i, network in enumerate(distinct):
         rows = (batch.teacher_index == i).nonzero()[:, 0]
         ids, attention, mask = (
             t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
         )
-        seen = scorer.score(network, ids, attention, mask, max_tokens, payload, k, sharding, ranks)
-        for name, field in names.items():
-            values = getattr(seen, name)
-            if values is None:
-                continue
+        if isinstance(network, Elsewhere):
+            seen = network.score(scorer, ids, attention, mask, payload, k, ranks)
+        else:
+            scored = scorer.score(network, ids, attention, mask, max_tokens, payload, k, sharding, ranks)
+            seen = {name: values[mask] for name in fields if (values := getattr(scored, name)) is not None}
+        for name, values in seen.items():
+            field = fields[name]
             if name == "hidden":
                 values = nn.functional.pad(values, (0, wide - values.shape[-1]))
             filled = getattr(batch, field)
             if filled is None:
-                filled = values.new_zeros(*batch.ids.shape, *values.shape[2:])
+                filled = values.new_zeros(*batch.ids.shape, *values.shape[1:])
             filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
             own = batch.response_mask & (batch.teacher_index == i)[:, None]
-            filled[own] = values[mask].to(filled.dtype)  # the same tokens, in order
+            filled[own] = values.to(filled.dtype)  # the same tokens, in order
             setattr(batch, field, filled)
     return [keep_head(scorer, network, sharding) for network in distinct] if payload == Payload.FULL else []
 

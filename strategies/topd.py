@@ -43,6 +43,8 @@ class TOPD(Distillation):
         trajectory_coef: Weight of the trajectory term, whose mean is over all tokens; 0 is the suppression variant.
     """
 
+    teacher_acts = True
+
     def __init__(
         self,
         teacher: Teacher,

@@ -34,7 +34,7 @@ class Validation:
         self._panels[step.panel.name] = step.panel
         attempts = module.play(self.rollout, module.model, module.requests(step, privileged=False, training=False))
         played["policy"] += attempts
-        if module.teacher is not None or module.retriever is not None:
+        if module.retriever is not None if module.teacher is None else not module.teacher.elsewhere:
             played["privileged"] += module.play_as_teacher(self.rollout, module.informed_requests(reporting.groups(attempts)))
 
     def report(self) -> None:
@@ -85,6 +85,10 @@ class Validation:
         module = self.module
         head = f"validation of {panel.name} (panel {panel.hash}, {len(panel)} tasks, avg@{attempts}) after {module.iteration} iterations"
         lines = [f"  {key:<58} {estimate}" for key, estimate in summary.items()]
+        if module.teacher is not None and module.teacher.elsewhere:
+            lines.append(
+                "  The teacher is in other processes and does not act: whether it is better than the student is not known."
+            )
         lift = summary.get(f"teacher/lift/{panel.name}")
         if lift is not None and lift.high <= 0:
             lines.append("  The teacher is not better than the student on these tasks: no distillation from it can help.")

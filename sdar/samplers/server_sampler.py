@@ -3,15 +3,11 @@
 import itertools
 import os
 import secrets
-import shutil
 import socket
-import tempfile
 import time
-import weakref
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Literal
 
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase
@@ -20,9 +16,10 @@ from sdar.errors import ConfigError, EngineFault, SdarError
 from sdar.parts import Completion, Draw
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
+from sdar.serving.collective import CollectiveTransport
 from sdar.serving.fleet import Fleet, Patience
-from sdar.serving.protocol import LoadRequest, SampleRequest, Sampling
-from sdar.serving.weights import forget_others, write_weights
+from sdar.serving.protocol import SampleRequest, Sampling, Weights
+from sdar.serving.weights import FileTransport
 
 
 @register("server")
@@ -30,9 +27,9 @@ class ServerSampler(TruncatingSampler):
     """Samples on policy servers, with a copy of the weights that is pushed to them; prompts are spread over the servers.
 
     An episode stays with the server that has read its past. A server that fails is left alone for a while, with its episodes given to
-    the others; when it was started again it is told to read the weights of the moment. Tokens are those that `TorchSampler` samples:
+    the others; when it was started again it gets the weights of the moment. Tokens are those that `TorchSampler` samples:
     every random number derives from (run seed, task id, attempt, turn, position). In a run of several processes each is a client of
-    its own; the first one writes the weights.
+    its own; the first one has the weights.
 
     Args:
         urls: The servers, e.g. ``[http://127.0.0.1:8000]``.
@@ -41,10 +38,13 @@ class ServerSampler(TruncatingSampler):
         top_k: Keep the k likeliest tokens (0: all).
         top_p: Keep the likeliest tokens that together reach this mass.
         forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
-        weights_folder: Where weights are written for the servers to read. Default: shared memory, for servers on this machine; for
-            others a folder that all machines have under the same path.
+        transport: How weights travel. files: they are written once, for the servers to read. collective: the first process keeps them
+            in memory and broadcasts them, by NCCL where it and all servers have an accelerator of their own, else by gloo; servers
+            must reach it at ports that the system chooses.
+        weights_folder: For files: where they are written. Default: shared memory, for servers on this machine; for others a folder that
+            all machines have under the same path.
         timeout: Seconds for one request, the responses of one turn, to the last byte.
-        load_timeout: Seconds for a server to read other weights.
+        load_timeout: Seconds for a server to take other weights.
         retries: Further attempts at a request that was answered wrongly or too late.
         outage: Seconds that the run waits while no server can be reached; also at the start.
         pause: Seconds that a server is left alone after it failed; doubled each time.
@@ -61,6 +61,7 @@ class ServerSampler(TruncatingSampler):
         top_k: int = 0,
         top_p: float = 1.0,
         forbid: list[str] | None = None,
+        transport: Literal["files", "collective"] = "files",
         weights_folder: str | None = None,
         timeout: float = 600.0,
         load_timeout: float = 600.0,
@@ -69,33 +70,17 @@ class ServerSampler(TruncatingSampler):
         pause: float = 0.5,
     ):
         super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
-        if not urls:
-            raise ConfigError("sampler.urls is empty: name at least one server, as `sdar serve-policy` prints its address.")
-        if doubled := [url for url, n in Counter(u.rstrip("/") for u in urls).items() if n > 1]:
-            raise ConfigError(f"sampler.urls names {doubled[0]} twice: each server counts once. Remove one.")
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(
-                    f"sampler.urls names {url!r}: it begins with http:// or https://, e.g. http://127.0.0.1:8000."
-                )
-        for name, value, fits, least in (
-            ("timeout", timeout, timeout > 0, "more than 0 seconds"),
-            ("load_timeout", load_timeout, load_timeout > 0, "more than 0 seconds"),
-            ("retries", retries, retries >= 0, "at least 0"),
-            ("outage", outage, outage >= 0, "at least 0 seconds"),
-            ("pause", pause, pause >= 0, "at least 0 seconds"),
-        ):
-            if not fits:
-                raise ConfigError(f"sampler.{name} is {value}: it must be {least}.")
-        self.weights_folder = weights_folder
+        if transport != "files" and weights_folder is not None:
+            raise ConfigError(
+                f"sampler.weights_folder is {weights_folder}, and with sampler.transport {transport} nothing is written: leave one of both "
+                "out."
+            )
         self.client = secrets.token_hex(8)
-        patience = Patience(timeout, load_timeout, retries, outage, pause)
-        self._fleet = Fleet([url.rstrip("/") for url in urls], patience)
+        self._fleet = Fleet(urls, Patience(timeout, load_timeout, retries, outage, pause))
         self._rollouts = itertools.count()
         self._rollout = next(self._rollouts)
         self._homes: dict[object, str] = {}
-        self._folder: Path | None = None
+        self._transport = TRANSPORTS[transport](self._fleet, weights_folder)
         self._told: Counter[str] = Counter()
         self._push_seconds = 0.0
 
@@ -121,7 +106,7 @@ class ServerSampler(TruncatingSampler):
                 pass
             return
         begun, self._fleet.loaded = time.monotonic(), None
-        request, error = self._write(version, weights)
+        request, error = self._hold(version, weights)
         if alone():
             self._push(request, error)
         else:
@@ -138,28 +123,25 @@ class ServerSampler(TruncatingSampler):
         self._fleet.weights, self._fleet.loaded = request, version
         self._push_seconds += time.monotonic() - begun
 
-    def _write(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[LoadRequest | None, SdarError | None]:
-        """Rank 0 writes them; every rank takes every tensor, come what may."""
+    def _hold(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[Weights | None, SdarError | None]:
+        """Rank 0 keeps them; every rank takes every tensor, come what may."""
         request, error, weights = None, None, iter(weights)
         if rank() == 0:
-            folder = self._own_folder()
+            run = f"{socket.gethostname()}.{os.getpid()}.{self.client}"
             try:
-                request = write_weights(folder, f"{folder.name}.{version}", weights)
-            except OSError as failure:
-                error = EngineFault(
-                    f"the weights of {version} could not be written to {folder}: {failure}. Free some space there, or give "
-                    "sampler.weights_folder another place."
-                )
+                request = self._transport.hold(run, version, weights)
+            except EngineFault as failure:
+                error = failure
         for _ in weights:
             pass
         return request, error
 
-    def _push(self, request: LoadRequest | None, error: SdarError | None) -> None:
+    def _push(self, request: Weights | None, error: SdarError | None) -> None:
         if error is not None:
             raise error
         if request is not None:
             self._fleet.push(request)
-            forget_others(self._own_folder(), request.version)
+            self._transport.settle(request.version)
 
     def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
@@ -202,18 +184,14 @@ class ServerSampler(TruncatingSampler):
 
     def close(self) -> None:
         self._fleet.forget(self.client)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._transport.close()
+        self._fleet.loaded = None
 
-    def _own_folder(self) -> Path:
-        if self._folder is None:
-            shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-            root = shared / "sdar" if self.weights_folder is None else Path(self.weights_folder).expanduser().absolute()
-            remove_orphans(root)
-            self._folder = root / f"{socket.gethostname()}.{os.getpid()}.{self.client}"
-            self._folder.mkdir(parents=True, exist_ok=True)
-            weakref.finalize(self, shutil.rmtree, self._folder, True)
-        return self._folder
+
+TRANSPORTS = {
+    "files": lambda fleet, folder: FileTransport(folder),
+    "collective": lambda fleet, folder: CollectiveTransport(fleet),
+}
 
 
 def alone() -> bool:
@@ -224,11 +202,3 @@ def alone() -> bool:
 def rank() -> int:
     """Of this process in the run."""
     return 0 if alone() else distributed.get_rank()
-
-
-def remove_orphans(root: Path) -> None:
-    """Remove the weights of runs on this machine whose process is gone: they were killed."""
-    for folder in root.glob(f"{socket.gethostname()}.*.*") if root.is_dir() else ():
-        pid = folder.name.removeprefix(f"{socket.gethostname()}.").partition(".")[0]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from sdar.errors import ConfigError, EngineFault
 from sdar.parts import Completion, Draw
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
+from sdar.serving.engine import INCOMPLETE
 from sdar.serving.protocol import SampleRequest, Sampling
 from sdar.serving.vllm_engine import VLLMEngine, import_vllm
 
@@ -94,7 +95,7 @@ class VLLMSampler(TruncatingSampler):
     def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
         engine = self.engine
-        if engine.version is None:
+        if engine.version is None or engine.version.endswith(INCOMPLETE):
             raise EngineFault(
                 "VLLMSampler.sample was called before `load`: vLLM does not have the weights of the training yet."
             )

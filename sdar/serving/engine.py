@@ -4,15 +4,21 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import count
+from typing import Any
 
 from torch import Tensor
+from transformers import AutoTokenizer
 
-from sdar.errors import ConfigError, ContextOverflowError
+from sdar.errors import ConfigError, ContextOverflowError, PolicyError
 from sdar.parts import Completion
 from sdar.registry import part_kind
-from sdar.serving.protocol import BadMessage, SampleRequest
+from sdar.serving.protocol import BadMessage, SampleRequest, ScoreRequest, Scores
 
-Outcome = list[Completion] | Exception
+Outcome = list[Completion] | list[Scores] | Exception
+
+
+INCOMPLETE = ", incomplete"
+"""Ends an engine's version while, and where, not all weights of it were taken: nobody asks for that one."""
 
 
 class Abandoned(Exception):
@@ -21,17 +27,23 @@ class Abandoned(Exception):
 
 @part_kind("engines")
 class Engine(ABC):
-    """Samples for a server (`sdar serve-policy`), or in the training process.
+    """Samples (and perhaps scores) for a server (`sdar serve-policy`), or in the training process.
 
     The constructor takes settings only; `open` makes the model, in the thread that uses it from then on.
     """
 
     version: str | None = None
-    """Whose weights it has; None: those that it was started with, which nobody named."""
+    """Whose weights it has; None: those that it was started with, which nobody named, and never any others."""
+    scores = False
+    """Whether it scores rows."""
+    model: str
+    """Directory or hub id of the model that it was started with."""
     context: int
     """Longest prompt and response together, in tokens; known after `open`."""
     vocab_size: int
     """Rows of the head; known after `open`."""
+    device = "cpu"
+    """Where its weights are, as torch calls it; known after `open`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -81,6 +93,34 @@ class Engine(ABC):
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
         """Begin to work on a request that was checked."""
 
+    def start_scoring(self, request: ScoreRequest, wanted: Callable[[], bool] = lambda: True) -> int:
+        """Take up a request for scores, as `start` does.
+
+        Raises:
+            BadMessage, ContextOverflowError: it cannot be answered by this model.
+        """
+        if not self.scores:
+            raise BadMessage(f"{type(self).__name__} cannot score rows: it is no engine for a teacher")
+        if request.scoring.vocab_size > self.vocab_size:
+            raise BadMessage(
+                f'"scoring.vocab_size" is {request.scoring.vocab_size}, the engine\'s model has {self.vocab_size} tokens'
+            )
+        for row in request.rows:
+            if max(row, default=0) >= self.vocab_size:
+                raise BadMessage(f'"rows" holds the token {max(row)}, the engine\'s model has {self.vocab_size} tokens')
+            if len(row) > self.context:
+                raise ContextOverflowError(
+                    f"a row has {len(row)} tokens, but the engine's context is {self.context}: nothing is cut silently. Start the engine "
+                    "with a longer one."
+                )
+        number = next(self._numbers)
+        self.admit_scoring(number, request, wanted)
+        return number
+
+    def admit_scoring(self, number: int, request: ScoreRequest, wanted: Callable[[], bool]) -> None:
+        """Begin to score rows that were checked, where `scores` says that it can."""
+        raise NotImplementedError
+
     @abstractmethod
     def step(self) -> list[tuple[int, Outcome]]:
         """Work for a while; the requests that are done by now, each with its completions or what went wrong."""
@@ -97,13 +137,34 @@ class Engine(ABC):
 
     def sample(self, request: SampleRequest) -> list[Completion]:
         """One request, at once."""
-        number = self.start(request)
+        return self._finish(self.start(request))
+
+    def score(self, request: ScoreRequest) -> list[Scores]:
+        """One request for scores, at once."""
+        return self._finish(self.start_scoring(request))
+
+    def _finish(self, number: int) -> Any:
         while True:
             for done, outcome in self.step():
                 if done == number:
                     if isinstance(outcome, Exception):
                         raise outcome
                     return outcome
+
+    def tokens(self) -> dict[str, int]:
+        """The vocabulary of the tokenizer that lies beside the model.
+
+        Raises:
+            PolicyError: there is none.
+        """
+        try:
+            return AutoTokenizer.from_pretrained(self.model).get_vocab()
+        except (OSError, ValueError, ImportError) as error:
+            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise PolicyError(
+                f"no tokenizer can be read beside the model {self.model} ({line[:200]}): a teacher's tokens cannot be compared with "
+                "the student's. Save the tokenizer in the model's directory."
+            ) from error
 
 
 def longest_context(asked: int | None, known: int) -> int:

@@ -9,30 +9,50 @@ import http.client
 import json
 import logging
 import random
+import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from threading import Lock, Thread
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from sdar.errors import EngineFault, PolicyError
+import torch
+
+from sdar.errors import ConfigError, EngineFault, PolicyError
 from sdar.parts import Completion
-from sdar.serving.protocol import PROTOCOL, BadMessage, LoadRequest, SampleRequest, dump, parse, read_completions
+from sdar.scoring import micro_batches
+from sdar.serving.background import in_background
+from sdar.serving.protocol import (
+    PROTOCOL,
+    BadMessage,
+    SampleRequest,
+    ScoreRequest,
+    Scores,
+    Weights,
+    dump,
+    parse,
+    read_completions,
+    read_scores,
+)
 
 T = TypeVar("T")
+R = TypeVar("R")
 log = logging.getLogger("sdar.serving")
 CONNECT_S = 10.0
 PAUSE_LIMIT = 30.0
+AHEAD = 2
+"""Requests for scores that a client has at a server: one is worked on while the other one travels."""
 
 
 class RequestFailed(Exception):
     """One attempt got no usable answer; `kind` is what it is counted as.
 
     connection: nobody there, or cut off. timeout: nothing came in time. slow: an answer began and was not whole in time. status: a
-    server error. malformed: an answer that breaks the protocol. stale: other weights, although they were just sent.
+    server error. malformed: an answer that breaks the protocol. stale: other weights, although they were just sent. interrupted: weights
+    that it came for did not arrive, because of the trainer or another server.
     """
 
     def __init__(self, kind: str, reason: str):
@@ -49,7 +69,7 @@ class Patience:
     """How long a failure is borne.
 
     Args:
-        timeout: Seconds for one sample request, to the last byte.
+        timeout: Seconds for one request to sample or score, to the last byte.
         load_timeout: Seconds for a server to take other weights.
         retries: Further attempts at a request that a server answered wrongly or too late.
         outage: Seconds without any server at work, for as long as connections fail.
@@ -61,6 +81,18 @@ class Patience:
     retries: int = 4
     outage: float = 900.0
     pause: float = 0.5
+
+    def check(self, part: str) -> None:
+        """Raise ConfigError where the settings of a `part` could not work."""
+        for name, value, fits, least in (
+            ("timeout", self.timeout, self.timeout > 0, "more than 0 seconds"),
+            ("load_timeout", self.load_timeout, self.load_timeout > 0, "more than 0 seconds"),
+            ("retries", self.retries, self.retries >= 0, "at least 0"),
+            ("outage", self.outage, self.outage >= 0, "at least 0 seconds"),
+            ("pause", self.pause, self.pause >= 0, "at least 0 seconds"),
+        ):
+            if not fits:
+                raise ConfigError(f"{part}.{name} is {value}: it must be {least}.")
 
 
 class Replica:
@@ -116,6 +148,8 @@ class Replica:
         told = f"{self.url} answered {response.status}: {_reason(bytes(received))}"
         if response.status == 409:
             raise StaleReplica(told)
+        if response.status == 424:
+            raise RequestFailed("interrupted", told)
         if response.status == 422:
             raise PolicyError(_reason(bytes(received)))
         if 400 <= response.status < 500:
@@ -135,19 +169,37 @@ def _reason(body: bytes) -> str:
         return repr(body[:200])
 
 
+@dataclass
+class Seats:
+    """The requests of a push that are on their way; a seat is the name of one."""
+
+    expected: set[str] = field(default_factory=set)
+    """Not answered yet."""
+    lost: set[str] = field(default_factory=set)
+    """Answered with a failure, or not at all."""
+
+
 class Fleet:
     """The servers of one policy.
 
     Args:
         urls: E.g. ``["http://127.0.0.1:8000"]``.
         patience: How long failures are borne.
+        part: Whose servers they are, as settings name it: ``sampler``, ``teacher``.
+
+    Raises:
+        ConfigError: a setting that cannot work.
     """
 
-    def __init__(self, urls: Sequence[str], patience: Patience):
-        self.patience = patience
+    def __init__(self, urls: Sequence[str], patience: Patience, part: str = "sampler"):
+        check_urls(urls, part)
+        patience.check(part)
+        urls = [url.rstrip("/") for url in urls]
+        self.patience, self.part = patience, part
         self.replicas = [Replica(url) for url in urls]
-        self.weights: LoadRequest | None = None
-        """What a stale replica is told to read."""
+        self.seats = Seats()
+        self.weights: Weights | None = None
+        """What a stale replica is told."""
         self.loaded: str | None = None
         """What the trainer calls them."""
         self.counts: Counter[str] = Counter()
@@ -182,46 +234,72 @@ class Fleet:
                 if time.monotonic() > due:
                     raise EngineFault(
                         f"no policy server answers at {replica.url} ({error}; waited {outage:g} s): start it with `sdar serve-policy`, or "
-                        "correct sampler.urls."
+                        f"correct {self.part}.urls."
                     ) from None
                 time.sleep(min(1.0, self.patience.pause))
             except (BadMessage, Refused, StaleReplica) as error:
                 raise EngineFault(
-                    f"what answers at {replica.url} is no policy server of this version: {error}. Correct sampler.urls, or "
+                    f"what answers at {replica.url} is no policy server of this version: {error}. Correct {self.part}.urls, or "
                     "install the same version of sdar on both sides."
                 ) from None
 
-    def push(self, weights: LoadRequest) -> None:
-        """Tell every replica to read `weights`. Those that cannot be reached get them when they are asked to sample.
+    def push(self, weights: Weights) -> None:
+        """Tell every replica to take `weights`. Those that cannot be reached get them when they are asked to sample.
 
         Raises:
             EngineFault: none took them within the patience for an outage.
             PolicyError: they are those of another model.
         """
         self.weights = weights
-        asleep_since = time.monotonic()
+        asleep_since, asked, taken = time.monotonic(), self.replicas, False
         while True:
-            with ThreadPoolExecutor(len(self.replicas)) as pool:
-                failures = list(pool.map(self._try_load, self.replicas))
-            if None in failures:
+            failures = self._hand_out(asked)
+            taken = taken or len(failures) < len(asked)
+            interrupted = [replica for replica, error in failures.items() if error.kind == "interrupted"]
+            at_fault = [replica for replica in failures if replica not in interrupted] or interrupted
+            for replica in at_fault:
+                self._note_failure(replica, failures[replica])
+            if len(at_fault) < len(failures):
+                asked = interrupted  # what others had broken off
+                continue
+            if taken:
                 return
-            self._bear(asleep_since, f"take the weights of {weights.version}", failures[0])
+            self._bear(asleep_since, f"take the weights of {weights.version}", failures[at_fault[0]])
             time.sleep(max(0.0, min(r.rests_until for r in self.replicas) - time.monotonic()))
+            asked = self.replicas
 
-    def _try_load(self, replica: Replica) -> RequestFailed | None:
+    def _hand_out(self, replicas: Sequence[Replica]) -> dict[Replica, RequestFailed]:
+        """To all of them at once; what went wrong."""
+        seats = [secrets.token_hex(8) for _ in replicas]
+        self.seats.lost.clear()
+        self.seats.expected.update(seats)
+        with ThreadPoolExecutor(len(replicas)) as pool:
+            failures = list(pool.map(self._try_load, replicas, seats))
+        return {replica: error for replica, error in zip(replicas, failures, strict=True) if error is not None}
+
+    def _try_load(self, replica: Replica, seat: str) -> RequestFailed | None:
         try:
-            self._load(replica)
+            self._load(replica, seat)
         except RequestFailed as error:
-            self._note_failure(replica, error)
             return error
+        finally:
+            self.seats.expected.discard(seat)
         self._note_success(replica)
         return None
 
-    def _load(self, replica: Replica) -> None:
+    def _load(self, replica: Replica, seat: str) -> None:
+        try:
+            self._tell(replica, seat)
+        except Exception:
+            self.seats.lost.add(seat)
+            raise
+
+    def _tell(self, replica: Replica, seat: str) -> None:
         assert self.weights is not None
         self._count("requests")
+        body = dump(self.weights.seated(seat))
         try:
-            answer = parse(replica.request("POST", "/load", dump(self.weights), self.patience.load_timeout))
+            answer = parse(replica.request("POST", self.weights.path, body, self.patience.load_timeout))
         except BadMessage as error:
             raise RequestFailed("malformed", f"{replica.url}: {error}") from None
         except Refused as error:
@@ -253,64 +331,155 @@ class Fleet:
             EngineFault: patience is at its end.
         """
         out: list[Completion | None] = [None] * len(request.prompts)
-        open_shares = [_Share(tuple(range(len(request.prompts))))]
-        running: dict[Future[list[Completion]], tuple[Replica, _Share]] = {}
+
+        def deal(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+            return [
+                (replica, replace(share, indices=indices))
+                for share in shares
+                for replica, indices in _divide(share.indices, names, homes, ready)
+            ]
+
+        def ask(replica: Replica, indices: Sequence[int]) -> list[Completion]:
+            return self._attempt(replica, _part(request, indices))
+
+        everything = [_Share(tuple(range(len(request.prompts))))]
+        for replica, share, completions in self._work_off(everything, deal, ask, "sample", "responses"):
+            for index, completion in zip(share.indices, completions, strict=True):
+                out[index] = completion
+                homes[names[index]] = replica.url
+        return out  # type: ignore[return-value]  # all are there
+
+    def score(self, request: ScoreRequest, tokens: int) -> list[Scores]:
+        """Scores in the order of the rows, asked for in pieces: whoever is done with one gets the next.
+
+        Args:
+            tokens: Most tokens (padding included) of a piece.
+
+        Raises:
+            EngineFault: patience is at its end.
+            PolicyError: a server has other weights than it was started with.
+        """
+        out: list[Scores | None] = [None] * len(request.rows)
+
+        def deal(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+            begun = []
+            for share in shares:
+                replica = min(ready, key=lambda r: busy[r.url])
+                if busy[replica.url] == AHEAD:
+                    break
+                busy[replica.url] += 1
+                begun.append((replica, share))
+            return begun
+
+        def ask(replica: Replica, indices: Sequence[int]) -> list[Scores]:
+            rows, responses = tuple(request.rows[i] for i in indices), tuple(request.responses[i] for i in indices)
+            return self._attempt_scores(replica, replace(request, rows=rows, responses=responses))
+
+        pieces = micro_batches(torch.tensor([len(row) for row in request.rows]), tokens)
+        shares = [_Share(tuple(piece.tolist())) for piece in pieces]
+        for _, share, scores in self._work_off(shares, deal, ask, "score", "rows"):
+            for index, its in zip(share.indices, scores, strict=True):
+                out[index] = its
+        return out  # type: ignore[return-value]  # all are there
+
+    def _work_off(
+        self,
+        open_shares: list["_Share"],
+        deal: Callable[[list["_Share"], list[Replica], Counter[str]], list[tuple[Replica, "_Share"]]],
+        ask: Callable[[Replica, Sequence[int]], list[T]],
+        verb: str,
+        things: str,
+    ) -> Iterator[tuple[Replica, "_Share", list[T]]]:
+        """Each share with its answer, and who gave it.
+
+        Args:
+            deal: Who begins with which of the open shares, or of their parts, now: from the shares, the replicas that may be asked
+                and how many requests each of them has by url. Shares of which nothing is begun wait.
+            ask: One attempt.
+        """
+        open_shares = [share for share in open_shares if share.indices]
+        total = sum(len(share.indices) for share in open_shares)
+        running: dict[Future[list[T]], tuple[Replica, _Share]] = {}
         asleep_since: float | None = None
         while open_shares or running:
             ready = [r for r in self.replicas if r.rests_until <= time.monotonic()]
             if ready:
-                for share in open_shares:
-                    for replica, indices in _divide(share.indices, names, homes, ready):
-                        piece = replace(share, indices=indices)
-                        running[_in_background(self._attempt, replica, _part(request, indices))] = (replica, piece)
-                open_shares = []
+                begun = deal(open_shares, ready, Counter(r.url for r, _ in running.values()))
+                taken = {i for _, share in begun for i in share.indices}
+                open_shares = [share for share in open_shares if not taken.intersection(share.indices)]
+                for replica, share in begun:
+                    running[in_background(ask, replica, share.indices)] = (replica, share)
             if not running:
                 asleep_since = asleep_since or time.monotonic()
-                self._bear(asleep_since, f"sample {len(request.prompts)} responses", open_shares[0].failure)
+                self._bear(asleep_since, f"{verb} {total} {things}", open_shares[0].failure)
                 time.sleep(max(0.01, min(r.rests_until for r in self.replicas) - time.monotonic()))
                 continue
             for future in wait(running, timeout=1.0 if open_shares else None, return_when=FIRST_COMPLETED).done:
                 replica, share = running.pop(future)
                 try:
-                    completions = future.result()
+                    answer = future.result()
                 except RequestFailed as error:
-                    open_shares.append(self._again(replica, share, error))
+                    open_shares.append(self._again(replica, share, error, things))
                     continue
                 self._note_success(replica)
                 asleep_since = None
-                for index, completion in zip(share.indices, completions, strict=True):
-                    out[index] = completion
-                    homes[names[index]] = replica.url
-        return out  # type: ignore[return-value]  # all are there
+                yield replica, share, answer
 
-    def _again(self, replica: Replica, share: "_Share", error: RequestFailed) -> "_Share":
+    def _again(self, replica: Replica, share: "_Share", error: RequestFailed, things: str) -> "_Share":
         self._note_failure(replica, error)
         self._count("retries")
         attempts = share.attempts + (error.kind != "connection")
         if attempts > self.patience.retries:
             raise EngineFault(
-                f"{len(share.indices)} responses were asked for {attempts} times in vain; the last time: {error}. Look at the server's "
-                "output, or raise the sampler's timeout or retries."
+                f"{len(share.indices)} {things} were asked for {attempts} times in vain; the last time: {error}. Look at the server's "
+                f"output, or raise the {self.part}'s timeout or retries."
             )
         return _Share(share.indices, attempts, error)
 
     def _attempt(self, replica: Replica, request: SampleRequest) -> list[Completion]:
-        body = dump(request)
         for fresh in (False, True):
-            self._count("requests")
             try:
-                return read_completions(replica.request("POST", "/sample", body, self.patience.timeout), request)
-            except BadMessage as error:
-                raise RequestFailed("malformed", f"{replica.url}: {error}") from None
-            except Refused as error:
-                raise EngineFault(f"{error}. Asking again would not help: compare the settings of both sides.") from None
+                return self._asked(replica, "/sample", request, read_completions)
             except StaleReplica as error:
                 if fresh:
                     raise RequestFailed("stale", str(error)) from None
                 self._count("stale")
                 log.warning("%s: it is told to read them", error)
-                self._load(replica)
+                self._load(replica, secrets.token_hex(8))
         raise AssertionError("unreachable")
+
+    def _attempt_scores(self, replica: Replica, request: ScoreRequest) -> list[Scores]:
+        try:
+            return self._asked(replica, "/score", request, read_scores)
+        except StaleReplica as error:
+            raise PolicyError(
+                f"{error}: somebody gave this server other weights than it was started with, and its scores would be those of another "
+                f"model than the {self.part} that was chosen. Start it again, and give samplers servers of their own."
+            ) from None
+
+    def _asked(self, replica: Replica, path: str, request: R, read: Callable[[bytes, R], list[T]]) -> list[T]:
+        self._count("requests")
+        try:
+            return read(replica.request("POST", path, dump(request), self.patience.timeout), request)
+        except BadMessage as error:
+            raise RequestFailed("malformed", f"{replica.url}: {error}") from None
+        except Refused as error:
+            raise EngineFault(f"{error}. Asking again would not help: compare the settings of both sides.") from None
+
+    def tokens(self, replica: Replica) -> dict[str, int]:
+        """The vocabulary of the tokenizer that a server's model has.
+
+        Raises:
+            PolicyError: it has none.
+            EngineFault: it does not answer.
+        """
+        try:
+            told = parse(replica.request("GET", "/tokens", None, self.patience.timeout)).get("tokens")
+            if not isinstance(told, dict) or not all(type(number) is int for number in told.values()):
+                raise BadMessage('it does not say its "tokens"')
+            return told
+        except (RequestFailed, BadMessage, Refused, StaleReplica) as error:
+            raise EngineFault(f"the vocabulary of the policy server {replica.url} cannot be read: {error}.") from None
 
     def _bear(self, since: float, what: str, last: Exception | None) -> None:
         silent = time.monotonic() - since
@@ -339,18 +508,16 @@ class Fleet:
             self.counts[what] += 1
 
 
-def _in_background(work: Callable[..., T], *args: Any) -> Future[T]:
-    """In a thread that does not keep the process from ending: a server may be slow, a run that failed should stop."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work(*args))
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, name="policy server", daemon=True).start()
-    return future
+def check_urls(urls: Sequence[str], part: str) -> None:
+    """Raise ConfigError unless `urls` name servers, each once."""
+    if not urls:
+        raise ConfigError(f"{part}.urls is empty: name at least one server, as `sdar serve-policy` prints its address.")
+    if doubled := [url for url, n in Counter(u.rstrip("/") for u in urls).items() if n > 1]:
+        raise ConfigError(f"{part}.urls names {doubled[0]} twice: each server counts once. Remove one.")
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"{part}.urls names {url!r}: it begins with http:// or https://, e.g. http://127.0.0.1:8000.")
 
 
 @dataclass

@@ -7,12 +7,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
 from sdar.serving.engine import Abandoned, Engine
-from sdar.serving.protocol import SampleRequest
+from sdar.serving.protocol import SampleRequest, ScoreRequest
+
+R = TypeVar("R", SampleRequest, ScoreRequest)
 
 
 class Stale(Exception):
@@ -52,13 +54,19 @@ class EngineLoop:
 
     def sample(self, request: SampleRequest) -> Future[Any]:
         """Completions in the order of the prompts; Stale, BadMessage, ContextOverflowError, Abandoned or what the engine raised."""
+        return self._ask(request, self.engine.start)
 
+    def score(self, request: ScoreRequest) -> Future[Any]:
+        """Scores in the order of the rows; fails as `sample` does."""
+        return self._ask(request, self.engine.start_scoring)
+
+    def _ask(self, request: R, start: Callable[[R, Callable[[], bool]], int]) -> Future[Any]:
         def act(job: _Job) -> None:
             if request.version != self.engine.version:
                 raise Stale(f"version {request.version!r} was asked for, here is {self.engine.version!r}")
             if not job.wanted():
                 raise Abandoned
-            self._running[self.engine.start(request, job.wanted)] = job
+            self._running[start(request, job.wanted)] = job
 
         return self._put(_Job(act, due=time.monotonic() + request.deadline))
 

@@ -1,4 +1,4 @@
-"""The messages between a sampler and an engine's server: JSON over HTTP, tokens as ids, floats as 64-bit decimals.
+"""The messages between a sampler or teacher and an engine's server: JSON over HTTP, tokens as ids, floats as 64-bit decimals.
 
 ``docs/serving.md`` describes them for whoever writes another client or server. Everything is read strictly: a wrong type, a
 missing or an unknown field raises `BadMessage` with the field's name.
@@ -7,8 +7,11 @@ missing or an unknown field raises `BadMessage` with the field's name.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from sdar.parts import Completion, Draw
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = 1
 """Changes when an older reader would misunderstand a message."""
+
+ROUNDING = 1e-4
+"""Nats by which the log-probability of a certain token may be above 0: logits of 100 have steps of 8e-6."""
 
 
 class BadMessage(ValueError):
@@ -91,6 +97,75 @@ class SampleRequest:
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """The density that is scored: the tempered softmax of the first `vocab_size` logits, without the forbidden ones."""
+
+    temperature: float
+    forbidden_ids: tuple[int, ...]
+    vocab_size: int
+    top_k: int
+    """How many of the likeliest tokens are told at each place, beside the one that stands there."""
+
+    def __post_init__(self) -> None:
+        for name, fits, what in (
+            ("temperature", 0 < self.temperature < math.inf, "more than 0"),
+            ("vocab_size", self.vocab_size >= 1, "at least 1"),
+            ("top_k", 0 <= self.top_k <= self.vocab_size, f"from 0 to {self.vocab_size}"),
+            ("forbidden_ids", _below(self.forbidden_ids, self.vocab_size), f"of ids from 0 to {self.vocab_size - 1}"),
+        ):
+            if not fits:
+                raise BadMessage(f'"scoring.{name}" is {str(getattr(self, name))[:100]}: it must be {what}')
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Log-probabilities of some tokens of each row are wanted."""
+
+    version: str | None
+    """The weights that shall score; None: those that the engine was started with, before anybody gave it others."""
+    deadline: float
+    """Seconds after which nobody waits for the answer."""
+    scoring: Scoring
+    rows: tuple[tuple[int, ...], ...]
+    responses: tuple[tuple[tuple[int, int], ...], ...]
+    """Of each row, which tokens are scored: [first, one behind the last) of each response, in order."""
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(self.responses):
+            raise BadMessage(f'{len(self.rows)} "rows" and {len(self.responses)} "responses": each row says what is scored')
+        if not 0 < self.deadline < math.inf:
+            raise BadMessage(f'"deadline" is {self.deadline}: seconds, more than 0')
+        unscored = set(self.scoring.forbidden_ids)
+        for row, spans in zip(self.rows, self.responses, strict=True):
+            bounds = [bound for span in spans for bound in span]
+            if bounds != sorted(bounds) or (bounds and not 1 <= bounds[0] <= bounds[-1] <= len(row)):
+                raise BadMessage(
+                    f'"responses" holds {str(spans)[:100]} for a row of {len(row)} tokens: spans lie in it, in order, and the first token '
+                    "has nothing before it"
+                )
+            for begin, end in spans:
+                for token in row[begin:end]:
+                    if token >= self.scoring.vocab_size or token in unscored:
+                        raise BadMessage(f'"rows" has the token {token} in a response: it has no probability in "scoring"')
+
+    def counts(self) -> list[int]:
+        """How many tokens of each row are scored."""
+        return [sum(end - begin for begin, end in spans) for spans in self.responses]
+
+
+@dataclass
+class Scores:
+    """What an engine thinks of the scored tokens of a row, in order; nats."""
+
+    logp: Tensor
+    """[tokens]"""
+    top_ids: Tensor
+    """[tokens, top_k]"""
+    top_logp: Tensor
+    """[tokens, top_k], the likeliest first."""
+
+
+@dataclass(frozen=True)
 class WeightsFile:
     """A safetensors file that the server can read."""
 
@@ -102,10 +177,65 @@ class WeightsFile:
 class LoadRequest:
     """Weights to be sampled from now on."""
 
+    path: ClassVar[str] = "/load"
+
     version: str
     files: tuple[WeightsFile, ...]
     tied: Mapping[str, str]
     """Name of a tensor -> name in the files of the one that it shares its memory with."""
+
+    def seated(self, seat: str) -> "LoadRequest":
+        """Files lie there for all."""
+        return self
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a bucket."""
+
+    name: str
+    dtype: str
+    """As torch calls it: ``bfloat16``."""
+    shape: tuple[int, ...]
+    begin: int
+    """Its first byte."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Tensors that travel together."""
+
+    size: int
+    """In bytes."""
+    checksum: int
+    """`sdar.serving.buckets.checksum`."""
+    tensors: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class ReceiveRequest:
+    """Weights to be sampled from now on, that the trainer sends to those who come for them (`sdar.serving.collective`)."""
+
+    path: ClassVar[str] = "/receive"
+
+    version: str
+    host: str
+    port: int
+    """Of the trainer's store."""
+    seat: str
+    """Names this request there."""
+    deadline: float
+    """Seconds after which the trainer has given up."""
+    buckets: tuple[Bucket, ...]
+    tied: Mapping[str, str]
+    """Name of a tensor -> name in the buckets of the one that it shares its memory with."""
+
+    def seated(self, seat: str) -> "ReceiveRequest":
+        """The same weights for another request."""
+        return replace(self, seat=seat)
+
+
+Weights = LoadRequest | ReceiveRequest
 
 
 def dump(message: Any) -> bytes:
@@ -159,6 +289,31 @@ def read_sample(body: bytes) -> SampleRequest:
     )
 
 
+def read_score(body: bytes) -> ScoreRequest:
+    """Raises BadMessage."""
+    m = _fields(parse(body), ScoreRequest)
+    s = _fields(_typed(m["scoring"], dict, "scoring"), Scoring)
+    scoring = Scoring(
+        temperature=_number(s["temperature"], "scoring.temperature"),
+        forbidden_ids=_ids(s["forbidden_ids"], "scoring.forbidden_ids"),
+        vocab_size=_whole(s["vocab_size"], "scoring.vocab_size"),
+        top_k=_whole(s["top_k"], "scoring.top_k"),
+    )
+    responses = []
+    for given in _typed(m["responses"], list, "responses"):
+        spans = [_ids(span, "responses") for span in _typed(given, list, "responses")]
+        if wrong := [span for span in spans if len(span) != 2]:
+            raise BadMessage(f'"responses" holds {str(wrong[0])[:100]}: a response is the first token and one behind the last')
+        responses.append(tuple((begin, end) for begin, end in spans))
+    return ScoreRequest(
+        version=None if m["version"] is None else _typed(m["version"], str, "version"),
+        deadline=_number(m["deadline"], "deadline"),
+        scoring=scoring,
+        rows=tuple(_ids(r, "rows") for r in _typed(m["rows"], list, "rows")),
+        responses=tuple(responses),
+    )
+
+
 def read_load(body: bytes) -> LoadRequest:
     """Raises BadMessage."""
     m = _fields(parse(body), LoadRequest)
@@ -166,9 +321,31 @@ def read_load(body: bytes) -> LoadRequest:
     for given in _typed(m["files"], list, "files"):
         f = _fields(_typed(given, dict, "files"), WeightsFile)
         files.append(WeightsFile(_typed(f["path"], str, "files.path"), _typed(f["sha256"], str, "files.sha256")))
-    tied = _typed(m["tied"], dict, "tied")
-    return LoadRequest(
-        _typed(m["version"], str, "version"), tuple(files), {n: _typed(other, str, "tied") for n, other in tied.items()}
+    return LoadRequest(_typed(m["version"], str, "version"), tuple(files), _names(m["tied"], "tied"))
+
+
+def read_receive(body: bytes) -> ReceiveRequest:
+    """Raises BadMessage."""
+    m = _fields(parse(body), ReceiveRequest)
+    buckets = []
+    for given in _typed(m["buckets"], list, "buckets"):
+        b = _fields(_typed(given, dict, "buckets"), Bucket)
+        places = []
+        for described in _typed(b["tensors"], list, "buckets.tensors"):
+            t = _fields(_typed(described, dict, "buckets.tensors"), Place)
+            name, dtype = (_typed(t[key], str, f"buckets.tensors.{key}") for key in ("name", "dtype"))
+            shape = _ids(t["shape"], "buckets.tensors.shape")
+            places.append(Place(name, dtype, shape, _whole(t["begin"], "buckets.tensors.begin")))
+        size, checksum = (_whole(b[key], f"buckets.{key}") for key in ("size", "checksum"))
+        buckets.append(Bucket(size, checksum, tuple(places)))
+    return ReceiveRequest(
+        version=_typed(m["version"], str, "version"),
+        host=_typed(m["host"], str, "host"),
+        port=_whole(m["port"], "port"),
+        seat=_typed(m["seat"], str, "seat"),
+        deadline=_number(m["deadline"], "deadline"),
+        buckets=tuple(buckets),
+        tied=_names(m["tied"], "tied"),
     )
 
 
@@ -216,6 +393,56 @@ def read_completions(body: bytes, request: SampleRequest) -> list[Completion]:
     return out
 
 
+def write_scores(version: str | None, scores: Sequence[Scores]) -> dict[str, Any]:
+    """The answer to a `ScoreRequest`."""
+    told = [{name: values.tolist() for name, values in vars(s).items()} for s in scores]
+    return {"protocol": PROTOCOL, "version": version, "scores": told}
+
+
+def read_scores(body: bytes, request: ScoreRequest) -> list[Scores]:
+    """Scores of an answer that keeps what the request asked for: its version, a log-probability for each scored token, as many
+    different tokens of the vocabulary as were asked for with no more than all of the mass, the likeliest first.
+
+    Raises:
+        BadMessage: it does not.
+    """
+    m = parse(body)
+    if m.get("version", "") != request.version:
+        raise BadMessage(f'"version" is {m.get("version")!r}, {request.version!r} was asked for')
+    given = _typed(m.get("scores"), list, "scores")
+    if len(given) != len(request.rows):
+        raise BadMessage(f"scores of {len(given)} rows for {len(request.rows)}")
+    k, out = request.scoring.top_k, []
+    for entry, n in zip(given, request.counts(), strict=True):
+        s = _fields(_typed(entry, dict, "scores"), Scores)
+        logp = _tensor(s["logp"], "logp", torch.float64, n)
+        ids, top = _tensor(s["top_ids"], "top_ids", torch.int64, n, k), _tensor(s["top_logp"], "top_logp", torch.float64, n, k)
+        if not (logp.isfinite().all() and top.isfinite().all() and logp.le(ROUNDING).all() and top.le(ROUNDING).all()):
+            raise BadMessage("a row with a log-probability that is not in (-inf, 0]")
+        ordered = ids.sort(1).values
+        if k and not (ordered.ge(0).all() and ordered.lt(request.scoring.vocab_size).all() and ordered.diff().gt(0).all()):
+            raise BadMessage(f'"top_ids" with a token twice, or one that is none of {request.scoring.vocab_size}')
+        if k and not (top.diff().le(0).all() and top.exp().sum(1).le(1 + 1e-3).all()):
+            raise BadMessage('"top_logp" that rises, or with more than all of the mass')
+        out.append(Scores(logp.float(), ids, top.float()))
+    return out
+
+
+def _tensor(value: Any, name: str, dtype: torch.dtype, *shape: int) -> Tensor:
+    """Numbers as a tensor of exactly this shape; whole numbers stay whole."""
+    if value == [] and 0 in shape:
+        return torch.zeros(shape, dtype=dtype)
+    try:
+        found = torch.tensor(_typed(value, list, name), dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadMessage(f'"{name}" is no table of numbers ({str(error)[:100]})') from None
+    if found.shape != shape:
+        raise BadMessage(f'"{name}" of shape {list(found.shape)} where {list(shape)} is wanted')
+    if dtype == torch.int64 and not (found == found.trunc()).all():
+        raise BadMessage(f'"{name}" holds numbers that are not whole')
+    return found.to(dtype)
+
+
 def _fields(message: dict[str, Any], cls: type) -> dict[str, Any]:
     wanted = {f.name for f in fields(cls)}
     for word, names in (("lacks", wanted - set(message)), ("has unknown", set(message) - wanted)):
@@ -240,6 +467,10 @@ def _number(value: Any, name: str) -> float:
     if type(value) not in (int, float):
         raise BadMessage(f'"{name}" is {str(value)[:100]!r}: a number is wanted')
     return float(value)
+
+
+def _names(value: Any, name: str) -> dict[str, str]:
+    return {key: _typed(other, str, name) for key, other in _typed(value, dict, name).items()}
 
 
 def _ids(value: Any, name: str) -> tuple[int, ...]:

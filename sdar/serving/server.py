@@ -7,20 +7,40 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
+from sdar.serving.collective import Interrupted, receive
 from sdar.serving.engine import Abandoned, Engine
 from sdar.serving.loop import EngineLoop, Stale
-from sdar.serving.protocol import PROTOCOL, BadMessage, parse, read_load, read_sample, write_completions
+from sdar.serving.protocol import (
+    PROTOCOL,
+    BadMessage,
+    parse,
+    read_load,
+    read_receive,
+    read_sample,
+    read_score,
+    write_completions,
+    write_scores,
+)
 from sdar.serving.weights import read_weights
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-STATUS = {BadMessage: 400, ContextOverflowError: 400, Stale: 409, PolicyError: 422, EngineFault: 503, Abandoned: 504}
+STATUS = {
+    BadMessage: 400,
+    ContextOverflowError: 400,
+    Stale: 409,
+    PolicyError: 422,
+    Interrupted: 424,
+    EngineFault: 503,
+    Abandoned: 504,
+}
 """How a failure is told; any other is 500."""
 
 
 def make_app(engine: Engine, max_request_bytes: int = 2**30) -> "web.Application":
-    """The aiohttp application: ``POST /sample``, ``POST /load``, ``POST /forget``, ``GET /health``."""
+    """The aiohttp application: ``POST /sample``, ``POST /score``, ``POST /load``, ``POST /receive``,
+    ``POST /forget``, ``GET /health``, ``GET /tokens``."""
     try:
         from aiohttp import web
     except ModuleNotFoundError:
@@ -57,9 +77,24 @@ def make_app(engine: Engine, max_request_bytes: int = 2**30) -> "web.Application
         counts["tokens"] += sum(len(c.ids) for c in completions)
         return write_completions(asked.version, completions)
 
+    async def score(body: bytes) -> dict[str, Any]:
+        asked = await asyncio.to_thread(read_score, body)
+        scores = await asyncio.wrap_future(loop.score(asked))
+        counts["scored_rows"] += len(scores)
+        counts["scored_tokens"] += sum(asked.counts())
+        return await asyncio.to_thread(write_scores, asked.version, scores)
+
+    async def tokens(_: bytes) -> dict[str, Any]:
+        return {"protocol": PROTOCOL, "tokens": await asyncio.to_thread(engine.tokens)}
+
     async def load(body: bytes) -> dict[str, Any]:
         asked = read_load(body)
         await asyncio.wrap_future(loop.load(asked.version, lambda: read_weights(asked)))
+        return {"protocol": PROTOCOL, "version": asked.version}
+
+    async def come(body: bytes) -> dict[str, Any]:
+        asked = await asyncio.to_thread(read_receive, body)
+        await asyncio.wrap_future(loop.load(asked.version, lambda: receive(asked, engine.device)))
         return {"protocol": PROTOCOL, "version": asked.version}
 
     async def forget(body: bytes) -> dict[str, Any]:
@@ -75,6 +110,7 @@ def make_app(engine: Engine, max_request_bytes: int = 2**30) -> "web.Application
             "engine": type(engine).__name__,
             "instance": instance,
             "version": engine.version,
+            "scores": engine.scores,
             "vocab_size": engine.vocab_size,
             "context": engine.context,
             "counts": {**counts, **loop.counts, **engine.counts},
@@ -87,16 +123,18 @@ def make_app(engine: Engine, max_request_bytes: int = 2**30) -> "web.Application
 
     app = web.Application(client_max_size=max_request_bytes)
     app.cleanup_ctx.append(life)
-    app.add_routes([web.post(f"/{name}", handler(f)) for name, f in (("sample", sample), ("load", load), ("forget", forget))])
-    app.add_routes([web.get("/health", handler(health))])
+    posts = (("sample", sample), ("score", score), ("load", load), ("receive", come), ("forget", forget))
+    app.add_routes([web.post(f"/{name}", handler(f)) for name, f in posts])
+    app.add_routes([web.get(f"/{name}", handler(f)) for name, f in (("health", health), ("tokens", tokens))])
     return app
 
 
 def serve_policy(engine: Engine, host: str = "127.0.0.1", port: int = 8000, max_request_mb: float = 1024.0) -> None:
-    """Sample for training runs by HTTP until interrupted: what ServerSampler talks to. docs/serving.md describes the messages.
+    """Sample or score for training runs by HTTP until interrupted: what ServerSampler and ServedTeacher talk to. docs/serving.md
+    describes the messages.
 
     Args:
-        engine: What samples. Its model is loaded before the port opens.
+        engine: What samples or scores. Its model is loaded before the port opens.
         host: Address to listen at; 0.0.0.0 for other machines, too: there is no password, and whoever can reach it can tell it to
             read weights from any file.
         port: Port to listen at.

@@ -11,22 +11,27 @@ from sdar.errors import ConfigError
 from sdar.paths import resolve
 from sdar.registry import register
 from sdar.samplers.torch_sampler import TorchSampler
-from sdar.serving.engine import Abandoned, Engine, Outcome, longest_context
-from sdar.serving.protocol import SampleRequest, Sampling
+from sdar.scoring import Scorer
+from sdar.serving.engine import INCOMPLETE, Abandoned, Engine, Outcome, longest_context
+from sdar.serving.protocol import SampleRequest, Sampling, ScoreRequest
+from sdar.serving.rows import score_rows
 from sdar.serving.weights import complete
 
 
 @register("torch")
 class TorchEngine(Engine):
-    """A transformers model that `TorchSampler` samples from, one request after the other.
+    """A transformers model that `TorchSampler` samples from and `Scorer` reads rows with, one request after the other.
 
     Args:
         model: Directory or hub id of the model.
         dtype: Type of the weights in memory; auto: that of the model's settings.
         context: Longest prompt and response together, in tokens; null: what the model knows.
         batch_size: Most prompts in one forward pass.
+        score_tokens: Most tokens (padding included) in one forward pass over rows that are scored.
         device: Where it runs; auto: the first CUDA device if there is one.
     """
+
+    scores = True
 
     def __init__(
         self,
@@ -34,53 +39,73 @@ class TorchEngine(Engine):
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         context: int | None = None,
         batch_size: int = 256,
+        score_tokens: int = 16384,
         device: str = "auto",
     ):
         super().__init__()
         if batch_size < 1:
             raise ConfigError(f"engine.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
+        if score_tokens < 1:
+            raise ConfigError(f"engine.score_tokens is {score_tokens}: a forward pass needs at least 1 token.")
         if context is not None and context < 2:
             raise ConfigError(f"engine.context is {context}: a prompt and a response need at least 2 tokens.")
         self.model, self.dtype, self.batch_size = str(resolve(model)), dtype, batch_size
+        self.score_tokens = score_tokens
         self.device = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
         self._asked_context = context
-        self._waiting: deque[tuple[int, SampleRequest, Callable[[], bool]]] = deque()
+        self._waiting: deque[tuple[int, Callable[[], Outcome], Callable[[], bool]]] = deque()
         self._kept: dict[str, tuple[int, Sampling, TorchSampler]] = {}
         self._wanted: Callable[[], bool] = lambda: True
+        self._checked = False
 
     def open(self) -> None:
         self.network: nn.Module = AutoModelForCausalLM.from_pretrained(self.model, dtype=self.dtype, use_safetensors=True)
         self.network.to(self.device).requires_grad_(False).eval()
-        self.network.register_forward_pre_hook(self._check_wanted)
+        self.network.base_model.register_forward_pre_hook(self._check_wanted)
         config = self.network.config.get_text_config()
         self.context = longest_context(self._asked_context, config.max_position_embeddings)
         self.vocab_size = self.network.get_output_embeddings().weight.shape[0]
 
     def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
         self._kept.clear()
-        self.version = None  # until all of them are there
+        self.version = version + INCOMPLETE
         own = self.network.state_dict()
         for name, tensor in complete(version, weights, self.network):
             own[name].copy_(tensor)
         self.version = version
 
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
-        self._waiting.append((number, request, wanted))
+        self._waiting.append((number, lambda: self._sampled(request), wanted))
+
+    def admit_scoring(self, number: int, request: ScoreRequest, wanted: Callable[[], bool]) -> None:
+        self._waiting.append((number, lambda: self._scored(request), wanted))
 
     def step(self) -> list[tuple[int, Outcome]]:
         if not self._waiting:
             return []
-        number, request, self._wanted = self._waiting.popleft()
+        number, work, self._wanted = self._waiting.popleft()
         try:
-            return [(number, self._sampler(request).sample(self.network, request.prompts, request.draws))]
-        except Exception as error:  # the server goes on; a cache that was left in the middle is of no use
-            self.forget(request.client)
+            return [(number, work())]
+        except Exception as error:  # the server goes on
             return [(number, error)]
         finally:
             self._wanted = lambda: True
 
     def forget(self, client: str) -> None:
         self._kept.pop(client, None)
+
+    def _sampled(self, request: SampleRequest) -> Outcome:
+        try:
+            return self._sampler(request).sample(self.network, request.prompts, request.draws)
+        except Exception:
+            self.forget(request.client)  # a cache that was left in the middle is of no use
+            raise
+
+    def _scored(self, request: ScoreRequest) -> Outcome:
+        if not self._checked:
+            Scorer(1.0, (), self.vocab_size).check(self.network)
+            self._checked = True
+        return score_rows(self.network, request, self.score_tokens)
 
     def _sampler(self, request: SampleRequest) -> TorchSampler:
         rollout, sampling, sampler = self._kept.get(request.client, (None, None, None))

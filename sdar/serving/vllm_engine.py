@@ -8,21 +8,21 @@ table). Of the versions in `RANGE`, 0.32.0 was run, on a CPU; of 0.33.0 the sour
 
 import importlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, ContextOverflowError
 from sdar.parts import Completion
 from sdar.paths import resolve
 from sdar.registry import register
-from sdar.serving.engine import Abandoned, Engine, Outcome, longest_context
-from sdar.serving.protocol import SampleRequest
+from sdar.serving.engine import INCOMPLETE, Abandoned, Engine, Outcome, longest_context
+from sdar.serving.protocol import SampleRequest, ScoreRequest
 from sdar.serving.weights import complete
 
 RANGE = ((0, 32), (0, 34))
@@ -42,7 +42,7 @@ DEFAULTS = {
 
 @register("vllm")
 class VLLMEngine(Engine):
-    """vLLM, on one accelerator (or the CPU build).
+    """vLLM, on one accelerator (or the CPU build). Rows are scored with one token of the context to spare.
 
     Args:
         model: Directory or hub id of the model.
@@ -52,6 +52,8 @@ class VLLMEngine(Engine):
         eager: Do without compilation and CUDA graphs: starts faster, samples slower.
         options: Further arguments of ``vllm.LLM``, e.g. ``{max_num_seqs: 512}``.
     """
+
+    scores = True
 
     def __init__(
         self,
@@ -85,6 +87,8 @@ class VLLMEngine(Engine):
             )
         self._asked_context = context
         self._jobs: dict[int, _Job] = {}
+        self._unscored: deque[tuple[int, ScoreRequest, Callable[[], bool]]] = deque()
+        self._scoring: set[int] = set()
         self._asleep: set[str] = set()
 
     def _arguments(self, context: int) -> dict[str, Any]:
@@ -96,6 +100,7 @@ class VLLMEngine(Engine):
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "logprobs_mode": "processed_logits",
+            "max_logprobs": -1,  # as many as a teacher is asked for
             "logits_processors": ["sdar.serving.vllm_processor:DrawProcessor"],
             "enable_prefix_caching": True,
             "disable_log_stats": True,
@@ -113,6 +118,7 @@ class VLLMEngine(Engine):
             self._shapes = AutoModelForCausalLM.from_config(config)
         self.vocab_size = config.vocab_size
         cuda = torch.cuda.is_available()
+        self.device = "cuda" if cuda else "cpu"
         if self.memory is not None and not cuda:
             raise ConfigError(
                 f"engine.memory is {self.memory}, and there is no accelerator whose memory it is a share of: on a CPU the environment's "
@@ -127,10 +133,12 @@ class VLLMEngine(Engine):
             self.llm = vllm.LLM(**{k: v for k, v in arguments.items() if v is not None}, **self.options)
         self._params, self._tokens_input = vllm.SamplingParams, importlib.import_module("vllm.inputs").tokens_input
         self._processor = importlib.import_module("sdar.serving.vllm_processor")
+        self._scorer = importlib.import_module("sdar.serving.vllm_scorer")
+        [self._prompt_scores] = self.llm.collective_rpc(self._scorer.install)
 
     def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
         self._wake("weights")
-        self.version = None  # until all of them are there
+        self.version = version + INCOMPLETE
         failures: list[Exception] = []
         stream = self._to_the_end(complete(version, weights, self._shapes), failures)
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": stream})
@@ -155,7 +163,7 @@ class VLLMEngine(Engine):
 
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
         self._wake("weights", "kv_cache")
-        self._jobs[number] = _Job(request, wanted, [None] * len(request.prompts))
+        self._jobs[number] = _Job(lambda i, output: self._completion(request, output.outputs[0]), wanted, len(request.prompts))
         for i, (prompt, draw) in enumerate(zip(request.prompts, request.draws, strict=True)):
             params = self._params(
                 temperature=0.0,  # the processor draws, and leaves one choice
@@ -171,13 +179,51 @@ class VLLMEngine(Engine):
             prompt_input = self._tokens_input(list(prompt), cache_salt=self.version)
             self.llm.llm_engine.add_request(f"{number}/{i}", prompt_input, params)
 
+    def admit_scoring(self, number: int, request: ScoreRequest, wanted: Callable[[], bool]) -> None:
+        if (longest := max(map(len, request.rows), default=0)) >= self.context:
+            raise ContextOverflowError(
+                f"a row has {longest} tokens, and the engine's context is {self.context}: vLLM reads one less than that, as it adds a "
+                "token. Start the engine with a longer one."
+            )
+        self._unscored.append((number, request, wanted))
+
+    def _score_next(self) -> None:
+        """Begin with the next requests for scores that have the density of those under way."""
+        self._scoring.intersection_update(self._jobs)
+        while self._unscored:
+            number, request, wanted = self._unscored[0]
+            scoring = request.scoring
+            if self._scoring and self._prompt_scores.scoring != scoring:
+                return
+            self._unscored.popleft()
+            self._wake("weights", "kv_cache")
+            self._scoring.add(number)
+            self._prompt_scores.scoring = scoring
+            self._jobs[number] = _Job(
+                lambda i, output, r=request: self._scorer.scores_of(output.prompt_logprobs, r.responses[i], r.scoring.top_k),
+                wanted,
+                len(request.rows),
+            )
+            params = self._params(
+                temperature=0.0,
+                max_tokens=1,
+                ignore_eos=True,
+                prompt_logprobs=self._scorer.LEAST + scoring.top_k,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=self._final_only(),
+            )
+            for i, row in enumerate(request.rows):
+                self.llm.llm_engine.add_request(f"{number}/{i}", self._tokens_input(list(row)), params)
+
     def step(self) -> list[tuple[int, Outcome]]:
         finished: list[tuple[int, Outcome]] = []
+        self._score_next()
         for number, job in list(self._jobs.items()):
             if not job.wanted():
                 self._drop(number)
                 finished.append((number, Abandoned()))
-            elif not job.completions:  # there was nothing to do
+            elif not job.answers:  # there was nothing to do
                 del self._jobs[number]
                 finished.append((number, []))
         if not self.llm.llm_engine.has_unfinished_requests():
@@ -187,6 +233,7 @@ class VLLMEngine(Engine):
         except Exception:
             for number in list(self._jobs):
                 self._drop(number)
+            self._unscored.clear()  # they are said to have failed, too
             raise
         for output in outputs:
             number, i = map(int, output.request_id.split("/"))
@@ -196,14 +243,14 @@ class VLLMEngine(Engine):
             self.counts["prompt_tokens"] += len(output.prompt_token_ids)
             self.counts["cached_prompt_tokens"] += output.num_cached_tokens or 0
             try:
-                job.completions[i] = self._completion(job.request, output.outputs[0])
+                job.answers[i] = job.read(i, output)
             except Exception as error:
                 self._drop(number)
                 finished.append((number, error))
                 continue
-            if None not in job.completions:
+            if None not in job.answers:
                 del self._jobs[number]
-                finished.append((number, job.completions))
+                finished.append((number, job.answers))
         return finished
 
     def _completion(self, request: SampleRequest, output: Any) -> Completion:
@@ -218,7 +265,7 @@ class VLLMEngine(Engine):
 
     def _drop(self, number: int) -> None:
         job = self._jobs.pop(number)
-        self.llm.llm_engine.abort_request([f"{number}/{i}" for i, c in enumerate(job.completions) if c is None])
+        self.llm.llm_engine.abort_request([f"{number}/{i}" for i, a in enumerate(job.answers) if a is None])
 
     def forget(self, client: str) -> None:
         """Prefixes are cached by their tokens, for whoever comes; the oldest give way."""
@@ -257,11 +304,12 @@ def as_torchrun_does() -> Iterator[None]:
             del os.environ[name]
 
 
-@dataclass
 class _Job:
-    request: SampleRequest
-    wanted: Callable[[], bool]
-    completions: list[Completion | None] = field(default_factory=list)
+    """A request under way: how one of its answers is read off vLLM's, and those that are there."""
+
+    def __init__(self, read: Callable[[int, Any], Any], wanted: Callable[[], bool], number: int):
+        self.read, self.wanted = read, wanted
+        self.answers: list[Any] = [None] * number
 
 
 def import_vllm() -> Any:

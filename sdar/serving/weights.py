@@ -8,8 +8,10 @@ import hashlib
 import os
 import re
 import shutil
+import socket
+import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +24,55 @@ from sdar.serving.protocol import LoadRequest, WeightsFile
 
 FILE_BYTES = 2**30
 """A file is closed when it has grown to this: what is held in memory while writing."""
+
+
+class FileTransport:
+    """Weights in a folder of the run's own, below one that trainer and servers can all read.
+
+    Args:
+        root: That one; by default shared memory.
+    """
+
+    def __init__(self, root: str | None):
+        shared = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+        self.root = shared / "sdar" if root is None else Path(root).expanduser().absolute()
+        self._folder: Path | None = None
+
+    def hold(self, run: str, version: str, weights: Iterable[tuple[str, Tensor]]) -> LoadRequest:
+        """Write them; the message tells a server where.
+
+        Raises:
+            EngineFault: there is no room.
+        """
+        if self._folder is None:
+            remove_orphans(self.root)
+            self._folder = self.root / run
+            weakref.finalize(self, shutil.rmtree, self._folder, True)
+        try:
+            return write_weights(self._folder, f"{run}.{version}", weights)
+        except OSError as failure:
+            raise EngineFault(
+                f"the weights of {version} could not be written to {self._folder}: {failure}. Free some space there, or give "
+                "sampler.weights_folder another place."
+            ) from None
+
+    def settle(self, version: str) -> None:
+        """All servers that answer have them: earlier ones are of no more use."""
+        if self._folder is not None:
+            forget_others(self._folder, version)
+
+    def close(self) -> None:
+        """Nothing is left."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def remove_orphans(root: Path) -> None:
+    """Remove the weights of runs on this machine whose process is gone: they were killed."""
+    for folder in root.glob(f"{socket.gethostname()}.*.*") if root.is_dir() else ():
+        pid = folder.name.removeprefix(f"{socket.gethostname()}.").partition(".")[0]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_weights(
@@ -37,7 +88,6 @@ def write_weights(
     part.mkdir(parents=True)
     names: list[str] = []
     tied: dict[str, str] = {}
-    seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
     held: dict[str, Tensor] = {}
 
     def close() -> None:
@@ -45,16 +95,8 @@ def write_weights(
         save_file(held, part / names[-1])
         held.clear()
 
-    for name, tensor in weights:
-        earlier, its = seen.get(tensor.data_ptr(), ("", None))
-        before = (
-            its() if its is not None else None
-        )  # what is gone, or lies elsewhere by now, left its memory to another tensor
-        if before is not None and _same_memory(before, tensor):
-            tied[name] = earlier
-            continue
-        seen[tensor.data_ptr()] = (name, weakref.ref(tensor))
-        held[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    for name, copied in host_copies(weights, tied):
+        held[name] = copied
         if sum(t.nbytes for t in held.values()) >= file_bytes:
             close()
     if held:
@@ -64,6 +106,36 @@ def write_weights(
     shutil.rmtree(place, ignore_errors=True)
     os.replace(part, place)
     return LoadRequest(version, tuple(WeightsFile(str(place / n), d) for n, d in zip(names, digests, strict=True)), tied)
+
+
+def host_copies(weights: Iterable[tuple[str, Tensor]], tied: dict[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """Copies of those that share no memory with an earlier one. The others are noted in `tied`: name -> name of the earlier one."""
+    seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
+    for name, tensor in weights:
+        earlier, its = seen.get(tensor.data_ptr(), ("", None))
+        before = (
+            its() if its is not None else None
+        )  # what is gone, or lies elsewhere by now, left its memory to another tensor
+        if before is not None and _same_memory(before, tensor):
+            tied[name] = earlier
+            continue
+        seen[tensor.data_ptr()] = (name, weakref.ref(tensor))
+        yield name, tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def with_twins(version: str, weights: Iterable[tuple[str, Tensor]], tied: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
+    """The other way round: those in `tied` follow the ones whose memory they share.
+
+    Raises:
+        EngineFault: one of those is missing.
+    """
+    twins: dict[str, list[str]] = {}
+    for name, original in tied.items():
+        twins.setdefault(original, []).append(name)
+    for name, tensor in weights:
+        yield from ((n, tensor) for n in (name, *twins.pop(name, [])))
+    if twins:
+        raise EngineFault(f"the weights of {version} lack {', '.join(sorted(twins))}, which others are tied to.")
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:
@@ -95,19 +167,17 @@ def read_weights(request: LoadRequest) -> Iterator[tuple[str, Tensor]]:
                     f"{file.path} has the digest {found[:12]}..., the message says {file.sha256[:12]}...: it is not what the trainer "
                     f"wrote as {request.version}. It is pushed again at the next attempt."
                 )
-    twins: dict[str, list[str]] = {}
-    for name, original in request.tied.items():
-        twins.setdefault(original, []).append(name)
-    try:
-        for path in paths:
+    yield from with_twins(request.version, _tensors(request.version, paths), request.tied)
+
+
+def _tensors(version: str, paths: Iterable[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in paths:
+        try:
             with safe_open(path, "pt") as file:
                 for name in file.keys():  # noqa: SIM118  # no mapping
-                    tensor = file.get_tensor(name)
-                    yield from ((n, tensor) for n in (name, *twins.pop(name, [])))
-    except SafetensorError as error:
-        raise EngineFault(f"the weights of {request.version} cannot be read from {path}: {error}.") from error
-    if twins:
-        raise EngineFault(f"the weights of {request.version} lack {', '.join(sorted(twins))}, which others are tied to.")
+                    yield name, file.get_tensor(name)
+        except SafetensorError as error:
+            raise EngineFault(f"the weights of {version} cannot be read from {path}: {error}.") from error
 
 
 def forget_others(folder: Path, version: str) -> None:

@@ -1,18 +1,23 @@
 """Whose weights the teacher has."""
 
 import copy
-from typing import Literal
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from sdar.distributed.sharding import shards
+from sdar.distributed.sharding import held
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
 from sdar.parts import Policy, Teacher
 from sdar.registry import did_you_mean, register
 from sdar.types import Task
+
+if TYPE_CHECKING:
+    from sdar.scoring import Elsewhere
 
 
 @register("live")
@@ -50,10 +55,19 @@ class FollowingTeacher(Teacher):
 
     @torch.no_grad()
     def follow(self, live: nn.Module, rate: float) -> None:
-        """copy <- (1 - rate) copy + rate live, in at least float32; each rank moves what it holds."""
+        """copy <- (1 - rate) copy + rate live; each rank moves what it holds.
+
+        The average is in float32. Where a strategy keeps the copy narrower (DeepSpeed under bf16-mixed), the average lies beside it
+        as ``parameter.average``: moves are smaller than the copy's rounding.
+        """
         for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
-            for kept, shown in zip(shards(own), shards(its), strict=True):
-                kept.copy_(widen(kept).lerp(widen(shown), rate))
+            kept, shown = held(own), widen(held(its))
+            if rate < 1 and torch.finfo(kept.dtype).bits < 32:
+                before = getattr(own, "average", kept)
+                own.average = before.to(kept.device, torch.float32).lerp(shown, rate)
+                kept.copy_(own.average)
+            else:
+                kept.copy_(widen(kept).lerp(shown, rate))
         for own, its in zip(self.copy.buffers(), live.buffers(), strict=True):
             own.copy_(its)
 
@@ -63,8 +77,7 @@ class EMATeacher(FollowingTeacher):
     """An exponential moving average of the student (SDPO, arXiv 2601.20802: rate 0.05).
 
     Args:
-        rate: Share of the student in each move; 1 is the student itself, 0.001 is a decay of 0.999. With a teacher in bfloat16,
-            moves smaller than its rounding are lost: keep the policy in float32.
+        rate: Share of the student in each move; 1 is the student itself, 0.001 is a decay of 0.999.
         per: When it moves: after every optimizer ``step``, or once an ``iteration``, after all of them (SDPO's code).
     """
 
@@ -153,6 +166,7 @@ class RoutedTeacher(Teacher):
         self.routes = dict(routes)
         self.default = default
         self.needs_initial = any(t.needs_initial for t in self._all())
+        self.elsewhere = any(t.elsewhere for t in self._all())
 
     def _all(self) -> list[Teacher]:
         """Each teacher once, though several families may share it."""
@@ -175,8 +189,14 @@ class RoutedTeacher(Teacher):
             )
         return teacher
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> "nn.Module | Elsewhere":
         return self.of(task).model(live, initial, task)
+
+    def metrics(self) -> dict[str, float]:
+        counted: Counter[str] = Counter()
+        for teacher in self._all():
+            counted.update(teacher.metrics())
+        return dict(counted)
 
     def context(self, task: Task) -> int | None:
         return self.of(task).context(task)
@@ -204,7 +224,11 @@ def check_same_tokens(
     Raises:
         PolicyError: names both, and the first token that differs.
     """
-    own, its = tokenizer.get_vocab(), teacher.get_vocab()
+    check_same_vocabulary(tokenizer.get_vocab(), name, teacher.get_vocab(), teacher_name)
+
+
+def check_same_vocabulary(own: Mapping[str, int], name: str, its: Mapping[str, int], teacher_name: str) -> None:
+    """`check_same_tokens` of what tokenizers know: token -> id."""
     differ = sorted((i, token) for token, i in own.items() if its.get(token) != i)
     if differ:
         number, token = differ[0]

@@ -20,7 +20,7 @@ from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyEr
 from sdar.parts import Draw
 from sdar.rollout import LocalPool, Request, Rollout
 from sdar.samplers import ServerSampler, TorchSampler
-from sdar.samplers.server_sampler import remove_orphans
+from sdar.serving.weights import remove_orphans
 from sdar.teachers import SkillView
 
 

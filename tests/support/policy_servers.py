@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from sdar.serving.fleet import Replica, RequestFailed
 from sdar.serving.protocol import parse
 
@@ -22,6 +25,24 @@ serve_policy(TorchEngine(sys.argv[1], dtype="float32"), port=int(sys.argv[2]))
 """
 
 
+SLOW = """
+import pathlib, sys, time
+from sdar.serving import torch_engine
+whole = torch_engine.complete
+def slowly(version, weights, network):
+    flag = pathlib.Path(sys.argv[3])
+    for number, pair in enumerate(whole(version, weights, network)):
+        if flag.with_name("slow").exists():
+            if number == 5:
+                flag.touch()
+            time.sleep(0.2)
+        yield pair
+torch_engine.complete = slowly
+"""
+"""Before CODE, with a file as further argument: if a file `slow` is beside it, tensors take their time, and the file appears in the
+middle of them."""
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -31,13 +52,14 @@ def free_port() -> int:
 class PolicyServer:
     """A server process that can be killed, stopped and started again at the same address."""
 
-    def __init__(self, model: Path, code: str = CODE, python: str = sys.executable):
-        self.command, self.port = [python, "-c", code, str(model)], free_port()
+    def __init__(self, model: Path, code: str = CODE, python: str = sys.executable, *arguments: object):
+        self.port = free_port()
+        self.command = [python, "-c", code, str(model), str(self.port), *map(str, arguments)]
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen([*self.command, str(self.port)], stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
 
     def wait(self, seconds: float = 120) -> "PolicyServer":
         due = time.monotonic() + seconds
@@ -72,16 +94,16 @@ def policy_servers(model: Path, number: int, code: str = CODE):
 
 
 class Meddler:
-    """Hands requests on to a server, but for those to `/sample` that `faults` has something else for, in order."""
+    """Hands requests on to a server, but for those to `path` that `faults` has something else for, in order."""
 
-    def __init__(self, behind: str):
+    def __init__(self, behind: str, path: str = "/sample"):
         self.faults: list = []
         meddler, target = self, behind.removeprefix("http://")
 
         class Handler(BaseHTTPRequestHandler):
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if self.path == "/sample" and meddler.faults and (fault := meddler.faults.pop(0)) is not None:
+                if self.path == path and meddler.faults and (fault := meddler.faults.pop(0)) is not None:
                     fault(self, lambda: self.hand_on(body))
                     return
                 self.answer(*self.hand_on(body))
@@ -111,3 +133,16 @@ class Meddler:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+
+
+def sharp_policy(source: Path, folder: Path, seed: int) -> Path:
+    """The policy of a directory in another one, with weights so large that every token's probability depends on them."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() == 2:
+                weight.normal_(0, 0.2, generator=generator)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return folder

@@ -110,6 +110,18 @@ def test_it_samples_what_torch_samples_with_the_weights_that_were_pushed(sampler
         assert_same(sampler.sample(None, PROMPTS, DRAWS), in_process(chat, **options).sample(network, PROMPTS, DRAWS))
 
 
+def test_weights_that_are_broadcast_are_seen(server, sampler_of, chat, network_of, monkeypatch):
+    monkeypatch.setattr("sdar.serving.collective.BUCKET_BYTES", 2**20)  # several
+    sampler, loads = sampler_of(transport="collective"), server.health()["counts"].get("loads", 0)
+    for seed in (1, 2):
+        network = network_of(seed)
+        sampler.load(f"0@{seed}.0", network.state_dict().items())
+        assert len(sampler._fleet.weights.buckets) > 2
+        sampler.reset()
+        assert_same(sampler.sample(None, PROMPTS, DRAWS), in_process(chat).sample(network, PROMPTS, DRAWS))
+    assert server.health()["counts"]["loads"] == loads + 2
+
+
 def test_clients_are_served_together_each_by_its_own_settings(server, sampler_of, chat, network_of):
     network = network_of(1)
     options = [{"max_new_tokens": 60}, {"temperature": 0.5}, {"top_p": 0.7, "max_new_tokens": 30}]

@@ -1,0 +1,210 @@
+"""Weights over a collective, between processes of which some die in the middle."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from sdar.errors import EngineFault
+from sdar.serving import collective
+from sdar.serving.collective import Interrupted, Sender, choose_backend, meeting_address, receive
+from sdar.serving.fleet import Seats
+from sdar.serving.protocol import BadMessage, dump, read_receive
+
+RECEIVER = """
+import os, sys, time
+from sdar.serving.collective import receive
+from sdar.serving.protocol import read_receive
+total, began = 0.0, time.monotonic()
+try:
+    for i, (name, tensor) in enumerate(receive(read_receive(sys.stdin.buffer.read()), "cpu")):
+        total += float(tensor.double().sum())
+        print(name, flush=True)
+        time.sleep(float(sys.argv[1]))
+    print("all", total, flush=True)
+except Exception as error:
+    print(type(error).__name__, error, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture
+def small_buckets(monkeypatch):
+    monkeypatch.setattr(collective, "BUCKET_BYTES", 64)
+
+
+@pytest.fixture
+def sender():
+    sender = Sender("127.0.0.1", Seats(), 60.0)
+    yield sender
+    sender.close()
+
+
+def state(seed=0, size=5):
+    torch.manual_seed(seed)
+    head = torch.randn(7, 3)
+    return {
+        "embed": head,
+        "norm": torch.randn(3).bfloat16(),
+        "head": head,
+        **{f"w{i}": torch.randn(size, 4) for i in range(6)},
+    }
+
+
+def assert_equal(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert one[name].dtype == other[name].dtype and torch.equal(one[name], other[name])
+
+
+def all_of(request, seat):
+    return dict(receive(request.seated(seat), "cpu"))
+
+
+def test_all_who_are_expected_get_everything_in_one_round_and_a_latecomer_in_another(sender, small_buckets, caplog):
+    weights = state()
+    request = sender.hold("a@1", weights.items())
+    assert len(request.buckets) > 3 and request.tied == {"head": "embed"}
+    sender.seats.expected |= {"x", "y", "z"}
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(all_of, request, "x")
+        time.sleep(0.3)
+        assert not first.done()  # the others are missing
+        second = pool.submit(all_of, request, "y")
+        time.sleep(0.3)
+        assert not second.done()
+        sender.seats.expected.discard("z")  # its request failed
+        for got in (first, second):
+            assert_equal(got.result(30), weights)
+    assert sender._held.rounds == 1
+    sender.seats.expected.clear()
+    assert_equal(all_of(request, "restarted"), weights)
+    assert sender._held.rounds == 2 and not caplog.records
+
+
+def test_who_does_not_come_is_not_waited_for_for_ever():
+    sender = Sender("127.0.0.1", Seats(expected={"x", "never"}), 3.0)
+    try:
+        begun = time.monotonic()
+        assert_equal(all_of(sender.hold("a@1", state().items()), "x"), state())
+        assert time.monotonic() - begun >= 1.5
+    finally:
+        sender.close()
+
+
+def test_newer_weights_replace_the_old_ones_and_who_waits_for_those_is_told(sender):
+    sender.seats.expected |= {"x", "y"}
+    with ThreadPoolExecutor(1) as pool:
+        old = sender.hold("a@1", state(1).items())
+        waiting = pool.submit(all_of, old, "x")
+        time.sleep(0.3)
+        sender.seats.expected.clear()
+        sender.seats.expected.add("y")
+        new = sender.hold("a@2", state(2).items())
+        with pytest.raises(Interrupted, match="were not received to their end"):
+            waiting.result(30)
+    sender.seats.expected.clear()
+    assert_equal(all_of(new, "y"), state(2))
+
+
+def test_a_bucket_that_arrives_as_another_one_is_not_handed_on(sender, small_buckets):
+    request = sender.hold("a@1", state().items())
+    sender._held.flats[2][0] ^= 1
+    taken = []
+    with pytest.raises(EngineFault, match=r"bucket 2 of the weights of a@1 has the checksum -?\d+, the message says -?\d+"):
+        for name, _ in receive(request.seated("x"), "cpu"):
+            taken.append(name)
+    assert [name for name in taken if name != "head"] == [p.name for b in request.buckets[:2] for p in b.tensors]
+
+
+def test_a_run_that_ends_leaves_nobody_waiting():
+    sender = Sender("127.0.0.1", Seats(expected={"never"}), 60.0)
+    request = sender.hold("a@1", state().items())
+    threading.Timer(0.3, sender.close).start()
+    with pytest.raises(Interrupted, match="were not received to their end"):
+        all_of(request, "x")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
+def test_whoever_dies_in_the_middle_of_a_large_tensor_ends_the_round_for_the_others_soon(how, monkeypatch):
+    """Larger than any socket's buffer: gloo itself would tell the survivor nothing before the deadline."""
+    monkeypatch.setattr(collective, "BUCKET_BYTES", 1)
+    patience = 240.0 if how == signal.SIGKILL else 16.0
+    sender = Sender("127.0.0.1", Seats(), patience)
+    weights = {f"w{i}": torch.full((5_000_000,), float(i)) for i in range(8)}
+    request = sender.hold("a@1", weights.items())
+    sender.seats.expected |= {"x", "y"}
+    told = [dump(request.seated(seat)) for seat in "xy"]
+    receivers = [subprocess.Popen([sys.executable, "-c", RECEIVER, pause], stdin=-1, stdout=-1) for pause in ("0.3", "0")]
+    try:
+        for process, body in zip(receivers, told, strict=True):
+            process.stdin.write(body)
+            process.stdin.close()
+        struck, other = receivers
+        assert [struck.stdout.readline() for _ in range(2)] == [b"w0\n", b"w1\n"]
+        struck.send_signal(how)
+        struck_at = time.monotonic()
+        if how == signal.SIGKILL:
+            sender.seats.lost.add("x")  # as the request's connection tells
+        lines = other.stdout.read().decode().splitlines()
+        assert time.monotonic() - struck_at < 15
+        assert lines[-1].startswith("Interrupted "), lines
+        sender.seats.expected.clear()
+        sender.seats.lost.clear()
+        assert_equal(all_of(request, "y2"), weights)  # and it may come again at once
+    finally:
+        for process in receivers:
+            process.kill()
+            process.wait()
+        sender.close()
+
+
+def test_a_message_is_read_as_it_was_written_and_wrong_ones_are_refused(sender, small_buckets):
+    request = sender.hold("a@1", state().items()).seated("x")
+    assert read_receive(dump(request)) == request
+    message = json.loads(dump(request))
+    for change, words in (
+        ({"port": "80"}, "\"port\" is '80': a whole number is wanted"),
+        ({"tied": {"a": 1}}, "\"tied\" is '1': a str is wanted"),
+        ({"files": []}, "a ReceiveRequest has unknown files"),
+        ({"buckets": [{"size": 1, "checksum": 1}]}, "a Bucket lacks tensors"),
+        ({"buckets": [{"size": 1, "checksum": 1, "tensors": [{"name": "w"}]}]}, "a Place lacks begin, dtype, shape"),
+    ):
+        with pytest.raises(BadMessage, match=re.escape(words)):
+            read_receive(json.dumps(message | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("devices", "backend"),
+    [
+        (["cpu", "cpu"], "gloo"),
+        (["cuda A", "cpu"], "gloo"),
+        (["cuda A", "cuda B", "cuda C"], "nccl"),
+        (["cuda A", "cuda B", "cuda A"], "gloo"),  # two on one accelerator, which NCCL refuses
+    ],
+)
+def test_nccl_needs_an_accelerator_for_each_member(devices, backend):
+    assert choose_backend(devices) == backend
+
+
+def test_the_trainer_is_met_where_servers_reach_it():
+    assert meeting_address(["http://127.0.0.1:8000", "http://localhost:1"]) == "127.0.0.1"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two accelerators")
+def test_weights_travel_from_accelerator_to_accelerator(sender):
+    weights = {name: tensor.to("cuda:0") for name, tensor in state().items()}
+    weights["head"] = weights["embed"]
+    request = sender.hold("a@1", weights.items())
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(lambda: dict(receive(request.seated("x"), "cuda:1"))).result(120)
+    assert {tensor.device for tensor in got.values()} == {torch.device("cuda:1")}
+    assert_equal({n: t.cpu() for n, t in got.items()}, state())
