@@ -1,7 +1,10 @@
 """Checkpoints: what they hold beside weights and optimizer, when they are written, and that a kill never leaves half a file."""
 
+import hashlib
 import os
 import random
+from collections.abc import Collection, Mapping
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +13,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from sdar.errors import CheckpointError, ConfigError, PanelError
 
@@ -28,7 +32,9 @@ def put_state(module: "AgentModule", checkpoint: dict[str, Any]) -> None:
         "env_steps": module.env_steps,
         "seed": module.seed,
         "skipped": module.skipped,
+        "origin": module.origin,
         "panels": {p.name: p.hash for p in module.trainer.datamodule.panels()},
+        "averages": averages(module),
         "retriever": {} if module.retriever is None else module.retriever.state_dict(),
         "metrics": {k: float(v) for k, v in module.trainer.callback_metrics.items()},
         "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
@@ -49,6 +55,7 @@ def take_state(module: "AgentModule", checkpoint: dict[str, Any]) -> dict[str, A
                 f"panel {panel.name!r} has hash {panel.hash}, the checkpoint was made with {stored}: numbers before and after would "
                 "be about different tasks. Restore the data settings of the checkpoint's run, or start a new run from its policy."
             )
+    check_origin(state["origin"], module.origin)
     module.env_steps = state["env_steps"]
     module.iteration, module.seed, module.skipped = state["iteration"], state["seed"], state["skipped"]
     module.rollout.seed = module.validation.rollout.seed = module.seed
@@ -60,6 +67,9 @@ def take_state(module: "AgentModule", checkpoint: dict[str, Any]) -> dict[str, A
             f"the checkpoint was written by {then['world']} rank(s) with {then['strategy']}; {now['world']} with {now['strategy']} go "
             "on from it. Tasks, episodes and their random numbers stay the same; sums are rounded in another order."
         )
+    copies = dict(module.teacher_networks.named_parameters())
+    for name, average in state["averages"].items():
+        copies[name].average = module.sharding.part(copies[name], average) if "state_dict" in checkpoint else average
     if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
         ours, unsaved = module.state_dict(), module.unsaved()
         checkpoint["state_dict"] |= {name: ours[name] for name in unsaved}
@@ -71,10 +81,47 @@ def take_state(module: "AgentModule", checkpoint: dict[str, Any]) -> dict[str, A
     return state["rng"]
 
 
+def averages(module: "AgentModule") -> dict[str, Tensor]:
+    """What teachers know more exactly than their copies hold it: whole, or this rank's parts where the ranks write parts."""
+    parts = getattr(module.trainer.strategy, "sharded_checkpoint", False)
+    out = {}
+    for name, copy in module.teacher_networks.named_parameters():
+        if (average := getattr(copy, "average", None)) is not None:
+            average = average if parts else module.sharding.join(copy, average)
+            if parts or module.trainer.is_global_zero:
+                out[name] = average.cpu()
+    return out
+
+
+def fingerprint(weights: Mapping[str, Tensor], names: Collection[str]) -> str:
+    """Another one when a weight is another one; the same in every type that holds it as exactly as bfloat16 does."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        bits = weights[name].to(torch.bfloat16).view(torch.int16).sum(dtype=torch.int64)
+        digest.update(f"{name} {tuple(weights[name].shape)} {int(bits)} ".encode())
+    return digest.hexdigest()[:16]
+
+
+def check_origin(stored: str, here: str) -> None:
+    """Raise CheckpointError unless weights that no checkpoint holds are those of the checkpoint's run, by their fingerprints."""
+    if stored != here:
+        raise CheckpointError(
+            f"the weights that training started from have the fingerprint {here}, those of the checkpoint's run had {stored}: its "
+            "adapters or its reference stand on other weights. Restore model.policy of that run."
+        )
+
+
+def validation_follows(trainer: Trainer) -> bool:
+    """Does Lightning validate after the iteration that has just ended?"""
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+
+
 class RunCheckpoint(ModelCheckpoint):
     """Keeps one checkpoint, ``last.ckpt``, from which ``--ckpt_path last`` continues.
 
-    Lightning counts optimizer steps, of which an iteration may take several or none; this counts iterations.
+    Lightning counts optimizer steps, of which an iteration may take several or none; this counts iterations. An iteration that is
+    followed by a validation is kept when that is over: whoever goes on from it has seen both or repeats both. The checkpoint of an
+    earlier run in the same folder becomes ``earlier-1.ckpt``.
 
     Args:
         dirpath: Folder; by default ``<trainer.default_root_dir>/checkpoints``, whatever the logger's version is.
@@ -87,24 +134,49 @@ class RunCheckpoint(ModelCheckpoint):
                 f"checkpoint.every_n_iterations is {every_n_iterations}: use 1 or more, or switch checkpoints off with "
                 "--trainer.enable_checkpointing false."
             )
-        super().__init__(dirpath, save_last=True, save_top_k=0, every_n_train_steps=1)
+        super().__init__(dirpath, save_last=True, save_top_k=0, every_n_train_steps=1, enable_version_counter=False)
         self.every_n_iterations = every_n_iterations
+        self._due = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        last = Path(self.dirpath or ".", f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}")
+        if pl_module.iteration == 0 and trainer.is_global_zero and last.exists():
+            aside = next(p for n in count(1) if not (p := last.with_name(f"earlier-{n}.ckpt")).exists())
+            os.replace(last.resolve(), aside)  # a link leads to a folder
+            last.unlink(missing_ok=True)
+            rank_zero_info(f"{last} is of an earlier run: it is {aside} from now on.")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
-        ends = trainer.should_stop or 0 <= trainer.max_steps <= trainer.global_step
-        if ends or done % self.every_n_iterations == 0:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        ends = trainer.should_stop or pl_module.stops or 0 <= trainer.max_steps <= trainer.global_step
+        self._due = ends or done % self.every_n_iterations == 0
+        if not validation_follows(trainer):
+            self._keep(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._keep(trainer, pl_module)
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due:
+            super().on_train_batch_end(trainer, pl_module, None, None, 0)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the checkpoint and renames: whenever the process is killed, a complete file is there.
+    """Writes beside the checkpoint and renames: whenever the process is killed, a complete file is there. Ranks of a machine that read
+    it share its memory.
 
     Lightning's own writes to the system's temporary folder and moves, which copies, and is cut off by a kill, where that is
     another file system.
     """
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        if not os.path.isfile(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        return torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         if "://" in str(path):

@@ -2,10 +2,13 @@
 
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from sdar.corrections import NoCorrection
 from sdar.data import TaskModule
 from sdar.errors import ConfigError
 from sdar.registry import part_name
+from sdar.types import Payload
 
 if TYPE_CHECKING:
     from sdar.module import AgentModule
@@ -19,6 +22,12 @@ def check_settings(module: "AgentModule", data: TaskModule) -> None:
         SkillBankError: the skills are of another world.
     """
     _check_sampling(module)
+    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+        raise ConfigError(
+            "trainer.precision is 16-mixed: its gradients are multiplied by a loss scale, and would be clipped and judged with it. Use "
+            "bf16-mixed, or DeepSpeed (trainer.strategy deepspeed_stage_1), which takes the scale off itself."
+        )
+    _check_teacher(module)
     if module.retriever is not None and not module.view.uses_retrieval():
         raise ConfigError(
             f"model.retriever is set, but {part_name(module.view)} tells nothing that was retrieved: the skills would reach nobody. "
@@ -31,6 +40,44 @@ def check_settings(module: "AgentModule", data: TaskModule) -> None:
         )
     if module.retriever is not None and module.retriever.bank is not None:
         module.retriever.bank.check_world(data.env.task(task_id) for task_id in data.train_panel.task_ids[:256])
+
+
+def check_teacher_context(module: "AgentModule") -> None:
+    """Look at how long a row each task's teacher can read; it is known when the teacher was prepared.
+
+    Raises:
+        ConfigError: not even a response and one token before it.
+    """
+    data, longest = module.trainer.datamodule, module.sampler.max_new_tokens
+    tasks = {task.family: task for task in map(data.env.task, data.train_panel.task_ids[:256])}
+    contexts = {module.teacher.context(task) or module.context for task in tasks.values()}
+    if (least := min(contexts, default=module.context)) <= longest:
+        raise ConfigError(
+            f"the teacher's context is {least} tokens and sampler.max_new_tokens is {longest}: a response alone would fill it, and "
+            "nothing is cut. Use a teacher (or start its server) with a longer context, or shorter responses."
+        )
+    if least < module.context:
+        rank_zero_info(
+            f"the teacher can read {least} tokens, the policy {module.context}: a row that is longer ends the run. Give the teacher a "
+            "longer context if episodes may become that long."
+        )
+
+
+def _check_teacher(module: "AgentModule") -> None:
+    """Raise ConfigError where a teacher that is elsewhere is asked for more than it can tell."""
+    if module.teacher is None or not module.teacher.elsewhere:
+        return
+    if module.payload == Payload.FULL:
+        raise ConfigError(
+            f"{type(module).__name__} needs the teacher's whole distribution, and model.teacher is asked in other processes: a hidden "
+            "state for each token, and the head, would have to travel. Use an objective on the teacher's likeliest tokens (TopKReverseKL, "
+            "TopKJensenShannon) or on sampled ones, or a teacher in the process (ExternalTeacher)."
+        )
+    if module.teacher_acts:
+        raise ConfigError(
+            f"{type(module).__name__} has its teacher act in training, and model.teacher is asked in other processes, where it only "
+            "scores. Use a teacher in the process (ExternalTeacher), or another method."
+        )
 
 
 def _check_sampling(module: "AgentModule") -> None:

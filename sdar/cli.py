@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from jsonargparse import Namespace, auto_cli
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy, StrategyRegistry
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import sdar
 from sdar import registry
 from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.data import TaskModule
-from sdar.distributed import ReplicatedStrategy
+from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
 from sdar.parser import HelpFormatter, Parser, arguments, check_config_files, drop_logger, find_config_files
@@ -125,6 +125,7 @@ MEANINGLESS = (  # each is about something that a user of this command neither c
     r".*isinstance\(treespec, LeafSpec\).* is deprecated",
     r"`torch\.distributed\.\w+` is deprecated",  # DeepSpeed's calls
     r"`broadcast_buffers` is deprecated",
+    r"`gradient_checkpointing_enable` is deprecated",  # its new name is not in every version that fits
     r"It is recommended to use `self\.log\(.*sync_dist=True",  # every rank has the same number
 )
 
@@ -212,6 +213,16 @@ class IterationBar(TQDMProgressBar):
         return min(trainer.num_training_batches, done + math.ceil((trainer.max_steps - trainer.global_step) / updates))
 
 
+class SaveSettings(SaveConfigCallback):
+    """Writes a run's settings without what only its command was given: every other command reads them, too."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.config = self.config.clone()
+        for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
+            self.config.pop(key, None)
+        super().setup(trainer, pl_module, stage)
+
+
 class AgentCLI(LightningCLI):
     """LightningCLI with this project's defaults, and with errors told in one message."""
 
@@ -227,6 +238,7 @@ class AgentCLI(LightningCLI):
             trainer_class=AgentTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
+            save_config_callback=SaveSettings,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
             args=args,
@@ -284,7 +296,11 @@ class AgentCLI(LightningCLI):
                 raise ConfigError(
                     "trainer.gradient_clip_algorithm: gradients are clipped by norm. Set it to norm or leave it out."
                 )
-            self.model.max_grad_norm = float(given["gradient_clip_val"])
+            if (clip := float(given["gradient_clip_val"])) < 0:
+                raise ConfigError(
+                    f"trainer.gradient_clip_val is {clip}: gradients would be turned round. Give a norm, or 0 for no clipping."
+                )
+            self.model.max_grad_norm = clip or math.inf
             kwargs["gradient_clip_val"] = None
         strategy = self._strategy(given)
         if self.subcommand == "plan":
@@ -303,6 +319,13 @@ class AgentCLI(LightningCLI):
         if not isinstance(name, str) or name == "auto":
             return None
         known = StrategyRegistry[name]
+        if issubclass(known["strategy"], FSDPStrategy):
+            raise ConfigError(
+                f"trainer.strategy is {name}, torch's first FSDP: it joins the weights of a layer to one, and steps have several backward "
+                "passes here. Use fsdp2."
+            )
+        if known["strategy"] is FSDP2Strategy:
+            return FSDP2Strategy(**known["init_params"])
         if issubclass(known["strategy"], DeepSpeedStrategy):
             from sdar.distributed import ZeROStrategy
 
@@ -339,6 +362,8 @@ class AgentCLI(LightningCLI):
 
     def _run(self, **arguments: Any) -> None:
         try:
+            if self.subcommand != "fit" and arguments.get("ckpt_path"):
+                arguments["ckpt_path"] = self.trainer.checkpoint(arguments["ckpt_path"])  # a run may begin without one
             getattr(self.trainer, str(self.subcommand))(**arguments)
         except StoppedError as stop:
             sys.stderr.write(f"{stop}\n")

@@ -4,7 +4,6 @@ The adapters are peft's, put into the model in place, so that it stays the model
 that a run may need beside it (a reference, a teacher with the initial weights) is the same model with its adapters off: no copy.
 """
 
-import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -101,17 +100,6 @@ class LoRAPolicy(Policy):
 
     def frozen(self, model: PreTrainedModel) -> nn.Module:
         return WithoutAdapters(model)
-
-    def exported(self, model: PreTrainedModel) -> PreTrainedModel:
-        whole = copy.deepcopy(model)
-        for name, layer in list(adapted(whole)):
-            base, a, b = layer.get_base_layer(), layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-            base.weight.data = merged(base.weight, a, b, layer.scaling[ADAPTER])
-            parent, _, own = name.rpartition(".")
-            setattr(whole.get_submodule(parent), own, base)
-        whole._hf_peft_config_loaded = False
-        del whole.peft_config
-        return whole.requires_grad_(True)
 
     def _targets(self, model: PreTrainedModel) -> list[str]:
         """Full names of the layers that get adapters.

@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from sdar import reporting
 from sdar.ahead import Ahead
 from sdar.chat import ChatFormat
-from sdar.checkpoints import put_state, take_state
-from sdar.checks import check_settings
+from sdar.checkpoints import fingerprint, put_state, take_state, validation_follows
+from sdar.checks import check_settings, check_teacher_context
 from sdar.corrections import NoCorrection
 from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import ALONE, Group, Ranks
@@ -116,6 +116,8 @@ class AgentModule(LightningModule):
     """True when its episodes are the attempts that its sampler plays: set it to False beside a `collect` that makes them otherwise."""
     needs_spans = False
     """True when ``batch.spans`` is used."""
+    teacher_acts = False
+    """True when the teacher's network plays in training, or goes on from what the student said."""
 
     def __init__(
         self,
@@ -171,6 +173,7 @@ class AgentModule(LightningModule):
         self.view: PrivilegedView = SkillView()
         self.model: nn.Module | None = None
         self.initial: nn.Module | None = None
+        self.origin = ""  # fingerprint of what training started from and keeps
         self.teacher_networks = nn.ModuleDict()
         self.teacher_heads: list[Head] = []
         self.iteration = 0
@@ -181,7 +184,7 @@ class AgentModule(LightningModule):
         self.ranks: Ranks = ALONE
         self.sharding = Sharding(self)
         self._rng_state: dict[str, Any] | None = None
-        self._asked_to_stop = self._stops = False
+        self._asked_to_stop = self.stops = False
 
     # ------------------------------------------------------------------ the algorithm box
 
@@ -190,8 +193,7 @@ class AgentModule(LightningModule):
 
         Every rank knows all episodes and rows; rollouts, forward and backward passes are divided.
         """
-        self.ranks.beat = f"iteration {self.iteration}"
-        with self.ranks.watch():
+        with self.ranks.watch(f"iteration {self.iteration}"):
             self.iterate(step)
 
     def iterate(self, step: Step) -> None:
@@ -494,10 +496,11 @@ class AgentModule(LightningModule):
         self.learn_skills(attempts)
         if self.teacher is not None:
             self.teacher.after_iteration(self.model, self.iteration)
+            for name, value in self.teacher.metrics().items():
+                self.tally.add(name, value)
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
-        self._stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
-        self.trainer.should_stop |= self._stops
+        self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
         self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
         self.report(attempts)
 
@@ -592,9 +595,11 @@ class AgentModule(LightningModule):
             )
         if self.teacher is not None:
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
+            check_teacher_context(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher_networks.values():
                 self.scorer.check(network)
+        self.origin = fingerprint(self.state_dict(), self.original())
         for network in self.networks():
             if not hasattr(network, "live"):
                 self.sharding.adopt(network)
@@ -614,14 +619,25 @@ class AgentModule(LightningModule):
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda number, frame: setattr(self, "_asked_to_stop", True))
         if self.max_mismatch is not None and self.plays_attempts:
-            with self.ranks.watch():
+            with self.ranks.watch("probe before training"):
                 probe(self, self.max_mismatch)
 
     def on_train_end(self) -> None:
         self.ahead.drop()
 
     def on_train_batch_end(self, outputs: Any, step: Step, batch_idx: int) -> None:
-        if self._stops:  # behind the callbacks, so that the checkpoint is written
+        if not validation_follows(self.trainer):
+            self._stop_if_asked()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            with self.ranks.watch():
+                self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Called behind the callbacks, so that the checkpoint is written."""
+        if self.stops:
             raise StoppedError(
                 f"stopped by SIGTERM after iteration {self.iteration}. Nothing is lost: go on from the checkpoint."
             )
@@ -636,9 +652,10 @@ class AgentModule(LightningModule):
     def on_fit_end(self) -> None:
         """Export the policy."""
         if self.export is not None:
-            with self.sharding.whole(self.model) as network:
-                if self.trainer.is_global_zero:
-                    reporting.write_policy(self.policy, network, self.export, self.export_dtype)
+            with self.ranks.watch("export"):
+                weights = self.sharding.weights(self.model)
+                folder = self.export if self.trainer.is_global_zero else None
+                reporting.write_policy(self.policy, self.model, weights, folder, self.export_dtype)
 
     def teardown(self, stage: str) -> None:
         """Last of all, when no progress bar follows: what changed and where everything is."""
@@ -652,16 +669,13 @@ class AgentModule(LightningModule):
     # ------------------------------------------------------------------ validation, test, prediction
 
     def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation.play(step)
+        with self.ranks.watch(f"validation after iteration {self.iteration}"):
+            self.validation.play(step)
 
     def on_validation_epoch_end(self) -> None:
         self.validation.report()
 
-    def test_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.validation.play(step)
-
-    def on_test_epoch_end(self) -> None:
-        self.validation.report()
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Episode]:
         requests = self.requests(step, self.student_sees_skills, training=False)
@@ -679,6 +693,12 @@ class AgentModule(LightningModule):
         self._rng_state = take_state(self, checkpoint)
 
     def unsaved(self) -> set[str]:
-        """Names in the state dict that no checkpoint holds: networks that never change and come from elsewhere."""
+        """Names in the state dict that no checkpoint holds: weights that never change and come from elsewhere."""
         names = set() if self.teacher is None else self.teacher.external()
-        return {k for k in self.state_dict() if any(k.startswith(f"teacher_networks.{name}.") for name in names)}
+        others = tuple(f"teacher_networks.{name}." for name in names)
+        return self.original() | {k for k in self.state_dict() if k.startswith(others)}
+
+    def original(self) -> set[str]:
+        """Names in the state dict of weights that stay as training found them: the frozen copy, and what lies under adapters."""
+        frozen = {f"model.{n}" for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {k for k in self.state_dict() if k in frozen or k.startswith("initial.")}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from sdar.chat import ChatFormat
     from sdar.rollout.loop import Request
+    from sdar.scoring import Elsewhere
     from sdar.skills import SkillBank
     from sdar.tally import Tally
     from sdar.turns import Turns
@@ -371,10 +372,6 @@ class Policy(ABC):
         """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy."""
         return copy.deepcopy(model).requires_grad_(False).eval()
 
-    def exported(self, model: "PreTrainedModel") -> "PreTrainedModel":
-        """A copy of a trained model of this policy that plain transformers can save and load."""
-        return copy.deepcopy(model)
-
 
 @part_kind("teachers")
 class Teacher(ABC):
@@ -382,6 +379,8 @@ class Teacher(ABC):
 
     needs_initial: bool = False
     """True: keep a frozen copy of the weights that training started from."""
+    elsewhere: bool = False
+    """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
 
     def prepare(self, live: nn.Module, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
@@ -404,14 +403,18 @@ class Teacher(ABC):
         return None
 
     @abstractmethod
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
-        """The network that scores (and, in validation, acts) as the teacher of a task."""
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> "nn.Module | Elsewhere":
+        """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one `elsewhere`."""
 
     def after_step(self, live: nn.Module) -> None:
         """The student took an optimizer step."""
 
     def after_iteration(self, live: nn.Module, iteration: int) -> None:
         """The student finished an iteration (they count from 0)."""
+
+    def metrics(self) -> dict[str, float]:
+        """What it counted since the last call, under the names that it is logged by."""
+        return {}
 
 
 Placement = Literal["system", "instruction", "template"]

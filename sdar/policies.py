@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -99,6 +100,7 @@ class PretrainedPolicy(Policy):
                 f"policy.attention is {self.attention!r}, which {self.name} cannot be loaded with: {error} Leave it out for the "
                 "fastest that is right."
             ) from error
+        never_drop(model)
         if self.gradient_checkpointing:
             if not model.supports_gradient_checkpointing:
                 raise PolicyError(
@@ -112,6 +114,16 @@ class PretrainedPolicy(Policy):
         """Largest number of positions that the model knows."""
         config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
         return int(config.get_text_config().max_position_embeddings)
+
+
+def never_drop(model: nn.Module) -> None:
+    """Switch dropout off for good: what is scored and what is trained must be the same density, in either mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 @register("fresh")

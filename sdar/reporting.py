@@ -1,5 +1,6 @@
 """What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them) and episodes as JSON lines."""
 
+import copy
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from sdar.lora import plain_weights
 from sdar.parts import Policy
 from sdar.tally import Tally
 from sdar.types import Batch, Episode, Status
@@ -101,9 +104,27 @@ def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode]) -> 
     return path
 
 
-def write_policy(policy: Policy, network: nn.Module, folder: str, dtype: str) -> None:
-    """A directory that transformers reads: weights, configuration, tokenizer with its chat template."""
-    policy.exported(network).to(getattr(torch, dtype)).save_pretrained(folder)
+def write_policy(
+    policy: Policy, network: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], folder: str | None, dtype: str
+) -> None:
+    """A directory that transformers reads: weights, configuration, tokenizer with its chat template; adapters are merged.
+
+    Args:
+        weights: (name in the network's state dict, whole tensor), taken one after the other, also where nothing is written.
+        folder: None: another rank writes.
+    """
+    plain = {}
+    for name, tensor in plain_weights(network, weights):
+        if folder is not None:
+            plain[name] = tensor.detach().to("cpu", getattr(torch, dtype), copy=True)
+    if folder is None:
+        return
+    with torch.device("meta"):
+        model = type(network)(copy.deepcopy(network.config))
+    model.load_state_dict(plain, assign=True)
+    model.tie_weights()
+    model.generation_config = network.generation_config
+    model.save_pretrained(folder)
     policy.load_tokenizer().save_pretrained(folder)
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from sdar import reporting
+from sdar.checkpoints import check_origin, fingerprint
 from sdar.errors import CheckpointError, ConfigError
 from sdar.plan import Launch, named
 from sdar.plan_report import as_json, report
@@ -48,14 +49,20 @@ class AgentTrainer(Trainer):
         model.policy.meet(datamodule.env)
         network = model.policy.load_model()
         stored = {name.removeprefix("model."): v for name, v in read_weights(path).items() if name.startswith("model.")}
+        own = {f"model.{name}": p for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}
         wrong = network.load_state_dict(stored, strict=False)
-        if wrong.missing_keys or wrong.unexpected_keys:
-            name = (wrong.missing_keys or wrong.unexpected_keys)[0]
+        missing = [name for name in wrong.missing_keys if f"model.{name}" not in own]
+        if len(missing) < len(wrong.missing_keys):  # what lies under adapters is at its source only
+            check_origin(
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["sdar"]["origin"], fingerprint(own, own)
+            )
+        if missing or wrong.unexpected_keys:
+            name = (missing or wrong.unexpected_keys)[0]
             raise CheckpointError(
-                f"{path} does not hold the weights of {model.policy.name}: {len(wrong.missing_keys)} are missing and "
+                f"{path} does not hold the weights of {model.policy.name}: {len(missing)} are missing and "
                 f"{len(wrong.unexpected_keys)} belong nowhere, the first is {name}. Give the configuration of the checkpoint's run."
             )
-        reporting.write_policy(model.policy, network, to, dtype)
+        reporting.write_policy(model.policy, network, network.state_dict().items(), to, dtype)
         print(f"policy:      {to}")
 
     def plan(

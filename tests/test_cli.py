@@ -1,6 +1,7 @@
 """The `sdar` command, on a method without a language model, so that a run takes milliseconds."""
 
 import csv
+import math
 import os
 import re
 import subprocess
@@ -510,7 +511,7 @@ def test_a_second_fresh_run_overwrites_no_checkpoint_and_last_is_the_newer(sdar)
     sdar("fit", "-c", "base.yaml")
     first = Path("runs/checkpoints/last.ckpt").read_bytes()
     sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "3")
-    assert Path("runs/checkpoints/last.ckpt").read_bytes() == first
+    assert Path("runs/checkpoints/earlier-1.ckpt").read_bytes() == first
     sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "4", "--ckpt_path", "last")
     assert len(ToyMethod.numbers) == 1
 
@@ -541,6 +542,36 @@ def test_own_loggers_callbacks_and_none_are_respected(sdar) -> None:
     args = ("--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.default_root_dir", "bare")
     assert sdar("fit", "-c", "base.yaml", *args)[0] == 0
     assert [p.name for p in Path("bare").iterdir()] == ["config.yaml"]
+
+
+def test_the_saved_configuration_holds_settings_only(sdar) -> None:
+    sdar("fit", "-c", "base.yaml")
+    sdar("fit", "-c", "base.yaml", "--ckpt_path", "last", "--trainer.max_steps", "3")
+    for path in ("runs/version_0/config.yaml", "runs/version_1/config.yaml"):
+        saved = yaml.safe_load(Path(path).read_text())
+        assert not {"ckpt_path", "weights_only"} & saved.keys() and saved["model"]["class_path"].endswith("GatedToyMethod")
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_what_is_measured_must_be_there(sdar, command: str) -> None:
+    code, _, err = sdar(command, "-c", "base.yaml", "--ckpt_path", "last")
+    assert code == 2
+    assert told("--ckpt_path last: there is no … runs/checkpoints/last.ckpt. Give the path of a checkpoint.", err)
+
+
+@pytest.mark.parametrize(("given", "norm"), [("0", math.inf), ("0.5", 0.5), (None, 1.0)])
+def test_gradients_are_clipped_as_the_trainer_is_told(
+    sdar, monkeypatch: pytest.MonkeyPatch, given: str | None, norm: float
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(ToyMethod, "on_train_start", lambda self: seen.append(self.max_grad_norm))
+    assert sdar("fit", "-c", "base.yaml", *(["--trainer.gradient_clip_val", given] if given else []))[0] == 0
+    assert seen == [norm]
+
+
+def test_gradients_are_not_turned_round(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--trainer.gradient_clip_val", "-1")
+    assert code == 2 and told("trainer.gradient_clip_val is -1.0: gradients would be turned round. Give a norm, or 0", err)
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

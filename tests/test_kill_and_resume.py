@@ -128,17 +128,7 @@ def test_all_ranks_stop_together_when_one_is_asked_and_one_process_goes_on(setti
     assert all(f"stopped by SIGTERM after iteration {at['sdar']['iteration']}." in rank.said for rank in ranks)
     assert main([*command, "--ckpt_path", "last", "--trainer.max_steps", str(STEPS)]) == 0
     end = weights(folder)
-    export = [
-        "export",
-        "-c",
-        str(settings),
-        "--trainer.default_root_dir",
-        str(folder),
-        "--ckpt_path",
-        "last",
-        "--to",
-        str(policy),
-    ]
+    export = ["export", "-c", str(folder / "config.yaml"), "--ckpt_path", "last", "--to", str(policy)]
     assert main([*export, "--dtype", "float32"]) == 0
     exported = AutoModelForCausalLM.from_pretrained(policy).state_dict()
     assert all(torch.equal(values, end["state_dict"][f"model.{name}"]) for name, values in exported.items())

@@ -9,18 +9,21 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
+from sdar.checkpoints import fingerprint
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
-from sdar.errors import ConfigError
+from sdar.errors import CheckpointError, ConfigError
 from sdar.lora import LearningDropout, LoRAPolicy, WithoutAdapters, adapted, plain_weights
 from sdar.parts import Draw
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import parts
+from sdar.reporting import write_policy
 from sdar.retrievers import FactRetriever
 from sdar.samplers import TorchSampler
 from sdar.scoring import Scorer
 from sdar.strategies import GRPO, SDAR
 from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
+from sdar.trainer import AgentTrainer
 from sdar.types import Task
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 3}
@@ -181,7 +184,7 @@ def test_what_is_exported_is_loaded_by_plain_transformers(tiny_policy_dir, tmp_p
     policy = LoRAPolicy(PretrainedPolicy(str(tiny_policy_dir), dtype=dtype), rank=3, alpha=5)
     model = taught(policy.load_model())
     before = copy.deepcopy(model.state_dict())
-    policy.exported(model).save_pretrained(tmp_path)
+    write_policy(policy, model, model.state_dict().items(), str(tmp_path), dtype)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=getattr(torch, dtype))
     assert not (tmp_path / "adapter_config.json").exists()
     close = {"float32": 1e-5, "bfloat16": 0.05}[dtype]
@@ -205,8 +208,8 @@ def test_biases_of_the_base_keep_their_names(tiny_env):
     model = taught(policy.load_model())
     plain = dict(plain_weights(model, model.state_dict().items()))
     assert plain.keys() == policy.base.load_model().state_dict().keys()
-    exported = policy.exported(model)
-    assert all(torch.equal(plain[n], t) for n, t in exported.state_dict().items())
+    exported = policy.base.load_model()
+    exported.load_state_dict(plain)
     assert torch.allclose(logits(exported), logits(model), atol=1e-5)
 
 
@@ -217,8 +220,6 @@ def test_an_engine_gets_the_weights_of_the_plain_architecture(base):
     assert frozen.keys() == plain.state_dict().keys() and all(torch.equal(frozen[n], t) for n, t in plain.state_dict().items())
     as_it_is = list(plain_weights(plain, plain.named_parameters()))
     assert [(n, id(t)) for n, t in as_it_is] == [(n, id(t)) for n, t in plain.named_parameters()]
-    exported = base.exported(plain)
-    assert exported is not plain and torch.equal(logits(exported), logits(plain))
 
 
 # ------------------------------------------------------------------ in a run
@@ -267,6 +268,43 @@ def test_a_run_with_adapters_goes_on_as_if_it_had_not_stopped(base, tmp_path, mo
     fit(tmp_path, resumed, 4, ckpt_path=tmp_path / "last.ckpt")
     stored, expected = resumed.model.state_dict(), straight.model.state_dict()
     assert stored.keys() == expected.keys() and all(torch.equal(stored[n], t) for n, t in expected.items())
+
+
+def test_a_checkpoint_holds_adapters_only_and_knows_what_they_stand_on(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    trained = strategy_of(GRPO, base, kl_coef=0.01)
+    fit(tmp_path, trained, 2, callbacks=[ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=2)])
+    path = str(tmp_path / "last.ckpt")
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    assert stored and all(".lora_" in name for name in stored)
+    data, run = TaskModule(HouseholdEnv(**WORLD)), AgentTrainer(logger=False, accelerator="cpu")
+    run.export(strategy_of(GRPO, base), data, path, str(tmp_path / "out"), "float32")
+    plain = dict(plain_weights(trained.model, trained.model.state_dict().items()))
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert exported.keys() == plain.keys() and all(torch.equal(exported[n], t) for n, t in plain.items())
+
+    other = tmp_path / "other"
+    base.load_tokenizer().save_pretrained(other)
+    model = base.load_model()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] += 0.1
+    model.save_pretrained(other)
+    elsewhere = PretrainedPolicy(str(other))
+    told = (
+        "the weights that training started from have the fingerprint .* its adapters or its reference stand on other weights"
+    )
+    with pytest.raises(CheckpointError, match=told):
+        fit(tmp_path, strategy_of(GRPO, elsewhere, kl_coef=0.01), 4, ckpt_path=path)
+    with pytest.raises(CheckpointError, match=told):
+        run.export(strategy_of(GRPO, elsewhere), data, path, str(tmp_path / "never"))
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_fingerprint_is_the_same_in_every_type_that_holds_the_weights(base):
+    narrow = {name: t.bfloat16() for name, t in base.load_model().state_dict().items()}
+    wide = {name: t.float() for name, t in narrow.items()}
+    assert fingerprint(narrow, narrow) == fingerprint(wide, reversed(list(wide))) != fingerprint(wide, list(wide)[1:])
+    next(iter(wide.values()))[0, 0] += 0.1
+    assert fingerprint(narrow, narrow) != fingerprint(wide, wide)
 
 
 def test_a_run_has_no_second_copy_of_the_base_and_exports_the_merged_model(base, tmp_path, monkeypatch):

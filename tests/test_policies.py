@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3ForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 import sdar.conf
 from sdar.chat import ChatFormat
@@ -105,6 +105,18 @@ def test_activations_that_are_computed_again_change_neither_gradients_nor_what_i
     (loss, gradients, said), (other_loss, other_gradients, other_said) = runs
     assert torch.equal(loss, other_loss) and said == other_said
     assert gradients.keys() == other_gradients.keys() and all(torch.equal(g, other_gradients[n]) for n, g in gradients.items())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_scored_and_what_is_trained_is_one_density_in_models_with_dropout(tmp_path, stored_tokenizer, again):
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": len(stored_tokenizer)}
+    GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)).save_pretrained(tmp_path)
+    stored_tokenizer.save_pretrained(tmp_path)
+    model = PretrainedPolicy(str(tmp_path), gradient_checkpointing=again).load_model().train()
+    ids, mask = torch.arange(2, 26).view(2, 12), torch.ones(2, 12, dtype=torch.long)
+    scorer = Scorer(1.0, (), len(stored_tokenizer))
+    once, twice = (scorer(model, ids, mask, mask.bool()).logp for _ in range(2))
+    assert torch.equal(once, twice) and torch.allclose(once, scorer(model.eval(), ids, mask, mask.bool()).logp, atol=1e-6)
 
 
 def test_a_model_that_cannot_compute_activations_again_is_refused(tiny_policy_dir, monkeypatch):

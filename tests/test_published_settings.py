@@ -138,7 +138,7 @@ def test_sod_on_mathematics_with_tools(policy: str, thinking: bool | None) -> No
     assert data.protocol.class_path.endswith("HermesMathProtocol")
     assert (model.turn_weight.init_args.delta, model.turn_weight.init_args.epsilon) == (0.2, 1e-6)
     assert (model.policy_loss.init_args.clip_low, model.policy_loss.init_args.clip_high) == (0.2, 0.28)
-    assert model.kl_coef == 0.0 and model.entropy_coef == 0.0 and model.updates_per_rollout == 64 // 16
+    assert model.kl_coef == model.entropy_coef == model.invalid_penalty == 0.0 and model.updates_per_rollout == 64 // 16
     assert rollouts(settings) == 30_000 // 64
     assert (model.val_sampler.init_args.temperature, model.val_sampler.init_args.top_p) == (1.0, 0.6)
     assert model.teacher.init_args.policy.init_args.path == "Qwen/Qwen3-4B"

@@ -15,6 +15,12 @@ CASES = [
     ("zero2", "checkpoint", 1, r"rank 1 is gone; the last that it said was: iteration 1, waiting for the others at metrics"),
     ("ddp", "update", 0, r"rank 0 is gone"),
     ("ddp", "error", 1, r"rank 1 failed at iteration 1: ContextOverflowError: the prompt of task 7 is too long"),
+    (
+        "ddp",
+        "validation",
+        1,
+        r"rank 1 failed at validation after iteration 2: ContextOverflowError: the prompt of task 7 is too",
+    ),
     ("ddp", "sleep", 1, r"rank 1 is alive, but did not come; the last that it said was: iteration 1, rollout"),
 ]
 
@@ -28,7 +34,8 @@ def test_the_other_rank_names_who_is_missing(tmp_path, kind, fault, struck, told
     finally:
         ranks[struck].process.kill()
     last = other.said.strip().splitlines()[-1]
-    assert last.startswith("RankError: iteration 1: ") and told in last and "go on from the last checkpoint" in last
+    beat = "validation after iteration 2" if fault == "validation" else "iteration 1"
+    assert last.startswith(f"RankError: {beat}: ") and told in last and "go on from the last checkpoint" in last
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
     finished = 2 if kept["sdar"]["iteration"] == 2 else 1  # the second was over when the checkpoint began
     assert kept["sdar"]["iteration"] == finished and kept["global_step"] == 2 * finished

@@ -383,6 +383,8 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
             assert {"gap/mean", "teacher/lift/unseen", "teacher/extra_tokens"} <= found, name
         logged |= found
     package = Path(__file__).parents[2] / "sdar"
-    engines = "".join(file.read_text() for folder in ("samplers", "serving") for file in (package / folder).glob("*.py"))
-    logged |= set(re.findall(r'"((?:rollout|time)/\w+)"', engines))
+    engines = "".join(
+        file.read_text() for folder in ("samplers", "serving", "teachers") for file in (package / folder).glob("*.py")
+    )
+    logged |= set(re.findall(r'"((?:rollout|teacher|time)/\w+)"', engines))
     assert sorted({name for name in documented if "<" not in name} - logged) == []

@@ -1,8 +1,8 @@
 """One process of a small run in which something goes wrong: `python rank_faults.py FOLDER STRATEGY FAULT`.
 
 FAULT says where a rank (1, or that of STRUCK in the environment) is struck in its second iteration: ``rollout``, ``update`` and
-``checkpoint`` kill it there, ``error`` raises, ``sleep`` stops moving. The others end with exit code 3 and their RankError on the
-last line.
+``checkpoint`` kill it there, ``error`` raises, ``sleep`` stops moving, and ``validation`` raises in the validation behind it. The
+others end with exit code 3 and their RankError on the last line.
 """
 
 import os
@@ -21,7 +21,7 @@ STRUCK = int(os.environ.get("STRUCK", 1))
 
 
 def strike(fault):
-    if fault == "error":
+    if fault in ("error", "validation"):
         raise ContextOverflowError("the prompt of task 7 is too long")
     if fault == "sleep":
         time.sleep(600)
@@ -34,11 +34,11 @@ class Struck(rank_run.Watched):
     fault, place = "", ""
 
     def meets(self, place):
-        if self.global_rank == STRUCK and self.iteration == 1 and place == self.place:
+        if self.global_rank == STRUCK and self.iteration == 1 + (place == "validation") and place == self.place:
             strike(self.fault)
 
     def requests(self, *args, **kwargs):
-        self.meets("rollout")
+        self.meets("validation" if self.trainer.validating else "rollout")
         return super().requests(*args, **kwargs)
 
     def loss(self, part, tokens):
@@ -59,7 +59,7 @@ class StruckCheckpoint(ModelCheckpoint):
 def main(folder, kind, fault):
     os.environ["PL_GLOBAL_SEED"] = "1"
     rank_run.Watched = Struck
-    Struck.fault, Struck.place = fault, fault if fault in ("update", "checkpoint") else "rollout"
+    Struck.fault, Struck.place = fault, fault if fault in ("update", "checkpoint", "validation") else "rollout"
     make = rank_run.STRATEGIES[kind]
     rank_run.STRATEGIES[kind] = lambda: make(deadline=DEADLINE)
     keep = StruckCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
