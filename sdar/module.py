@@ -678,8 +678,9 @@ class AgentModule(LightningModule):
     test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> list[Episode]:
-        requests = self.requests(step, self.student_sees_skills, training=False)
-        episodes = self.play(self.validation.rollout, self.model, requests)
+        with self.ranks.watch("prediction"):
+            requests = self.requests(step, self.student_sees_skills, training=False)
+            episodes = self.play(self.validation.rollout, self.model, requests)
         if self.trainer.is_global_zero:
             reporting.write_episodes(self.trainer, f"predict-{step.panel.name}-{batch_idx:04d}", episodes)
         return episodes

@@ -110,6 +110,8 @@ class Network:
     """False for a judge, which each rank has whole, on its own."""
     follows: bool = False
     """True for a copy that moves with the policy: checkpoints hold it."""
+    averages: bool = False
+    """True for a copy whose moves may be smaller than a narrow type holds: its average in float32 lies beside it."""
 
     @property
     def numbers(self) -> int:
@@ -408,6 +410,8 @@ def memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:
         if network.sharded:  # whole in the type that it is loaded in; ZeRO-3 divides it on its way to the device
             put(f"weights: {network.role}", weights(run, network) if launch.stage == 3 else network.loaded, "start")
         put(f"weights: {network.role}", weights(run, network), *PHASES[1:])
+        if network.averages and (size := kept(run, network)) < 4:
+            put(f"average of {network.role}", weights(run, network) * 4 / size, *PHASES[1:])
     states = policy.trained * run.state * (4 if zero else trained_size) * share * on_device
     put("optimizer", states, *PHASES[1:])
     put("float32 weights", policy.trained * 4 * share * on_device if zero else 0.0, *PHASES[1:])
@@ -466,7 +470,7 @@ def host_memory(run: Run) -> dict[str, float]:
         each += max(n.architecture.hidden * stored(run, n) for n in (policy, *run.others))
     out = {"rows of an iteration, in every process": float(here * work.rows * (work.row + work.told) * each)}
     if launch.kind in ("fsdp", "zero"):
-        copies = sum(n.numbers * kept(run, n) for n in run.others if n.follows)
+        copies = sum(n.numbers * (kept(run, n) + 4 * (n.averages and kept(run, n) < 4)) for n in run.others if n.follows)
         out["a checkpoint while it is gathered, first process"] = copies + 4 * (1 + run.state) * policy.trained
     if launch.stage == 3:
         out["networks at the start, in every process"] = here * sum(n.loaded for n in (policy, *run.others) if n.sharded)

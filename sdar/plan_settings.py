@@ -256,7 +256,9 @@ def describe(
             others.append(replace(policy, role="initial copy", trained=0))
     for part in _teachers(teacher):
         if isinstance(part, FollowingTeacher):
-            others.append(replace(policy, role=f"{type(part).__name__}'s copy", trained=0, follows=True))
+            averages = getattr(part, "rate", 1) < 1
+            role = f"{type(part).__name__}'s copy"
+            others.append(replace(policy, role=role, trained=0, follows=True, averages=averages))
         elif part.elsewhere:
             notes.append(
                 f"{type(part).__name__}: its servers hold and run the teacher; neither their memory nor their time is counted."

@@ -313,6 +313,16 @@ def test_a_checkpoint_is_gathered_without_what_never_changes():
     assert gathered == [12e9, 12e9, 14e9]
 
 
+@pytest.mark.parametrize(("precision", "average"), [("bf16-mixed", 1e9), ("32-true", None)])
+def test_a_moving_teacher_has_an_average_in_float32_beside_a_narrow_copy(precision, average):
+    big = replace_numbers(1_000_000_000)
+    copied = plan.replace(big, role="EMATeacher's copy", trained=0, follows=True, averages=True)
+    run = a_run(plan.Launch("zero", 3, 4, 1, precision), policy=big, others=(copied,))
+    assert plan.memory(run)["step"].get("average of EMATeacher's copy") == average
+    gathered = plan.host_memory(run)["a checkpoint while it is gathered, first process"]
+    assert gathered == 12e9 + (6e9 if average else 4e9)
+
+
 def test_checkpointing_keeps_a_layers_input_instead_of_the_layer():
     full, saved = (
         plan.activations(a_run(checkpointing=c, policy=network(Qwen3Config(**tiny_sizes(num_hidden_layers=20)))), 1000)
