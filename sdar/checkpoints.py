@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from itertools import count
 from pathlib import Path
@@ -93,22 +94,24 @@ def averages(module: "AgentModule") -> dict[str, Tensor]:
     return out
 
 
-def fingerprint(weights: Mapping[str, Tensor], names: Collection[str]) -> str:
-    """Another one when a weight is another one; the same in every type that holds it as exactly as bfloat16 does."""
-    digest = hashlib.sha256()
+def fingerprints(weights: Mapping[str, Tensor], names: Collection[str]) -> dict[str, str]:
+    """For each network among the names its own: another one when a weight is another one, the same in every type that holds it as
+    exactly as bfloat16 does."""
+    digests: dict[str, Any] = defaultdict(hashlib.sha256)
     for name in sorted(names):
         bits = weights[name].to(torch.bfloat16).view(torch.int16).sum(dtype=torch.int64)
-        digest.update(f"{name} {tuple(weights[name].shape)} {int(bits)} ".encode())
-    return digest.hexdigest()[:16]
+        digests[name.partition(".")[0]].update(f"{name} {tuple(weights[name].shape)} {int(bits)} ".encode())
+    return {network: digest.hexdigest()[:16] for network, digest in digests.items()}
 
 
-def check_origin(stored: str, here: str) -> None:
+def check_origin(stored: Mapping[str, str], here: Mapping[str, str]) -> None:
     """Raise CheckpointError unless weights that no checkpoint holds are those of the checkpoint's run, by their fingerprints."""
-    if stored != here:
-        raise CheckpointError(
-            f"the weights that training started from have the fingerprint {here}, those of the checkpoint's run had {stored}: its "
-            "adapters or its reference stand on other weights. Restore model.policy of that run."
-        )
+    for network in stored.keys() & here.keys():
+        if stored[network] != here[network]:
+            raise CheckpointError(
+                f"the weights that training started from have the fingerprint {here[network]}, those of the checkpoint's run had "
+                f"{stored[network]}: its adapters or its reference stand on other weights. Restore model.policy of that run."
+            )
 
 
 def validation_follows(trainer: Trainer) -> bool:

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from sdar import reporting
 from sdar.ahead import Ahead
 from sdar.chat import ChatFormat
-from sdar.checkpoints import fingerprint, put_state, take_state, validation_follows
+from sdar.checkpoints import fingerprints, put_state, take_state, validation_follows
 from sdar.checks import check_settings, check_teacher_context
 from sdar.corrections import NoCorrection
 from sdar.data import Step, TaskModule
@@ -173,7 +173,7 @@ class AgentModule(LightningModule):
         self.view: PrivilegedView = SkillView()
         self.model: nn.Module | None = None
         self.initial: nn.Module | None = None
-        self.origin = ""  # fingerprint of what training started from and keeps
+        self.origin: dict[str, str] = {}  # fingerprints of what training started from and keeps
         self.teacher_networks = nn.ModuleDict()
         self.teacher_heads: list[Head] = []
         self.iteration = 0
@@ -599,7 +599,7 @@ class AgentModule(LightningModule):
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher_networks.values():
                 self.scorer.check(network)
-        self.origin = fingerprint(self.state_dict(), self.original())
+        self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
             if not hasattr(network, "live"):
                 self.sharding.adopt(network)

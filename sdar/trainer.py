@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from sdar import reporting
-from sdar.checkpoints import check_origin, fingerprint
+from sdar.checkpoints import check_origin, fingerprints
 from sdar.errors import CheckpointError, ConfigError
 from sdar.plan import Launch, named
 from sdar.plan_report import as_json, report
@@ -54,7 +54,7 @@ class AgentTrainer(Trainer):
         missing = [name for name in wrong.missing_keys if f"model.{name}" not in own]
         if len(missing) < len(wrong.missing_keys):  # what lies under adapters is at its source only
             check_origin(
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["sdar"]["origin"], fingerprint(own, own)
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)["sdar"]["origin"], fingerprints(own, own)
             )
         if missing or wrong.unexpected_keys:
             name = (missing or wrong.unexpected_keys)[0]

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
-from sdar.checkpoints import fingerprint
+from sdar.checkpoints import fingerprints
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import CheckpointError, ConfigError
@@ -302,9 +302,9 @@ def test_a_checkpoint_holds_adapters_only_and_knows_what_they_stand_on(base, tmp
 def test_a_fingerprint_is_the_same_in_every_type_that_holds_the_weights(base):
     narrow = {name: t.bfloat16() for name, t in base.load_model().state_dict().items()}
     wide = {name: t.float() for name, t in narrow.items()}
-    assert fingerprint(narrow, narrow) == fingerprint(wide, reversed(list(wide))) != fingerprint(wide, list(wide)[1:])
+    assert fingerprints(narrow, narrow) == fingerprints(wide, reversed(list(wide))) != fingerprints(wide, list(wide)[1:])
     next(iter(wide.values()))[0, 0] += 0.1
-    assert fingerprint(narrow, narrow) != fingerprint(wide, wide)
+    assert fingerprints(narrow, narrow) != fingerprints(wide, wide)
 
 
 def test_a_run_has_no_second_copy_of_the_base_and_exports_the_merged_model(base, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import Sharding, hollow
+from sdar.distributed.sharding import Sharding, hollow, take
 from sdar.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -179,10 +179,7 @@ class FullyShardedParameters(Sharding):
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         norm = whole_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()  # the step counts, and changes nothing
-        optimizer.step()
-        optimizer.zero_grad()
+        take(optimizer, norm)
         return norm
 
     @contextmanager

@@ -43,10 +43,7 @@ class Sharding:
     def step(self, optimizer: Any, max_norm: float) -> Tensor:
         """Clip, and take the step unless the gradient is not finite; the gradient's norm before clipping."""
         norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], max_norm)
-        if not torch.isfinite(norm):
-            optimizer.zero_grad()  # the step counts, and changes nothing
-        optimizer.step()
-        optimizer.zero_grad()
+        take(optimizer, norm)
         return norm
 
     @contextmanager
@@ -95,6 +92,14 @@ class Replicated(Sharding):
     def micro_batch(self, last: bool) -> Iterator[None]:
         self.module.trainer.strategy.model.require_backward_grad_sync = last
         yield
+
+
+def take(optimizer: Any, norm: Tensor) -> None:
+    """A step; it counts, and changes nothing, where the gradient is not finite."""
+    if not torch.isfinite(norm):
+        optimizer.zero_grad()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def held(parameter: Tensor) -> Tensor:

@@ -55,6 +55,8 @@ def test_a_teacher_in_bfloat16_moves_by_less_than_it_can_hold(straight, kind):
     averages = {name.removeprefix("copy."): values for name, values in half["averages"].items()}
     for name, values in averages.items():
         assert torch.equal(half["teacher"][name], values.bfloat16())
+        if torch.equal(half["weights"][name], first[name].bfloat16()):
+            continue  # the student's own could not move: norms begin at 1
         expected, moved = one[name] - first[name], values - first[name].bfloat16()
         assert torch.corrcoef(torch.stack([expected.flatten(), moved.flatten()]))[0, 1] > 0.9
         assert (moved != 0).float().mean() > 0.9

@@ -11,7 +11,6 @@ import torch
 import yaml
 from launch import SUPPORT, start
 from policy_servers import CODE, SLOW, PolicyServer
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdar.cli import main
 from sdar.errors import ConfigError, EngineFault, PolicyError
@@ -22,25 +21,6 @@ from sdar.serving.fleet import Replica, StaleReplica
 from sdar.serving.protocol import SampleRequest, Sampling, dump
 
 BOTH = pytest.mark.parametrize("transport", ["files", "collective"])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_policy_dir):
-    return AutoTokenizer.from_pretrained(tiny_policy_dir)
-
-
-@pytest.fixture(scope="module")
-def network_of(tiny_policy_dir):
-    def make(seed):
-        model = AutoModelForCausalLM.from_pretrained(tiny_policy_dir, dtype=torch.float32).eval()
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.dim() == 2:
-                    weight.normal_(0, 0.2)
-        return model
-
-    return make
 
 
 @pytest.fixture(scope="module")

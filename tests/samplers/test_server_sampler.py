@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from policy_servers import Meddler, policy_servers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from policy_servers import Meddler, dripping, policy_servers
 
 from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, HouseholdEnv
@@ -22,26 +21,6 @@ from sdar.rollout import LocalPool, Request, Rollout
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.serving.weights import remove_orphans
 from sdar.teachers import SkillView
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tiny_policy_dir):
-    return AutoTokenizer.from_pretrained(tiny_policy_dir)
-
-
-@pytest.fixture(scope="module")
-def network_of(tiny_policy_dir):
-    def make(seed):
-        """Other weights for each seed, sharp enough that tokens depend on them."""
-        model = AutoModelForCausalLM.from_pretrained(tiny_policy_dir, dtype=torch.float32).eval()
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            for weight in model.parameters():
-                if weight.dim() == 2:
-                    weight.normal_(0, 0.2)
-        return model
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -313,16 +292,6 @@ def cut_off(handler, hand_on):
 
 def silent(handler, hand_on):
     time.sleep(2)
-
-
-def dripping(handler, hand_on):
-    _, body = hand_on()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    for byte in body[:40]:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
 
 
 FAULTS = {

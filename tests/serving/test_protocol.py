@@ -7,6 +7,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from messages import changed
 
 from sdar.parts import Completion, Draw
 from sdar.serving.protocol import (
@@ -25,20 +26,6 @@ from sdar.serving.protocol import (
 SAMPLING = Sampling(1.0, 0, 0.9, (0, 2), (1,), 10, 3)
 REQUEST = SampleRequest("0@1.1", "ab", 2, 60.0, SAMPLING, ((5, 6), (7,)), (Draw(0, "t", 0, 0), Draw(0, "u", 1, 2)))
 ANSWER = [Completion([5, 1], [-0.5, -1e-300], [0.0, -0.25], True), Completion([4, 4, 9], [-1.0, -2.0, -3.0], [0.0] * 3, False)]
-
-
-def changed(message, path, value):
-    """A message with one thing changed; Ellipsis removes it."""
-    out = json.loads(message)
-    *way, last = path
-    node = out
-    for step in way:
-        node = node[step]
-    if value is ...:
-        del node[last]
-    else:
-        node[last] = value
-    return json.dumps(out).encode()
 
 
 def test_messages_come_back_as_they_were():

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from messages import changed
 from policy_servers import sharp_policy
 from transformers import AutoTokenizer
 
@@ -34,20 +35,6 @@ ANSWER = [
     Scores(torch.tensor([-0.5, -3.0]), torch.tensor([[6, 1], [9, 4]]), torch.tensor([[-0.5, -2.0], [-1.0, -1.0]])),
     Scores(torch.tensor([-1e-30]), torch.tensor([[3, 8]]), torch.tensor([[-1e-30, -70.0]])),
 ]
-
-
-def changed(message, path, value):
-    """A message with one thing changed; Ellipsis removes it."""
-    out = json.loads(message)
-    *way, last = path
-    node = out
-    for step in way:
-        node = node[step]
-    if value is ...:
-        del node[last]
-    else:
-        node[last] = value
-    return json.dumps(out).encode()
 
 
 def test_messages_come_back_as_they_were():

@@ -261,7 +261,7 @@ def test_a_loss_that_stays_non_finite_stops_the_run_and_leaves_the_weights_alone
     assert torch.equal(weights(strategy), weights_of_fresh(small))
 
 
-def test_one_non_finite_step_is_skipped_and_training_goes_on(small):
+def test_one_non_finite_step_changes_nothing_counts_and_training_goes_on(small):
     strategy = TRAINING["bc"](small)
     loss_of, calls = strategy.token_loss, []
 
@@ -270,8 +270,15 @@ def test_one_non_finite_step_is_skipped_and_training_goes_on(small):
         return loss_of(batch, now) * (math.inf if len(calls) == 1 else 1.0)
 
     strategy.token_loss = sometimes
+    small.fit(strategy, steps=1)
+    assert strategy.iteration == strategy.trainer.global_step == 1
+    assert torch.equal(weights(strategy), weights_of_fresh(small))
+    calls.clear()
+    strategy = TRAINING["bc"](small)
+    loss_of, strategy.token_loss = strategy.token_loss, sometimes
     small.fit(strategy, steps=2)
-    assert strategy.iteration == 3 and torch.isfinite(weights(strategy)).all()
+    assert strategy.iteration == strategy.trainer.global_step == 2 and torch.isfinite(weights(strategy)).all()
+    assert not torch.equal(weights(strategy), weights_of_fresh(small))
 
 
 def test_flat_groups_can_be_left_out_and_an_iteration_without_signal_changes_nothing(small):

@@ -1,21 +1,87 @@
-"""Starts the processes of a run on this machine, with a deadline, so that a hang is a failure."""
+"""Starts the processes of a run on this machine, with a deadline, so that a hang is a failure.
 
+They are forked from one that has imported everything, which takes longer than most of these runs.
+"""
+
+import atexit
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from weakref import WeakSet
 
 SUPPORT = Path(__file__).parent
+FORKS = multiprocessing.get_context("forkserver")
+IMPORTED = ["rank_run", "sdar.cli", "deepspeed", "transformers.models.qwen3.modeling_qwen3"]
+
+
+@cache
+def forks() -> None:
+    """Start the process that the others are forked from: in an environment of its own, for it looks at no other path."""
+    before = dict(os.environ)
+    os.environ.update(PYTHONPATH=str(SUPPORT), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
+    FORKS.set_forkserver_preload(IMPORTED)
+    ensure_running()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+class Script:
+    """A Python script in a process of its own, with what subprocess.Popen has of it."""
+
+    running: WeakSet["Script"] = WeakSet()
+
+    def __init__(self, path: Path, arguments: list[str], environment: dict[str, str], log: Path):
+        forks()
+        self._process = FORKS.Process(target=_become, args=(path, arguments, environment, log))
+        self._process.start()
+        self.pid = self._process.pid
+        Script.running.add(self)
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+@atexit.register
+def _kill_all() -> None:
+    for script in Script.running:
+        script.kill()
+
+
+def _become(path: Path, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("w") as out:
+        for descriptor in (1, 2):
+            os.dup2(out.fileno(), descriptor)
+    sys.argv = [str(path), *arguments]
+    runpy.run_path(str(path), run_name="__main__")
 
 
 @dataclass
 class Rank:
     """One process that was started."""
 
-    process: subprocess.Popen
+    process: Script
     log: Path
 
     @property
@@ -33,9 +99,8 @@ def start(world: int, script: str, *arguments: object, folder: Path, **environme
     ranks = []
     for rank in range(world):
         log = folder / f"rank.{rank}.log"
-        command = [sys.executable, str(SUPPORT / script), *map(str, arguments)]
-        with log.open("w") as out:
-            process = subprocess.Popen(command, env=shared | {"LOCAL_RANK": str(rank)}, stdout=out, stderr=subprocess.STDOUT)
+        log.touch()
+        process = Script(SUPPORT / script, [*map(str, arguments)], shared | {"LOCAL_RANK": str(rank)}, log)
         ranks.append(Rank(process, log))
     return ranks
 

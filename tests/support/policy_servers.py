@@ -146,3 +146,14 @@ def sharp_policy(source: Path, folder: Path, seed: int) -> Path:
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
+
+
+def dripping(handler, hand_on):
+    """An answer that comes byte by byte, and never whole."""
+    _, body = hand_on()
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    for byte in body[:40]:
+        handler.wfile.write(bytes([byte]))
+        time.sleep(0.05)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from policy_servers import CODE, Meddler, PolicyServer, policy_servers, sharp_policy
+from policy_servers import CODE, Meddler, PolicyServer, dripping, policy_servers, sharp_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdar.distributed.ranks import Ranks
@@ -228,16 +228,6 @@ def cut_off(handler, hand_on):
     handler.end_headers()
     handler.wfile.write(body)
     handler.close_connection = True
-
-
-def dripping(handler, hand_on):
-    _, body = hand_on()
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    for byte in body[:40]:
-        handler.wfile.write(bytes([byte]))
-        time.sleep(0.05)
 
 
 FAULTS = {
