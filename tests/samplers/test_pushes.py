@@ -1,6 +1,7 @@
 """Weights on their way to servers, by files and by a collective: the same tokens, whoever is killed in the middle."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -9,7 +10,7 @@ import time
 import pytest
 import torch
 import yaml
-from launch import SUPPORT, start
+from launch import SUPPORT, Script, start
 from policy_servers import CODE, SLOW, PolicyServer
 
 from sdar.cli import main
@@ -26,7 +27,7 @@ BOTH = pytest.mark.parametrize("transport", ["files", "collective"])
 @pytest.fixture(scope="module")
 def started(tiny_policy_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("marks")
-    servers = [PolicyServer(tiny_policy_dir, SLOW + CODE, sys.executable, folder / f"half.{i}") for i in range(2)]
+    servers = [PolicyServer(tiny_policy_dir, SLOW + CODE, folder / f"half.{i}") for i in range(2)]
     try:
         for server in servers:
             server.wait()
@@ -300,7 +301,7 @@ def test_servers_outlive_a_trainer_that_is_killed_in_the_middle_of_a_push(
     torch.save(network_of(2).state_dict(), tmp_path / "state.pt")
     marks.joinpath("slow").touch()
     arguments = [transport, tiny_policy_dir, tmp_path / "state.pt", *(s.url for s in servers)]
-    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, *map(str, arguments)])
+    trainer = Script(TRAINER, [*map(str, arguments)], dict(os.environ))
     try:
         wait_for(marks / "half.1")
         half = servers[1].health()["version"]
@@ -329,7 +330,7 @@ def settings_of(folder, servers, transport, steps):
         "model": {
             "class_path": "SDAR",
             "init_args": {
-                "policy": {"class_path": "PretrainedPolicy", "init_args": {"path": str(servers[0].command[3])}},
+                "policy": {"class_path": "PretrainedPolicy", "init_args": {"path": str(servers[0].arguments[0])}},
                 "retriever": {"class_path": "UCBRetriever", "init_args": {"skills": "conf/skills/quickstart"}},
                 "sampler": {
                     "class_path": "ServerSampler",
@@ -375,7 +376,7 @@ def test_a_run_that_is_killed_in_the_middle_of_a_push_ends_like_one_that_never_w
         folder.mkdir()
     assert main(settings_of(straight, server, transport, steps=8)) == 0
     arguments = settings_of(killed, server, transport, steps=8)
-    process = subprocess.Popen([sys.executable, str(SUPPORT / "push_run.py"), place, str(marks), *arguments])
+    process = Script(SUPPORT / "push_run.py", [place, str(marks), *arguments], dict(os.environ))
     try:
         wait_for(marks / ("middle" if place == "write" else "half.0"), 200)
         assert process.poll() is None

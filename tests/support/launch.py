@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
+from typing import ClassVar
 from weakref import WeakSet
 
 SUPPORT = Path(__file__).parent
@@ -34,13 +35,17 @@ def forks() -> None:
 
 
 class Script:
-    """A Python script in a process of its own, with what subprocess.Popen has of it."""
+    """A Python file, or code, in a process of its own, with what subprocess.Popen has of it.
 
-    running: WeakSet["Script"] = WeakSet()
+    Args:
+        log: Where it writes; None: only its errors are shown.
+    """
 
-    def __init__(self, path: Path, arguments: list[str], environment: dict[str, str], log: Path):
+    running: ClassVar[WeakSet["Script"]] = WeakSet()
+
+    def __init__(self, source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None = None):
         forks()
-        self._process = FORKS.Process(target=_become, args=(path, arguments, environment, log))
+        self._process = FORKS.Process(target=_become, args=(source, arguments, environment, log))
         self._process.start()
         self.pid = self._process.pid
         Script.running.add(self)
@@ -67,14 +72,18 @@ def _kill_all() -> None:
         script.kill()
 
 
-def _become(path: Path, arguments: list[str], environment: dict[str, str], log: Path) -> None:
+def _become(source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None) -> None:
     os.environ.clear()
     os.environ.update(environment)
-    with log.open("w") as out:
-        for descriptor in (1, 2):
+    with open(log or os.devnull, "w") as out:
+        for descriptor in (1, 2) if log else (1,):
             os.dup2(out.fileno(), descriptor)
-    sys.argv = [str(path), *arguments]
-    runpy.run_path(str(path), run_name="__main__")
+    if isinstance(source, Path):
+        sys.argv = [str(source), *arguments]
+        runpy.run_path(str(source), run_name="__main__")
+    else:
+        sys.argv = ["-c", *arguments]
+        exec(source, {"__name__": "__main__"})
 
 
 @dataclass

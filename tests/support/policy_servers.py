@@ -1,10 +1,10 @@
 """Policy servers in processes of their own, and one in between that misbehaves on command."""
 
 import http.client
+import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import torch
+from launch import Script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdar.serving.fleet import Replica, RequestFailed
@@ -50,16 +51,23 @@ def free_port() -> int:
 
 
 class PolicyServer:
-    """A server process that can be killed, stopped and started again at the same address."""
+    """A server process that can be killed, stopped and started again at the same address.
 
-    def __init__(self, model: Path, code: str = CODE, python: str = sys.executable, *arguments: object):
+    Args:
+        python: An interpreter that begins anew; by default the process is forked from one that has imported everything.
+    """
+
+    def __init__(self, model: Path, code: str = CODE, *arguments: object, python: str | None = None):
         self.port = free_port()
-        self.command = [python, "-c", code, str(model), str(self.port), *map(str, arguments)]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.code, self.arguments = code, [str(model), str(self.port), *map(str, arguments)]
+        self.url, self.python = f"http://127.0.0.1:{self.port}", python
         self.start()
 
     def start(self) -> None:
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL)
+        if self.python is None:
+            self.process = Script(self.code, self.arguments, dict(os.environ))
+        else:
+            self.process = subprocess.Popen([self.python, "-c", self.code, *self.arguments], stdout=subprocess.DEVNULL)
 
     def wait(self, seconds: float = 120) -> "PolicyServer":
         due = time.monotonic() + seconds

@@ -51,7 +51,7 @@ def network_of(policy):
 
 @pytest.fixture(scope="module")
 def server():
-    server = PolicyServer(POLICY, COMMAND, sys.executable)
+    server = PolicyServer(POLICY, COMMAND, python=sys.executable)
     try:
         yield server.wait(300)
     finally:

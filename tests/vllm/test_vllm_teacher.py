@@ -42,7 +42,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def server():
-    server = PolicyServer(POLICY, COMMAND, sys.executable)
+    server = PolicyServer(POLICY, COMMAND, python=sys.executable)
     try:
         yield server.wait(300)
     finally:
