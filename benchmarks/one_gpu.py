@@ -21,7 +21,14 @@ from lightning.pytorch import Callback
 
 GIB = 2**30
 STRATEGIES = ["deepspeed_stage_2", "deepspeed_stage_3", "fsdp2"]
-HALF_A_BILLION = {"hidden_size": 1024, "layers": 32, "heads": 16, "key_value_heads": 8, "intermediate_size": 3584, "context": 2048}
+HALF_A_BILLION = {
+    "hidden_size": 1024,
+    "layers": 32,
+    "heads": 16,
+    "key_value_heads": 8,
+    "intermediate_size": 3584,
+    "context": 2048,
+}
 TINY = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 2048}
 PHASES = ("rollout", "score", "update")
 
@@ -81,7 +88,10 @@ def measure(strategy: str, folder: Path, gpu: str, iterations: int, cpu: bool) -
     plan, peak = (json.loads((folder / name).read_text()) for name in ("plan.json", "peak.json"))
     with open(next(folder.glob("version_*/metrics.csv"))) as file:
         rows = [row for row in csv.DictReader(file) if row.get("time/rollout_s")][1:]
-    times = {phase: statistics.median(float(row[f"time/{phase}_s"]) for row in rows if row.get(f"time/{phase}_s")) for phase in PHASES}
+    times = {
+        phase: statistics.median(float(row[f"time/{phase}_s"]) for row in rows if row.get(f"time/{phase}_s"))
+        for phase in PHASES
+    }
     return {
         "strategy": strategy,
         "command": "sdar " + " ".join(fit),
