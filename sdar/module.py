@@ -569,6 +569,7 @@ class AgentModule(LightningModule):
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
         self.context = self.policy.context()
         for sampler in (self.sampler, self.val_sampler):
+            sampler.ranks = self.ranks
             sampler.bind(tokenizer, self.chat.stop_ids, self.context)
         self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
         self.rollout = self._rollout(self.sampler)

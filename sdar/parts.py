@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sdar.distributed.ranks import ALONE, Ranks
 from sdar.errors import ConfigError, PanelError
 from sdar.registry import did_you_mean, part_kind
 from sdar.types import Episode, Payload, Retrieval, StudentTokens, Task, TokenView
@@ -117,6 +118,8 @@ class Sampler(ABC):
     """Longest response, in tokens."""
     context: int
     """Longest prompt and response together, in tokens; known after `bind`."""
+    ranks: Ranks = ALONE
+    """The processes of the run, known before `bind`."""
     works_alone = False
     """True: its engine goes on sampling while the training process does something else."""
     own_engine = False

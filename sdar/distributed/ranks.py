@@ -90,6 +90,11 @@ class Ranks:
 ALONE = Ranks()
 
 
+def own_rank() -> int:
+    """Number of this process in the run."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 class Group(Ranks):
     """Several processes, joined by torch.distributed, which has been initialised.
 

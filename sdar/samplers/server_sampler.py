@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault, SdarError
@@ -86,7 +86,7 @@ class ServerSampler(TruncatingSampler):
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
         super().bind(tokenizer, stop_ids, context)
-        self._fleet.begin_at(rank())
+        self._fleet.begin_at(self.ranks.rank)
         for replica, told in zip(self._fleet.replicas, self._fleet.health(self._fleet.patience.outage), strict=True):
             if told["vocab_size"] < self.vocab_size:
                 raise ConfigError(
@@ -107,26 +107,21 @@ class ServerSampler(TruncatingSampler):
             return
         begun, self._fleet.loaded = time.monotonic(), None
         request, error = self._hold(version, weights)
-        if alone():
+        self.ranks.gather(None, "the push of weights")  # nobody samples from the old ones any more
+        try:
             self._push(request, error)
-        else:
-            distributed.barrier()  # nobody samples from the old ones any more
-            try:
-                self._push(request, error)
-            except SdarError as failure:
-                error = failure
-            box = [(request, error)]
-            distributed.broadcast_object_list(box, src=0)
-            request, error = box[0]
-            if error is not None:
-                raise error
+        except SdarError as failure:
+            error = failure
+        request, error = self.ranks.gather((request, error), "the weights that were pushed")[0]
+        if error is not None:
+            raise error
         self._fleet.weights, self._fleet.loaded = request, version
         self._push_seconds += time.monotonic() - begun
 
     def _hold(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[Weights | None, SdarError | None]:
         """Rank 0 keeps them; every rank takes every tensor, come what may."""
         request, error, weights = None, None, iter(weights)
-        if rank() == 0:
+        if self.ranks.rank == 0:
             run = f"{socket.gethostname()}.{os.getpid()}.{self.client}"
             try:
                 request = self._transport.hold(run, version, weights)
@@ -192,13 +187,3 @@ TRANSPORTS = {
     "files": lambda fleet, folder: FileTransport(folder),
     "collective": lambda fleet, folder: CollectiveTransport(fleet),
 }
-
-
-def alone() -> bool:
-    """Is this the only process of the run?"""
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1)
-
-
-def rank() -> int:
-    """Of this process in the run."""
-    return 0 if alone() else distributed.get_rank()

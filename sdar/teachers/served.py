@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sdar.distributed.ranks import Ranks
+from sdar.distributed.ranks import Ranks, own_rank
 from sdar.errors import ConfigError, PolicyError
 from sdar.parts import Teacher
 from sdar.registry import register
-from sdar.samplers.server_sampler import rank
 from sdar.scoring import Elsewhere, Scorer
 from sdar.serving.fleet import Fleet, Patience
 from sdar.serving.protocol import ScoreRequest, Scores, Scoring
@@ -58,7 +57,7 @@ class ServedTeacher(Teacher):
 
     def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         fleet = self.network.fleet
-        fleet.begin_at(rank())
+        fleet.begin_at(own_rank())
         healths = fleet.health(fleet.patience.outage)
         vocabulary = tokenizer.get_vocab()
         for replica, told in zip(fleet.replicas, healths, strict=True):

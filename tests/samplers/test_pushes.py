@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -160,10 +161,12 @@ from torch import distributed
 from transformers import AutoTokenizer
 from sdar.parts import Draw
 from sdar.samplers import ServerSampler
+from sdar.distributed.ranks import Group
 rank, store, folder, weights, urls = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 sampler = ServerSampler(urls, max_new_tokens=6, pause=0.05, transport="collective")
+sampler.ranks = Group(60.0)
 sampler.bind(tokenizer, [tokenizer.eos_token_id], 512)
 state = torch.load(weights)
 def gathered():
@@ -183,6 +186,7 @@ for turn in range(2):
     distributed.barrier()
 print(json.dumps([[c.ids for c in out], sampler.metrics()["rollout/stale_replicas"]]), flush=True)
 sampler.close()
+sampler.ranks.close()
 """
 
 
@@ -218,6 +222,29 @@ def test_the_second_rank_of_a_run_meets_a_restarted_server_and_the_first_one_sen
     here = TorchSampler(max_new_tokens=6)
     here.bind(tokenizer, [tokenizer.eos_token_id], 512)
     assert out == [c.ids for c in here.sample(network_of(3), PROMPTS, DRAWS)] and stale == 1
+
+
+@BOTH
+def test_a_rank_that_is_killed_in_the_middle_of_a_push_is_named_by_the_other(servers, marks, tmp_path, transport):
+    marks.joinpath("slow").touch()
+    arguments = settings_of(tmp_path, servers, transport, steps=6)
+    both = [
+        "--trainer.devices",
+        "2",
+        "--trainer.strategy",
+        "sdar.distributed.ReplicatedStrategy",
+        "--trainer.strategy.deadline",
+        "10",
+    ]
+    first, second = start(2, "push_ranks.py", tmp_path / "report.json", *arguments, *both, folder=tmp_path)
+    try:
+        wait_for(marks / "half.0", 100)
+        first.process.kill()
+        assert second.process.wait(60) == 1
+    finally:
+        second.process.kill()
+    told = second.said.strip().splitlines()
+    assert re.search(r"error: .*probe before training: .*rank 0 is gone", told[-1]), told[-1]
 
 
 def test_two_ranks_under_zero_train_with_what_the_first_one_broadcasts(servers, tmp_path):

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -44,10 +45,15 @@ torch_engine.complete = slowly
 middle of them."""
 
 
+NUMBERS = count(os.getpid() * 97)
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """None that the system gives to whoever asks for any, nor that another process of the tests is about to take."""
+    for number in NUMBERS:
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port := 20000 + number % 12000))
+            return port
 
 
 class PolicyServer:
