@@ -19,8 +19,8 @@ from sdar.errors import ConfigError, EngineFault, PolicyError
 from sdar.parts import Draw
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.serving import collective
-from sdar.serving.fleet import Replica, StaleReplica
 from sdar.serving.protocol import SampleRequest, Sampling, dump
+from sdar.serving.replica import Replica, StaleReplica
 
 BOTH = pytest.mark.parametrize("transport", ["files", "collective"])
 

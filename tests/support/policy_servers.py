@@ -16,8 +16,8 @@ import torch
 from launch import Script
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdar.serving.fleet import Replica, RequestFailed
 from sdar.serving.protocol import parse
+from sdar.serving.replica import Replica, RequestFailed
 
 CODE = """
 import sys, torch

@@ -273,7 +273,8 @@ def test_patience_ends(servers, served, live, scorer):
         meddler.close()
     teacher.network.fleet.patience.outage = 0.2
     with pytest.raises(
-        EngineFault, match=r"none of 1 policy servers could score 14 rows for .* s; the last failure: .*Refused"
+        EngineFault,
+        match=r"none of 1 policy servers could score 14 rows for .* s; the last failure: .*Refused.* a longer teacher\.outage",
     ):
         asked(teacher, live, scorer)
 
