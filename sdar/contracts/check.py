@@ -3,6 +3,7 @@
 import io
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from sdar import registry
 from sdar.contracts import estimands, samples
 from sdar.contracts.environments import PROMISES
 from sdar.errors import ConfigError, PartError
-from sdar.parts import Divergence, Environment, Gate, Part, Retriever
+from sdar.parts import Divergence, Environment, EpisodeController, Gate, Judge, Part, PrivilegedView, Retriever
 from sdar.reading import read_yaml
+from sdar.rollout import Request
 from sdar.tally import Tally
 from sdar.turns import Turns
 
@@ -26,8 +28,8 @@ RETURNS = "what it returns"
 def check(parts: list[str] | None = None, settings: str | None = None) -> None:
     """Check parts of your own by the contracts that ours are tested by: sdar check --plugin my_package
 
-    A line for each part and check: ok, or what is wrong. Ends with exit code 1 where something is. What needs a model, such as a judge,
-    a sampler or a whole method, is looked at in a run only: there every answer of every part is.
+    A line for each part and check: ok, or what is wrong. Ends with exit code 1 where something is. What acts on a model (a policy, a
+    sampler, a teacher, a whole method) is looked at in a run only: there every answer of every part is.
 
     Args:
         parts: Names of the parts to check; by default all registered ones that are not ours.
@@ -235,6 +237,33 @@ def _protocol(protocol: Any, layout: str) -> Any:
     return read
 
 
+def _view(view: PrivilegedView, layout: str) -> list[str]:
+    """Before an episode, and from each turn of each attempt; to be told something changes nothing."""
+    world, episodes = samples.World(), samples.attempts()
+    told = [view.text(replace(e, turns=[]), [], 0, world) for e in episodes]
+    groups = {e.task.id: [other for other in episodes if other.task == e.task] for e in episodes}
+    told += [view.text(e, groups[e.task.id], turn, world) for e in episodes for turn in range(len(e.turns))]
+    if episodes != samples.attempts():
+        raise AssertionError("`text` changes the episodes that it is shown: the rows that are trained on are made of them")
+    return told
+
+
+def _controller(controller: EpisodeController, layout: str) -> list[Request]:
+    """Early and late in training."""
+    asked = [Request(e.task, e.attempt) for e in samples.attempts()]
+    told = [controller(request, iteration, samples.World()) for iteration in (0, 1, 1000) for request in asked]
+    if wrong := [r.max_turns for r in told if r.max_turns is not None and r.max_turns < 1]:
+        raise AssertionError(f"it leaves the acting model {wrong[0]} turns: at least 1, or None for as many as the world has")
+    return told
+
+
+def _judge(judge: Judge, layout: str) -> list[list[float | None]]:
+    """Attempts of one to three turns."""
+    judge.check()
+    episodes = samples.attempts()
+    return judge(episodes, [samples.World().solution(e.task) for e in episodes])
+
+
 CALLS: dict[str, Callable[[Any, str], object]] = {
     "gates": _gate,
     "turn_weights": _turn_weight,
@@ -246,5 +275,8 @@ CALLS: dict[str, Callable[[Any, str], object]] = {
     "schedules": lambda part, layout: [part(iteration) for iteration in range(200)],
     "retrievers": _retriever,
     "protocols": _protocol,
+    "views": _view,
+    "controllers": _controller,
+    "judges": _judge,
 }
 """How a part of each kind is called; what it returns is looked at on the way (`sdar.contracts.returned`)."""

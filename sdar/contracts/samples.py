@@ -2,13 +2,37 @@
 
 import torch
 
-from sdar.parts import Credit
+from sdar.parts import Credit, Environment, StepResult
 from sdar.rollout.rows import collate, make_rows
 from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Task, TokenView, Turn
 
 LAYOUTS = ("trajectory", "turn")
+
+
+class World(Environment):
+    """Where they were played, as far as a view or a curriculum asks."""
+
+    horizon = 4
+
+    def task_ids(self, split: str, count: int, seed: int) -> list[str]:
+        return ["task-a", "task-b"]
+
+    def task(self, task_id: str) -> Task:
+        return Task(task_id, "family", "do it", facts={"mug": "shelf 1"})
+
+    def reset(self, task: Task) -> str:
+        return "You see a mug."
+
+    def step(self, action: str) -> StepResult:
+        return StepResult("Taken.", 1.0, done=True, success=True)
+
+    def demonstration(self, task: Task) -> list[str]:
+        return ["open door", "take mug", "put mug on shelf 1"]
+
+    def hint(self, task: Task) -> str:
+        return "A mug belongs on a shelf."
 
 
 def attempts() -> list[Episode]:
@@ -18,8 +42,7 @@ def attempts() -> list[Episode]:
         for number, lengths in enumerate(((2, 1, 3), (4,))):
             turns = [Turn([1, 2], list(range(3, 3 + n)), [-0.5] * n, [0.0] * n, observation=f"seen {n}") for n in lengths]
             turns[-1].reward = float(number == 0)
-            task = Task(f"task-{name}", "family", "do it", facts={"mug": "shelf 1"})
-            found.append(Episode(task, number, turns, success=number == 0, reward=turns[-1].reward))
+            found.append(Episode(World().task(f"task-{name}"), number, turns, success=number == 0, reward=turns[-1].reward))
     return found
 
 

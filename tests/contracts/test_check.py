@@ -3,6 +3,7 @@
 import random
 import re
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -14,7 +15,7 @@ from sdar.contracts.check import check
 from sdar.divergences import Lift
 from sdar.envs import HouseholdEnv
 from sdar.errors import ConfigError, PartError
-from sdar.parts import Gate, Retriever, StepResult, TurnWeight
+from sdar.parts import EpisodeController, Gate, Judge, PrivilegedView, Retriever, StepResult, TurnWeight
 from sdar.types import Retrieval
 
 registry.load_parts()
@@ -89,6 +90,23 @@ class Needy(Gate):
         return torch.full_like(tokens.gap, self.width)
 
 
+class Careless(PrivilegedView):
+    """Tells the attempt's own actions, and forgets them."""
+
+    def text(self, episode, group, turn, env):
+        return ", ".join(t.action for t in iter(lambda: episode.turns.pop() if episode.turns else None, None))
+
+
+class Miser(EpisodeController):
+    def __call__(self, request, iteration, env):
+        return replace(request, max_turns=1000 - iteration)
+
+
+class Terse(Judge):
+    def __call__(self, episodes, solutions):
+        return [[1.0] for _ in episodes]
+
+
 FAULTS = {
     ("gates", "Open"): {},
     ("gates", "Remembering"): {},
@@ -98,6 +116,9 @@ FAULTS = {
     ("divergences", "Liar"): {"estimands": "not (close|equal)"},
     ("retrievers", "Moody"): {"what it returns": "for the same task and visit"},
     ("environments", "Generous"): {"cuts": "a cut episode is worth 100.0"},
+    ("views", "Careless"): {"what it returns": "changes the episodes that it is shown"},
+    ("controllers", "Miser"): {"what it returns": "it leaves the acting model 0 turns: at least 1"},
+    ("judges", "Terse"): {"what it returns": r"Terse returned \[1.0\] .* for 3 turns"},
     ("gates", "Needy"): {"can be made": r"missing 1 required positional argument: 'width' \(its arguments: --settings\)"},
 }
 
@@ -136,7 +157,7 @@ def test_arguments_come_from_a_file(mine, tmp_path, capsys):
 
 def test_our_own_parts_pass(capsys):
     """One of each kind that can be made without arguments."""
-    check(["gap", "lift", "stepwise", "mixed", "rloo", "ppo", "truncated", "no"])
+    check(["gap", "lift", "stepwise", "mixed", "rloo", "ppo", "truncated", "no", "hindsight", "first_of", "front_to_back"])
     assert "WRONG" not in capsys.readouterr().out
 
 
