@@ -369,6 +369,10 @@ def _wrong_value(m: Mistake) -> str:
     return f"{m.at(m.value)}: must be {' or '.join(dict.fromkeys(allowed))}{got}.{near}"
 
 
+def _too_long(m: Mistake) -> str:
+    return f"{m.at()}: an integer of {m.words[0]} digits. Give a smaller one."
+
+
 def _no_part(m: Mistake) -> str:
     got = "" if m.value is None else f", not {_quoted(m.value)}"
     return f"{m.at(m.value)}: must be a {_kind_of(_expected(m))}, given by name or as class_path with init_args{got}."
@@ -428,6 +432,7 @@ _RULES = (
     (r"Not a valid subclass of ", _no_part),
     (r"argument subcommand: invalid choice: '([^']*)'", _unknown_command),
     (r'expected "subcommand" to be one of', _no_command),
+    (r"Exceeds the limit .* has (\d+) digits", _too_long),
     (r"Expected an? (.+)", _wrong_value),
 )
 

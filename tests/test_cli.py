@@ -417,6 +417,11 @@ def test_a_strange_value_of_the_command_line_is_a_wrong_value(sdar, value: str) 
     assert code == 2 and err.startswith("error: model.coef: must be float, not ") and len(err) < 500
 
 
+def test_a_number_of_thousands_of_digits_is_told_by_its_length(sdar) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", "--trainer.max_steps", "9" * 5000)
+    assert code == 2 and err == "error: trainer.max_steps: an integer of 5000 digits. Give a smaller one.\n"
+
+
 @pytest.mark.parametrize("value", [".nan", ".inf", "null"])
 @pytest.mark.parametrize("key", ["--model.max_grad_norm", "--data.group_size", "--checkpoint.every_n_iterations"])
 def test_what_is_no_number_is_refused_with_its_name(sdar, key: str, value: str) -> None:
