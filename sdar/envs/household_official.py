@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
+from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from sdar.envs.household_engine import Game, GameError, World
@@ -163,10 +164,16 @@ def trials(root: Path, split: str) -> Mapping[str, Trial]:
         if one is not None:
             found[one[0]] = one[1]
     found = dict(sorted(found.items()))
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    part = cached.with_suffix(f".{os.getpid()}")
-    part.write_text(json.dumps({task_id: asdict(trial) for task_id, trial in found.items()}), encoding="utf-8")
-    part.replace(cached)
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        part = cached.with_suffix(f".{os.getpid()}")
+        part.write_text(json.dumps({task_id: asdict(trial) for task_id, trial in found.items()}), encoding="utf-8")
+        part.replace(cached)
+    except OSError as error:
+        rank_zero_warn(
+            f"the scan of {len(files)} files of {folder} cannot be kept ({error}): every process scans them again. Set SDAR_CACHE to a "
+            "folder that can be written to."
+        )
     return found
 
 

@@ -86,6 +86,15 @@ def test_files_are_read_once_and_then_known_by_names_sizes_and_times(
     assert len(env.task_ids("seen", 5, 0)) == 5  # other files, another scan
 
 
+def test_a_scan_that_cannot_be_kept_is_told_and_used(data: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "file" / "below"))
+    official.trials.cache_clear()
+    with pytest.warns(UserWarning, match=r"the scan of \d+ files of .* cannot be kept .*: every process scans them again\. Set SDAR_"):
+        assert len(set(HouseholdEnv(data=str(data)).task_ids("seen", 6, 0))) == 6
+    official.trials.cache_clear()
+
+
 def test_what_the_original_leaves_out_is_left_out(data: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "data")
     folder = tmp_path / "data" / "json_2.1.1" / "train"
