@@ -370,7 +370,7 @@ def _wrong_value(m: Mistake) -> str:
 
 
 def _too_long(m: Mistake) -> str:
-    return f"{m.at(m.value)}: an integer of {m.words[0]} digits. Give a smaller one."
+    return f"{'.'.join(m.keys)}: an integer of {m.words[0]} digits. Give a smaller one."
 
 
 def _no_part(m: Mistake) -> str:

@@ -7,6 +7,7 @@ out, as in the original: folders of movable receptacles and sliced objects, and 
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Annotated
 
 import msgspec
-from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from sdar.envs.household_engine import Game, GameError, World
@@ -170,9 +170,10 @@ def trials(root: Path, split: str) -> Mapping[str, Trial]:
         part.write_text(json.dumps({task_id: asdict(trial) for task_id, trial in found.items()}), encoding="utf-8")
         part.replace(cached)
     except OSError as error:
-        rank_zero_warn(
+        warnings.warn(
             f"the scan of {len(files)} files of {folder} cannot be kept ({error}): every process scans them again. Set SDAR_CACHE to a "
-            "folder that can be written to."
+            "folder that can be written to.",
+            stacklevel=2,
         )
     return found
 

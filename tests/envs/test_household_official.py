@@ -90,7 +90,9 @@ def test_a_scan_that_cannot_be_kept_is_told_and_used(data: Path, tmp_path: Path,
     (tmp_path / "file").touch()
     monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "file" / "below"))
     official.trials.cache_clear()
-    with pytest.warns(UserWarning, match=r"the scan of \d+ files of .* cannot be kept .*: every process scans them again\. Set SDAR_"):
+    with pytest.warns(
+        UserWarning, match=r"the scan of \d+ files of .* cannot be kept .*: every process scans them again\. Set SDAR_"
+    ):
         assert len(set(HouseholdEnv(data=str(data)).task_ids("seen", 6, 0))) == 6
     official.trials.cache_clear()
 
