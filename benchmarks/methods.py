@@ -45,7 +45,7 @@ METHODS = {
     "opd": TEACHER,
     "top_k_opd": [*TEACHER, "--model.divergence.k", "16", "--model.mask_first", '["<", "think"]'],
     "sod": [*TEACHER, "--model.policy_loss.dual_clip", "null"],
-    "tcod": [*TEACHER, "--model.controller.every", "3"],
+    "tcod": [*TEACHER, "--model.controller.every", "3", "--model.controller.first", "0"],
     "tip": TEACHER,
     "topd": [*TEACHER, "--model.window", "16"],
 }

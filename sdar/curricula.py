@@ -9,6 +9,7 @@ from sdar.paths import resolve
 from sdar.reading import read_json_lines
 from sdar.registry import register
 from sdar.rollout import Request
+from sdar.schedules import numbered
 
 
 @register("front_to_back")
@@ -18,16 +19,17 @@ class FrontToBack(EpisodeController):
     Args:
         every: Iterations until one more turn is added.
         start: Turns in the beginning.
+        first: Number of the run's first iteration: 1 is the public code's, where the first window is one iteration shorter.
     """
 
-    def __init__(self, every: int = 6, start: int = 1):
+    def __init__(self, every: int = 6, start: int = 1, first: int = 0):
         _check(every)
         if start < 1:
             raise ConfigError(f"controller.start is {start}: an episode needs at least 1 turn.")
-        self.every, self.start = every, start
+        self.every, self.start, self.first = every, start, numbered("controller.first", first)
 
     def __call__(self, request: Request, iteration: int, env: Environment) -> Request:
-        return replace(request, max_turns=self.start + iteration // self.every)
+        return replace(request, max_turns=self.start + (iteration + self.first) // self.every)
 
 
 @register("back_to_front")
@@ -40,13 +42,14 @@ class BackToFront(EpisodeController):
         every: Iterations until one more turn is the student's.
         start: Turns left to the student in the beginning.
         demonstrations: JSON lines ``{"task": id, "actions": [...]}``; by default the environment demonstrates.
+        first: Number of the run's first iteration: 1 is the public code's.
     """
 
-    def __init__(self, every: int = 5, start: int = 1, demonstrations: str | None = None):
+    def __init__(self, every: int = 5, start: int = 1, demonstrations: str | None = None, first: int = 0):
         _check(every)
         if start < 1:
             raise ConfigError(f"controller.start is {start}: the student needs at least 1 turn.")
-        self.every, self.start = every, start
+        self.every, self.start, self.first = every, start, numbered("controller.first", first)
         self.stored: dict[str, list[str]] | None = None
         if demonstrations is not None:
             path = Path(resolve(demonstrations))
@@ -61,7 +64,7 @@ class BackToFront(EpisodeController):
                 f"no demonstration of task {request.task.id}: back to front replays the beginning of one. Add it to "
                 "controller.demonstrations, or use FrontToBack."
             )
-        return replace(request, replay=tuple(actions[: max(0, len(actions) - self.start - iteration // self.every)]))
+        return replace(request, replay=tuple(actions[: max(0, len(actions) - self.start - (iteration + self.first) // self.every)]))
 
 
 _FORM = 'Each line of controller.demonstrations is one JSON object {"task": id, "actions": [texts]}. Correct the line or remove it.'

@@ -52,7 +52,7 @@ class LinearSchedule(Schedule):
         self.end = end
         self.iterations = iterations
         self.delay = delay
-        self.first = _numbered(first)
+        self.first = numbered("schedule.first", first)
 
     def __call__(self, iteration: int) -> float:
         progress = min(max((iteration + self.first - self.delay) / self.iterations, 0.0), 1.0)
@@ -76,7 +76,7 @@ class PiecewiseSchedule(Schedule):
                 "Use e.g. [0, 10, 60] and [0.0, 0.5, 0.0]."
             )
         self.iterations, self.values = iterations, values
-        self.first = _numbered(first)
+        self.first = numbered("schedule.first", first)
 
     def __call__(self, iteration: int) -> float:
         now = iteration + self.first
@@ -111,9 +111,10 @@ class WindowSchedule(Schedule):
         return self.value if self.start <= iteration and (self.stop is None or iteration < self.stop) else 0.0
 
 
-def _numbered(first: int) -> int:
+def numbered(setting: str, first: int) -> int:
+    """The number of a run's first iteration, 0 or 1."""
     if first not in (0, 1):
-        raise ConfigError(f"schedule.first is {first}: the first iteration has number 0, or 1 as in verl.")
+        raise ConfigError(f"{setting} is {first}: the first iteration has number 0, or 1 as in verl.")
     return first
 
 

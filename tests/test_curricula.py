@@ -53,6 +53,7 @@ def test_a_curriculum_only_changes_how_an_attempt_is_played(name: str) -> None:
         ({}, [1, 1, 1, 1, 1, 1, 2, 2]),  # every 6 iterations, as published
         ({"every": 1}, [1, 2, 3, 4, 5, 6, 7, 8]),
         ({"every": 3, "start": 2}, [2, 2, 2, 3, 3, 3, 4, 4]),
+        ({"first": 1}, [1, 1, 1, 1, 1, 2, 2, 2]),  # as its code counts
     ],
 )
 def test_front_to_back_caps_the_turns(settings: dict, caps: list[int]) -> None:
@@ -68,6 +69,7 @@ def test_front_to_back_caps_the_turns(settings: dict, caps: list[int]) -> None:
         ({"every": 2}, [1, 1, 2, 2, 3, 3, 4, 4]),
         ({"every": 1, "start": 2}, [2, 3, 4, 5, 5, 5, 5, 5]),  # all are the student's
         ({"start": 9}, [5] * 8),
+        ({"every": 3, "first": 1}, [1, 1, 2, 2, 2, 3, 3, 3]),
     ],
 )
 def test_back_to_front_leaves_the_last_turns(settings: dict, left: list[int]) -> None:
@@ -140,6 +142,8 @@ def test_a_line_that_is_no_demonstration_is_named(line: str, tmp_path) -> None:
 
 def test_settings_that_cannot_work_are_refused() -> None:
     for cls in (FrontToBack, BackToFront):
+        with pytest.raises(ConfigError, match=r"controller.first is 2: the first iteration has number 0, or 1"):
+            cls(first=2)
         with pytest.raises(ConfigError, match=r"controller.every is 0: the curriculum moves every 1 or more iterations"):
             cls(every=0)
         with pytest.raises(ConfigError, match=r"controller.start is 0: .* needs at least 1 turn"):
