@@ -64,7 +64,9 @@ class BackToFront(EpisodeController):
                 f"no demonstration of task {request.task.id}: back to front replays the beginning of one. Add it to "
                 "controller.demonstrations, or use FrontToBack."
             )
-        return replace(request, replay=tuple(actions[: max(0, len(actions) - self.start - (iteration + self.first) // self.every)]))
+        return replace(
+            request, replay=tuple(actions[: max(0, len(actions) - self.start - (iteration + self.first) // self.every)])
+        )
 
 
 _FORM = 'Each line of controller.demonstrations is one JSON object {"task": id, "actions": [texts]}. Correct the line or remove it.'

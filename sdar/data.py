@@ -137,6 +137,11 @@ class TaskModule(LightningDataModule):
         split = getattr(env, "split", "train")
         files = dict(panel_files or {})
         tested = ["unseen"] if test_splits is None else test_splits
+        if split != "train" and "train" in {*val_splits, *tested}:
+            raise ConfigError(
+                f"a panel 'train' is measured while training plays {split!r}: both would be logged as success/train. Play 'train' in "
+                "training, or measure another split."
+            )
         unknown = set(files) - {split, *val_splits, *tested}
         if unknown:
             raise ConfigError(

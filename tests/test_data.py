@@ -181,6 +181,10 @@ def test_test_panels_that_are_not_validated_on_are_made_too() -> None:
         ({"workers": -1}, r"data.workers is -1: it must be at least 0"),
         ({"deadline": 60.0}, r"data.deadline is 60.0 seconds, but the world runs in this process"),
         ({"panel_files": {"sene": "x.json"}}, r"data.panel_files names \['sene'\], which no panel of this run uses"),
+        (
+            {"env": HouseholdEnv(split="seen"), "val_splits": ["train", "unseen"]},
+            r"'train' is measured while training plays 'seen': both would be logged as success/train\. Play 'train'",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused(wrong: dict, message: str) -> None:
