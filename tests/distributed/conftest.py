@@ -6,7 +6,7 @@ from rank_results import HALF, KINDS, SLOW, WORLDS, trained
 
 @pytest.fixture(scope="session")
 def straight(tmp_path_factory):
-    """Runs of ten optimizer steps by the number of their ranks."""
+    """Runs of eight optimizer steps by the number of their ranks."""
     kept = {}
 
     def of(world):

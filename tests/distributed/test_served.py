@@ -3,14 +3,11 @@
 import torch
 from launch import run
 from policy_servers import policy_servers, sharp_policy
-from rank_run import SIZE
-
-from sdar.envs import HouseholdEnv
-from sdar.policies import FreshPolicy
+from tiny_policy import TinyPolicy
 
 
 def test_ranks_with_a_served_teacher_end_where_one_process_with_its_own_ends(tmp_path):
-    policy = FreshPolicy(HouseholdEnv(), **SIZE)
+    policy = TinyPolicy()
     policy.load_model().save_pretrained(tmp_path / "plain")
     policy.load_tokenizer().save_pretrained(tmp_path / "plain")
     folder = sharp_policy(tmp_path / "plain", tmp_path / "teacher", 3)

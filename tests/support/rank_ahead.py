@@ -7,10 +7,9 @@ from pathlib import Path
 import rank_run
 import torch
 from near_servers import Servers
+from tiny_policy import TinyPolicy
 
 from sdar.corrections import TruncatedCorrection
-from sdar.envs import HouseholdEnv
-from sdar.policies import FreshPolicy
 
 
 class Ahead(rank_run.Watched):
@@ -26,7 +25,7 @@ def main(out, *kinds):
     os.environ["PL_GLOBAL_SEED"] = "1"
     rank_run.Watched = Ahead
     for kind in kinds:
-        sampler = Servers(FreshPolicy(HouseholdEnv(), **rank_run.SIZE), pause=0.01)
+        sampler = Servers(TinyPolicy(), pause=0.01)
         module = rank_run.strategy(sampler=sampler, rollouts_ahead=1, correction=TruncatedCorrection(1.01), max_mismatch=1e-3)
         run = rank_run.trainer(kind, 6, Path(out).parent)
         run.fit(module, rank_run.data())

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sdar.errors import ContextOverflowError, RankError
 
-DEADLINE = 8.0
+DEADLINE = 5.0
 STRUCK = int(os.environ.get("STRUCK", 1))
 
 

@@ -15,7 +15,7 @@ WORLDS = {
     2: [*KINDS, *OTHERS, *HALVES, *SLOW],
     4: [*KINDS, *PAYLOADS],
 }
-STEPS, HALF = 10, 4
+STEPS, HALF = 8, 4
 
 
 def trained(world, kinds, folder, steps=STEPS, **environment):

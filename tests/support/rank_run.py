@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
+from tiny_policy import TinyPolicy
 
 from sdar.checkpoints import averages
 from sdar.data import TaskModule
@@ -21,7 +22,6 @@ from sdar.divergences import JensenShannon, TopKReverseKL
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.lora import LoRAPolicy
 from sdar.parts import EpisodeController
-from sdar.policies import FreshPolicy
 from sdar.retrievers import UCBRetriever
 from sdar.samplers import TorchSampler
 from sdar.strategies import SDAR
@@ -29,7 +29,6 @@ from sdar.teachers import EMATeacher
 
 torch.set_num_threads(1)
 
-SIZE = {"hidden_size": 16, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 512}
 STRATEGIES = {
     "one": lambda: "auto",
     "ddp": ReplicatedStrategy,
@@ -47,7 +46,7 @@ STRATEGIES = {
 }
 
 
-class Untied(FreshPolicy):
+class Untied(TinyPolicy):
     """With a head of its own; activations are computed again in the backward pass."""
 
     def load_model(self):
@@ -62,10 +61,10 @@ PLAIN = {"optimizer": partial(torch.optim.SGD, lr=0.3), "distill_coef": 200.0}
 PAYLOADS = {
     "": dict,
     "full": lambda: {"divergence": JensenShannon(), **PLAIN},
-    "lora": lambda: {"policy": LoRAPolicy(FreshPolicy(HouseholdEnv(), **SIZE), rank=4, alpha=8.0)},
+    "lora": lambda: {"policy": LoRAPolicy(TinyPolicy(), rank=4, alpha=8.0)},
     "top": lambda: {"divergence": TopKReverseKL(k=5), **PLAIN},
     "slow": lambda: {"optimizer": partial(torch.optim.AdamW, lr=1e-4), "teacher": EMATeacher(0.01, per="iteration")},
-    "untied": lambda: {"policy": Untied(HouseholdEnv(), **SIZE), "divergence": JensenShannon(), **PLAIN},
+    "untied": lambda: {"policy": Untied(), "divergence": JensenShannon(), **PLAIN},
 }
 """How much of the teacher's distribution is asked for. Where most gradients are rounding, Adam makes whole steps of them."""
 
@@ -112,10 +111,10 @@ class Watched(SDAR):
 
 def strategy(**kwargs):
     settings = {
-        "policy": FreshPolicy(HouseholdEnv(), **SIZE),
+        "policy": TinyPolicy(),
         "retriever": UCBRetriever(skills="conf/skills/quickstart"),
         "teacher": EMATeacher(0.2),
-        "sampler": TorchSampler(max_new_tokens=6),
+        "sampler": TorchSampler(max_new_tokens=4),
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "distill_coef": 0.5,
         "log_episodes_every": 0,
