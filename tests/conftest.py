@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
+from torchmetrics import Metric
 
 from sdar.envs.household import HouseholdEnv
 from sdar.policies import FreshPolicy
@@ -16,6 +19,17 @@ from sdar.policies import FreshPolicy
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+def _moved(metric: _ResultMetric, *where: object, **how: object) -> _ResultMetric:
+    """As Lightning's `to`, which also copies the name of the metric and how it is reduced: a quarter of the time of a run here."""
+    for name, value in vars(metric).items():
+        if isinstance(value, torch.Tensor | Metric):
+            vars(metric)[name] = move_data_to_device(value, *where, **how)
+    return metric
+
+
+_ResultMetric.to = _moved
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
 SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}

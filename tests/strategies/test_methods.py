@@ -73,6 +73,7 @@ def one_step(small, strategy, data=None, play=None, iteration=0) -> SimpleNamesp
     """
     seen = SimpleNamespace(batch=None, gradient=None)
     strategy.iteration, strategy.max_grad_norm = iteration, 1e9
+    strategy.max_mismatch = None  # no rollout before the one that is looked at
     collect, weigh = strategy.collect, strategy.weigh
 
     def collected(step):
