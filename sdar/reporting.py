@@ -42,7 +42,8 @@ def losses(all_episodes: Sequence[Episode]) -> str:
     if not lost:
         return ""
     counts = ", ".join(f"{n} {status}" for status, n in sorted(Counter(str(e.status) for e in lost).items()))
-    return f"{len(lost)} of {len(all_episodes)} episodes ({counts}); the first, of task {lost[0].task.id}: {lost[0].error}"
+    first = f"task {lost[0].task.id}: {str(lost[0].error).removesuffix('.')}"
+    return f"{len(lost)} of {len(all_episodes)} episodes ({counts}); the first, of {first}"
 
 
 def group_numbers(all_episodes: Sequence[Episode]) -> list[int]:
