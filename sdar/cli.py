@@ -43,7 +43,7 @@ from sdar.module import AgentModule
 from sdar.parser import Parser, check_config_files, config_files, drop_logger, find_config_files
 from sdar.plan_settings import launch_of
 from sdar.resume import settings
-from sdar.run_logs import SaveSettings, run_loggers
+from sdar.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.runs import Runs, discard
 from sdar.trainer import AgentTrainer
 
@@ -258,6 +258,9 @@ class AgentCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         try:
+            # Lightning would write the settings out as it makes the model, and check once more what the parser has just checked
+            told = self.parser.dump(self.config, skip_validation=True, skip_link_targets=False, **KEEP_NONE)
+            self.config_dump = yaml.safe_load(told)[self.subcommand]
             super().instantiate_classes()
         except MisconfigurationException as error:
             raise SystemExit(_fail(2, error, "trainer")) from error
@@ -269,8 +272,7 @@ class AgentCLI(LightningCLI):
             raise SystemExit(_fail(1, first, self._key(first), trace=False)) from error
 
     def after_instantiate_classes(self) -> None:
-        told = yaml.safe_load(self.parser.dump(self.config, skip_link_targets=False, skip_none=False))
-        self.model.settings = settings(told[self.subcommand])
+        self.model.settings = settings(self.config_dump)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         told = self.config_init[self.subcommand]

@@ -26,7 +26,7 @@ class SaveSettings(SaveConfigCallback):
             config = self.config.clone()
             for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
                 config.pop(key, None)
-            text = self.parser.dump(config, **KEEP_NONE)
+            text = self.parser.dump(config, skip_validation=True, **KEEP_NONE)  # it was checked when it was parsed
             (trainer.run_folder / self.config_filename).write_text(text, encoding="utf-8")
             settings = parse_yaml(text, self.config_filename)
             for key in ("logger", "callbacks", "plugins"):  # where somebody's key may stand
