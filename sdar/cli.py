@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def main(args: list[str] | None = None) -> int:
             )
         args = find_config_files(args)
         check_config_files(args)
-        for line in versions.complaints():
+        for line in _complaints():
             sys.stderr.write(f"warning: {line}\n")
         with warnings.catch_warnings():
             for message in MEANINGLESS:
@@ -184,6 +185,12 @@ def main(args: list[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
+
+
+@cache
+def _complaints() -> list[str]:
+    """What is installed does not change while a process runs, and reading it takes longer than reading a configuration file."""
+    return versions.complaints()
 
 
 def use_tool(name: str, *args: str) -> int:

@@ -39,11 +39,16 @@ class RefusedYAML(yaml.YAMLError):
     """A text that `sdar.reading` refuses. Where jsonargparse asks what a value is, it is then no YAML."""
 
 
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]{,200}")
+"""Most values of settings: names and paths, within every limit. Reading each as a YAML document of its own takes its time."""
+
+
 def limited(load: Callable[[str], Any]) -> Callable[[str], Any]:
     """A YAML loader of jsonargparse's that reads within the limits of `sdar.reading`."""
 
     def load_limited(text: str) -> Any:
-        parse_yaml(text, "this value", RefusedYAML)
+        if not _WORD.fullmatch(text):
+            parse_yaml(text, "this value", RefusedYAML)
         try:
             return load(text)
         except ValueError as error:  # a date that no calendar has

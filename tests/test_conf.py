@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sdar
 from sdar.cli import main
 from sdar.envs import HouseholdEnv
 from sdar.paths import installed_settings
-from sdar.policies import FreshPolicy
+from sdar.policies import FreshPolicy, world_tokenizer
 from sdar.skills import SkillBank, write_fact_bank
 
 CONF = installed_settings()
@@ -54,29 +55,30 @@ REST = {  # what a piece of a setting needs before it
     "scale/quickstart_judge.yaml": ["env/quickstart.yaml", "method/critic_search.yaml", "scale/quickstart.yaml"],
 }
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
-SMALL = {
-    "trainer.max_steps": 2,
-    "trainer.val_check_interval": 1,
-    "trainer.enable_progress_bar": False,
-    "trainer.enable_model_summary": False,
-    "data.tasks_per_step": 2,
-    "data.group_size": 2,
-    "data.train_tasks": 8,
-    "data.val_tasks": 2,
-    "data.env.horizon": 2,
-    "model.sampler.max_new_tokens": 4,
-    "model.val_sampler": {"class_path": "TorchSampler", "init_args": {"max_new_tokens": 4}},
-}
+SMALL = """
+model:
+  init_args:
+    sampler: {init_args: {max_new_tokens: 4}}
+    val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 4}}
+data:
+  init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, env: {init_args: {horizon: 2}}}
+trainer: {max_steps: 2, val_check_interval: 1, enable_progress_bar: false, enable_model_summary: false}
+"""
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    """A tiny random policy with room for the longest skills, on disk."""
+    """A tiny random policy on disk that reads the words of our prompts, settings and skills, so that none of their texts is long."""
     folder = tmp_path_factory.mktemp("policy")
     size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 16384}
+    texts = [
+        p for root in (CONF, Path(sdar.__file__).parent) for p in root.rglob("*") if p.suffix in (".py", ".yaml", ".json")
+    ]
+    tokenizer = world_tokenizer([p.read_text(encoding="utf-8") for p in texts], [], 8192, 16384)
     tiny = FreshPolicy(HouseholdEnv(), **size)
+    tiny._tokenizer = tokenizer
     tiny.load_model().save_pretrained(folder)
-    tiny.load_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -93,28 +95,28 @@ def skills_of(file):
 
 
 def command(file, policy, folder):
+    """The command that runs two steps of a file, with a last file that makes everything small."""
     files = whole(file)
-    small = {**SMALL, "trainer.default_root_dir": str(folder / "run")}
     settings = yaml.safe_load((CONF / file).read_text())
     told = " ".join((CONF / name).read_text() for name in files)
-    lines = ["validate" if "class_path: SkillPrompt" in told else "fit"]
-    for name in files:
-        lines += ["-c", f"conf/{name}"]
-    for key, value in small.items():
-        lines += [f"--{key}", str(value)]
     tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}}
+    small = yaml.safe_load(SMALL)
+    model, trainer = small["model"]["init_args"], small["trainer"]
+    trainer["default_root_dir"] = str(folder / "run")
     if "FreshPolicy" not in str(settings):
-        lines += ["--model.policy.base" if "LoRAPolicy" in str(settings) else "--model.policy", str(tiny)]
+        model["policy"] = {"init_args": {"base": tiny}} if "LoRAPolicy" in str(settings) else tiny
     if "gpu" in file:
-        lines += ["--trainer.accelerator", "cpu", "--trainer.devices", "1", "--trainer.strategy", "auto"]
-    lines += skills_of(file)
+        trainer |= {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
     if "view: SiblingView" in told:  # a random policy has no success to tell of
-        lines += ["--model.view", "FirstOf"]
+        model["view"] = "FirstOf"
     if "ExternalTeacher" in told:
-        lines += ["--model.teacher", str({"class_path": "ExternalTeacher", "init_args": {"policy": tiny}})]
+        model["teacher"] = {"class_path": "ExternalTeacher", "init_args": {"policy": tiny}}
     if "Judge" in told:
-        lines += ["--model.judge", str({"class_path": "EvidenceJudge", "init_args": {"policy": tiny}})]
-    return lines
+        model["judge"] = {"class_path": "EvidenceJudge", "init_args": {"policy": tiny}}
+    last = folder / "small.yaml"
+    last.write_text(yaml.safe_dump(small))
+    parts = [part for name in (*(f"conf/{name}" for name in files), str(last)) for part in ("-c", name)]
+    return ["validate" if "class_path: SkillPrompt" in told else "fit", *parts, *skills_of(file)]
 
 
 ALONE = [f for f in FILES if "SDAR/" not in (CONF / f).read_text()]  # the others need a checkout of somebody else's code
