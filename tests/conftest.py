@@ -1,9 +1,12 @@
 """What several test files share: one torch thread, a small world, a small policy on disk.
 
 ``tiny_env`` is a new household for each test (a world has a state). ``tiny_policy_dir`` is one directory for the whole
-session, model and tokenizer as `save_pretrained` writes them: read it, write elsewhere.
+session, model and tokenizer as `save_pretrained` writes them: read it, write elsewhere. ``own_folder`` is a working directory
+whose Python files may be plugins of the command: a process of its own for each would import everything anew.
 """
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from torchmetrics import Metric
 
+from sdar import registry
 from sdar.envs.household import HouseholdEnv
 from sdar.policies import FreshPolicy
 
@@ -49,3 +53,16 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy.load_model().save_pretrained(folder)
     policy.load_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory. Modules that are imported from it, and the parts they register, are forgotten afterwards."""
+    registry.load_parts()
+    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith(f"{tmp_path}/"):
+            del sys.modules[name]

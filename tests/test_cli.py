@@ -883,9 +883,8 @@ def test_the_command_in_a_process_of_its_own(folder: Path) -> None:
     (folder / "my_package").mkdir()
     (folder / "my_package" / "__init__.py").write_text(PLUGIN)
     (folder / "my_method.py").write_text(METHOD)
-    command = "import sys; from sdar.cli import main; sys.exit(main())"
     args = ["fit", "-c", "base.yaml", "--plugin", "my_method", "--plugin", "my_package", "--model.gate", "half_open"]
-    done = subprocess.run([sys.executable, "-c", command, *args], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "sdar", *args], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert Path("runs/version_0/checkpoints/last.ckpt").exists()
     assert "my_package.half_open" in Path("runs/version_0/config.yaml").read_text()

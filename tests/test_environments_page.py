@@ -1,13 +1,12 @@
 """The code of docs/environments.md does what the page says."""
 
-import importlib.util
+import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from sdar.cli import main
 from sdar.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -15,31 +14,22 @@ PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
 BLOCKS = dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("page")
+def test_the_world_of_the_page_trains(own_folder, capfd, recwarn):
     for name, text in BLOCKS.items():
-        (made / name).write_text(text)
-    return made
-
-
-def test_the_world_of_the_page_trains(folder):
+        (own_folder / name).write_text(text)
     command = re.search(r"^    sdar (fit --plugin guessing .*)$", PAGE, re.MULTILINE)[1]
     small = "--trainer.max_steps 2 --trainer.val_check_interval 1 --data.val_tasks 16"
-    done = subprocess.run(
-        [sys.executable, "-m", "sdar", *command.split(), *small.split()], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "arning" not in done.stdout + done.stderr
+    assert main([*command.split(), *small.split()]) == 0
+    told = capfd.readouterr()
+    assert "arning" not in told.out + told.err
+    assert [str(w.message) for w in recwarn if not issubclass(w.category, DeprecationWarning)] == []  # nobody is shown those
     for metric in ("success/unseen", " low ", "scores/near/unseen"):
-        assert metric in done.stdout, done.stdout
+        assert metric in told.out, told.out
 
 
-def test_the_world_of_the_page_keeps_its_promises(folder):
-    spec = importlib.util.spec_from_file_location("guessing_page", folder / "guessing.py")
-    page = importlib.util.module_from_spec(spec)
-    sys.modules["guessing_page"] = page
-    spec.loader.exec_module(page)
+def test_the_world_of_the_page_keeps_its_promises(own_folder):
+    (own_folder / "guessing.py").write_text(BLOCKS["guessing.py"])
+    page = importlib.import_module("guessing")
     with pytest.raises(ConfigError, match="there is nothing to guess"):
         page.GuessEnv(largest=1)
     env, other = page.GuessEnv(), page.GuessEnv()

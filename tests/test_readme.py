@@ -1,9 +1,9 @@
 """The README's code does what the README says."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from sdar.cli import main
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 
@@ -12,17 +12,14 @@ def test_the_two_commands_open_the_readme():
     assert README.split("\n")[2:4] == [line for line in README.split("\n")[2:4] if line.startswith("    make ")]
 
 
-def test_the_gate_of_the_readme_is_used_by_name_from_the_command_line(tmp_path):
-    (tmp_path / "my_gates.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1])
+def test_the_gate_of_the_readme_is_used_by_name_from_the_command_line(own_folder):
+    (own_folder / "my_gates.py").write_text(re.search(r"```python\n(.*?)```", README, re.DOTALL)[1])
     command = re.search(r"^    sdar (fit --plugin my_gates .*)$", README, re.MULTILINE)[1].split()
     small = (
         "--trainer.max_steps 2 --trainer.limit_val_batches 0 --data.tasks_per_step 2 --data.group_size 2 --data.env.horizon 2"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "sdar", *command, *small.split()], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    saved = next(tmp_path.rglob("config.yaml")).read_text()
+    assert main([*command, *small.split()]) == 0
+    saved = next(own_folder.rglob("config.yaml")).read_text()
     assert "hinge" in saved.lower() and "width: 0.5" in saved
 
 
