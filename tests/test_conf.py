@@ -170,13 +170,24 @@ def test_the_benchmark_knows_every_method():
     assert sorted(benchmark().METHODS) == [m for m in METHODS if m != "skill_prompt"]
 
 
-def on_the_quickstart_world(method, folder, steps):
-    """The command that trains a method with its YAML on the quickstart world."""
+def on_the_quickstart_world(method, folder, steps, small=""):
+    """The command that trains a method with its YAML on the quickstart world, with the settings `small` in a last file."""
     files = ["env/quickstart.yaml", f"method/{method}.yaml", "scale/quickstart.yaml"]
-    lines = ["fit", *(part for name in files for part in ("-c", f"conf/{name}")), *benchmark().METHODS[method]]
-    for key, value in {"default_root_dir": folder, "max_steps": steps, "enable_progress_bar": False}.items():
-        lines += [f"--trainer.{key}", str(value)]
-    return lines
+    return [
+        "fit",
+        *(p for f in files for p in ("-c", f"conf/{f}")),
+        *last_file(small, folder, steps),
+        *benchmark().METHODS[method],
+    ]
+
+
+def last_file(small, folder, steps):
+    """What makes a command a short run in a folder."""
+    settings = yaml.safe_load(small) or {}
+    trainer = {"default_root_dir": str(folder), "max_steps": steps, "enable_progress_bar": False}
+    settings["trainer"] = settings.get("trainer", {}) | trainer
+    (folder / f"{steps}.yaml").write_text(yaml.safe_dump(settings))
+    return ["-c", str(folder / f"{steps}.yaml")]
 
 
 def checked(lines, capfd, recwarn):
@@ -191,10 +202,12 @@ def checked(lines, capfd, recwarn):
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "skill_prompt"])
 def test_a_method_trains_and_resumes_on_the_quickstart_world_without_a_warning(method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
-    small = ["--data.tasks_per_step", "2", "--data.group_size", "2", "--data.env.horizon", "3", "--data.val_tasks", "2"]
-    small += ["--trainer.val_check_interval", "1"]
-    checked([*on_the_quickstart_world(method, tmp_path, 2), *small], capfd, recwarn)
-    checked([*on_the_quickstart_world(method, tmp_path, 4), *small, "--ckpt_path", "last"], capfd, recwarn)
+    small = """
+data: {init_args: {tasks_per_step: 2, group_size: 2, env: {init_args: {horizon: 3}}, val_tasks: 2}}
+trainer: {val_check_interval: 1}
+"""
+    checked(on_the_quickstart_world(method, tmp_path, 2, small), capfd, recwarn)
+    checked([*on_the_quickstart_world(method, tmp_path, 4, small), "--ckpt_path", "last"], capfd, recwarn)
     iterations = [json.loads(line)["iteration"] for line in (tmp_path / "version_0/validation.jsonl").read_text().splitlines()]
     assert iterations[0] == 0 and iterations[-1] >= 2 and iterations == sorted(iterations)
 
@@ -210,32 +223,23 @@ def test_a_method_trains_ten_steps_in_full_size(method, tmp_path, monkeypatch, c
 WORLDS = sorted(p.stem for p in (CONF / "env").glob("*_tiny.yaml"))
 
 
-def in_a_world(world, method, folder, steps):
-    """The command that trains a method with a tiny policy in a world."""
+def in_a_world(world, method, folder, steps, small=""):
+    """The command that trains a method with a tiny policy in a world, with the settings `small` in a last file."""
     files = [f"env/{world}.yaml", f"method/{method}.yaml", "scale/tiny.yaml"]
-    lines = ["fit", *(part for name in files for part in ("-c", f"conf/{name}"))]
-    lines += skills_of(f"env/{world}.yaml") if method == "sdar" else []
-    for key, value in {"default_root_dir": folder, "max_steps": steps, "enable_progress_bar": False}.items():
-        lines += [f"--trainer.{key}", str(value)]
-    return lines
+    lines = ["fit", *(part for name in files for part in ("-c", f"conf/{name}")), *last_file(small, folder, steps)]
+    return lines + (skills_of(f"env/{world}.yaml") if method == "sdar" else [])
 
 
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("method", ["grpo", "sdar"])
 def test_a_tiny_policy_trains_in_a_world_without_a_warning(world, method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
-    small = [
-        "--data.tasks_per_step",
-        "1",
-        "--data.group_size",
-        "2",
-        "--data.val_tasks",
-        "8",
-        "--trainer.val_check_interval",
-        "1",
-    ]
-    small += ["--data.env.horizon", "2", "--model.sampler.max_new_tokens", "8", "--model.val_sampler.max_new_tokens", "8"]
-    checked([*in_a_world(world, method, tmp_path, 2), *small], capfd, recwarn)
+    small = """
+model: {init_args: {sampler: {init_args: {max_new_tokens: 8}}, val_sampler: {init_args: {max_new_tokens: 8}}}}
+data: {init_args: {tasks_per_step: 1, group_size: 2, val_tasks: 8, env: {init_args: {horizon: 2}}}}
+trainer: {val_check_interval: 1}
+"""
+    checked(in_a_world(world, method, tmp_path, 2, small), capfd, recwarn)
     families = {
         key
         for key in json.loads((tmp_path / "version_0/validation.jsonl").read_text().splitlines()[-1])
