@@ -66,6 +66,7 @@ class PretrainedPolicy(Policy):
         self.trust_remote_code = trust_remote_code
         self.attention = attention
         self.gradient_checkpointing = gradient_checkpointing
+        self._context: int | None = None  # a teacher is asked for it at every row
         looks_local = path.startswith((".", "/", "~", "conf/", "runs/")) or Path(self.path).exists()
         if looks_local and not (Path(self.path) / "config.json").is_file():
             raise PolicyError(
@@ -118,9 +119,11 @@ class PretrainedPolicy(Policy):
 
     def context(self) -> int:
         """Largest number of positions that the model knows."""
-        with self._found():
-            config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
-        return int(config.get_text_config().max_position_embeddings)
+        if self._context is None:
+            with self._found():
+                config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            self._context = int(config.get_text_config().max_position_embeddings)
+        return self._context
 
     @contextmanager
     def _found(self) -> Iterator[None]:

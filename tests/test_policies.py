@@ -53,6 +53,13 @@ def test_a_saved_directory_is_loaded_as_it_was_saved(tiny_policy_dir):
     assert ChatFormat(tokenizer).end_of_turn == model.config.eos_token_id
 
 
+def test_the_context_is_looked_up_once(tiny_policy_dir, monkeypatch):
+    policy = PretrainedPolicy(str(tiny_policy_dir))
+    assert policy.context() == 512
+    monkeypatch.setattr("sdar.policies.AutoConfig.from_pretrained", None)  # of a hub id it would ask the hub
+    assert policy.context() == 512
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_loaded_in_the_type_that_is_asked_for(tiny_policy_dir, dtype):
     model = PretrainedPolicy(str(tiny_policy_dir), dtype=dtype).load_model()
