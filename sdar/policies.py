@@ -251,7 +251,10 @@ def world_tokenizer(corpus: list[str], phrases: list[str], vocab_size: int, cont
     alternatives = [escape_pattern(p) for p in sorted(phrases, key=len, reverse=True)]
     pattern = "|".join([*alternatives, r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s+"])
     splitter = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    counts = Counter(piece for text in corpus for piece, _ in splitter.pre_tokenize_str(text))
+    counts: Counter[str] = Counter()
+    for text, times in Counter(corpus).items():  # a world says the same again and again
+        for piece, _ in splitter.pre_tokenize_str(text):
+            counts[piece] += times
     spelled = [*CONTROL_TOKENS, *(f"<0x{byte:02X}>" for byte in range(256))]
     common = sorted(counts, key=lambda piece: (-counts[piece], piece))[: max(0, vocab_size - len(spelled))]
     vocabulary = [(token, -30.0) for token in spelled] + [(piece, -1.0) for piece in sorted(common)]  # fewest pieces win
