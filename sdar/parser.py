@@ -18,6 +18,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -517,6 +518,7 @@ def _with_short_names(found: dict[str, type]) -> list[str]:
     return sorted(cls.__name__ + (f" ({', '.join(short)})" if short else "") for cls, short in shorts.items())
 
 
+@cache
 def defaults(cls: type | None) -> dict[str, Any]:
     """Every argument that a configuration may give to a class, with its default as a configuration would hold it."""
     if cls is None:
