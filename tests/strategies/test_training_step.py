@@ -176,26 +176,32 @@ def test_without_a_retrieval_the_distillation_gradient_is_that_of_half_the_score
 @pytest.mark.parametrize("layout", ["trajectory", "turn"])
 @pytest.mark.parametrize("name", TRAINING)
 def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, layout):
+    """One run, whose episodes are scored and learned from once for each size; no optimizer step is taken in between."""
     small.precision = DoublePolicy
+    strategy = rewarded(TRAINING[name](small, policy=DoublePolicy(small.policy()), max_mismatch=None))
+    collect, iterate = strategy.collect, strategy.iterate
+    gradients, kept = {}, {}
 
-    def gradient(micro_batch_tokens):
-        policy = DoublePolicy(small.policy())
-        strategy = TRAINING[name](small, policy=policy, micro_batch_tokens=micro_batch_tokens, max_mismatch=None)
-        rewarded(strategy)
-        kept = {}
-        strategy._step = lambda optimizer, update: kept.update(
-            {n: p.grad.clone() for n, p in strategy.model.named_parameters()}
-        )
-        strategy.max_grad_norm = 1e9
-        trainer = small.trainer(1, limit_train_batches=1)
-        trainer.fit_loop.max_epochs = 1
-        trainer.fit(strategy, small.data(layout=layout, group_size=3))
-        return torch.cat([g.flatten() for g in kept.values()])
+    def each_size(step):
+        episodes = collect(step)
+        strategy.collect = lambda step: copy.deepcopy(episodes)
+        for tokens in (10**6, 400, 1):
+            kept.clear()
+            strategy.micro_batch_tokens = tokens
+            iterate(step)
+            gradients[tokens] = torch.cat([g.flatten() for g in kept.values()])
 
-    whole = gradient(10**6)
+    strategy.iterate, strategy.conclude = each_size, lambda episodes: None
+    strategy._step = lambda optimizer, update: kept.update({n: p.grad.clone() for n, p in strategy.model.named_parameters()})
+    strategy.max_grad_norm = 1e9
+    trainer = small.trainer(1, limit_train_batches=1)
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(strategy, small.data(layout=layout, group_size=3))
+
+    whole = gradients[10**6]
     assert whole.abs().max() > 1e-5
     for tokens in (1, 400):
-        torch.testing.assert_close(gradient(tokens), whole, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(gradients[tokens], whole, rtol=1e-10, atol=1e-10)
 
 
 class DoublePolicy(Policy):
