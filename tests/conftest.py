@@ -5,6 +5,7 @@ session, model and tokenizer as `save_pretrained` writes them: read it, write el
 whose Python files may be plugins of the command: a process of its own for each would import everything anew.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from launch import forks
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
 from torchmetrics import Metric
@@ -23,6 +25,8 @@ from sdar.policies import FreshPolicy
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    forks()  # before a pool of worlds starts the process that all are forked from, with less imported
 
 
 def _moved(metric: _ResultMetric, *where: object, **how: object) -> _ResultMetric:

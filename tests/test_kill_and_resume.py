@@ -1,10 +1,7 @@
 """A run that was killed or asked to stop and is continued ends with the same weights as one that never was, bit for bit."""
 
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from sdar.cli import main
 
-STEPS = 60
+STEPS = 40
 
 
-@pytest.fixture
-def settings(tmp_path):
-    """A run of thirty iterations with two optimizer steps each, without logs."""
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A run of twenty iterations with two optimizer steps each, without logs."""
     household = {"class_path": "HouseholdEnv", "init_args": {"world": 5, "receptacles": 6, "distractors": 1, "horizon": 3}}
     size = {"hidden_size": 16, "layers": 1, "heads": 2, "key_value_heads": 2, "intermediate_size": 32, "context": 512}
     content = {
@@ -57,9 +54,17 @@ def settings(tmp_path):
             "enable_model_summary": False,
         },
     }
-    path = tmp_path / "run.yaml"
+    path = tmp_path_factory.mktemp("settings") / "run.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+@pytest.fixture(scope="module")
+def straight(settings):
+    """The folder of the run that nobody disturbs."""
+    folder = settings.parent / "straight"
+    assert main(["fit", "-c", str(settings), "--trainer.default_root_dir", str(folder)]) == 0
+    return folder
 
 
 def weights(folder):
@@ -68,17 +73,15 @@ def weights(folder):
     return state
 
 
-def test_a_killed_run_ends_like_one_that_was_never_killed(settings, tmp_path):
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert main(["fit", "-c", str(settings), "--trainer.default_root_dir", str(straight)]) == 0
+def test_a_killed_run_ends_like_one_that_was_never_killed(settings, straight, tmp_path):
+    killed = tmp_path / "killed"
     command = ["fit", "-c", str(settings), "--trainer.default_root_dir", str(killed)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sdar", *command], env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL
-    )
+    [rank] = start(1, "rank_cli.py", *command, folder=tmp_path)
+    process = rank.process
     kept = Path(killed / "version_0" / "checkpoints" / "last.ckpt")
     deadline = time.monotonic() + 200
     while not kept.exists():
-        assert time.monotonic() < deadline and process.poll() is None
+        assert time.monotonic() < deadline and process.poll() is None, rank.said[-2000:]
         time.sleep(0.005)
     time.sleep(random.random() * 0.3)  # any moment is as good
     process.send_signal(signal.SIGKILL)
@@ -102,9 +105,8 @@ def asked_to_stop(ranks, folder, number):
     return finish(ranks, 100)
 
 
-def test_a_preempted_run_saves_ends_well_and_goes_on(settings, tmp_path, capsys):
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    assert main(["fit", "-c", str(settings), "--trainer.default_root_dir", str(straight)]) == 0
+def test_a_preempted_run_saves_ends_well_and_goes_on(settings, straight, tmp_path, capsys):
+    stopped = tmp_path / "stopped"
     command = ["fit", "-c", str(settings), "--trainer.default_root_dir", str(stopped)]
     ranks = start(1, "rank_cli.py", *command, folder=tmp_path)
     assert asked_to_stop(ranks, stopped, 0) == [0]

@@ -3,15 +3,13 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 import torch
 import yaml
-from launch import SUPPORT, Script, start
+from launch import SUPPORT, Rank, Script, finish, start
 from policy_servers import CODE, SLOW, PolicyServer
 
 from sdar.cli import main
@@ -156,7 +154,7 @@ def test_a_folder_without_files_is_refused():
 
 
 RANK = """
-import json, sys, torch
+import json, pathlib, sys, time, torch
 from torch import distributed
 from transformers import AutoTokenizer
 from sdar.parts import Draw
@@ -175,12 +173,14 @@ def gathered():
         distributed.broadcast(whole, 0)  # hangs unless both ranks take every tensor
         yield name, whole
 sampler.load("0@0.0", gathered())
-prompts, draws = json.loads(sys.stdin.readline())
+folder = pathlib.Path(weights).parent
+prompts, draws = json.loads((folder / "told.json").read_text())
 for turn in range(2):
     if turn:
         if rank == 0:
-            print("loaded", flush=True)
-            sys.stdin.readline()  # the first one does nothing while the second one finds a server that was restarted
+            (folder / "loaded").touch()
+            while not (folder / "go on").exists():  # it does nothing while the second one finds a server that was restarted
+                time.sleep(0.01)
         distributed.barrier()
     out = sampler.sample(None, prompts, [Draw(*d) for d in draws]) if rank or not turn else []
     distributed.barrier()
@@ -194,31 +194,20 @@ def test_the_second_rank_of_a_run_meets_a_restarted_server_and_the_first_one_sen
     servers, network_of, tokenizer, tiny_policy_dir, tmp_path
 ):
     torch.save(network_of(3).state_dict(), tmp_path / "state.pt")
-    told = json.dumps([PROMPTS, [[d.seed, d.task, d.attempt, d.turn] for d in DRAWS]])
-    arguments = [tmp_path / "store", tiny_policy_dir, tmp_path / "state.pt", *(s.url for s in servers)]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(r), *map(str, arguments)], stdin=-1, stdout=-1, text=True)
-        for r in range(2)
-    ]
-    watch = threading.Timer(150, lambda: [process.kill() for process in ranks])
-    watch.start()
+    (tmp_path / "told.json").write_text(json.dumps([PROMPTS, [[d.seed, d.task, d.attempt, d.turn] for d in DRAWS]]))
+    arguments = [str(tmp_path / "store"), str(tiny_policy_dir), str(tmp_path / "state.pt"), *(s.url for s in servers)]
+    logs = [tmp_path / f"rank.{r}.log" for r in range(2)]
+    ranks = [Rank(Script(RANK, [str(r), *arguments], dict(os.environ), logs[r]), logs[r]) for r in range(2)]
     try:
-        for process in ranks:
-            process.stdin.write(told + "\n")
-            process.stdin.flush()
-        assert ranks[0].stdout.readline() == "loaded\n"
+        wait_for(tmp_path / "loaded")
         servers[0].kill()
         servers[0].start()
         servers[0].wait()
-        ranks[0].stdin.write("\n")
-        ranks[0].stdin.flush()
-        out, stale = json.loads(ranks[1].stdout.readline())
-        assert [process.wait(60) for process in ranks] == [0, 0]
+        (tmp_path / "go on").touch()
     finally:
-        watch.cancel()
-        for process in ranks:
-            process.kill()
-            process.wait()
+        codes = finish(ranks, 60)
+    assert codes == [0, 0], [rank.said[-2000:] for rank in ranks]
+    out, stale = json.loads(next(line for line in ranks[1].said.splitlines() if line.startswith("[[")))
     here = TorchSampler(max_new_tokens=6)
     here.bind(tokenizer, [tokenizer.eos_token_id], 512)
     assert out == [c.ids for c in here.sample(network_of(3), PROMPTS, DRAWS)] and stale == 1
@@ -394,14 +383,28 @@ def settings_of(folder, servers, transport, steps):
     return ["fit", "-c", str(path), "--trainer.default_root_dir", str(folder / transport)]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(started, tmp_path_factory):
+    """By transport: the folder of a run that ends without a death; made once."""
+    folders = {}
+
+    def of(transport):
+        if transport not in folders:
+            folder = folders[transport] = tmp_path_factory.mktemp(transport)
+            assert main(settings_of(folder, started[1][:1], transport, steps=8)) == 0
+        return folders[transport]
+
+    return of
+
+
 @pytest.mark.parametrize(("transport", "place"), [("files", "write"), ("files", "load"), ("collective", "load")])
-def test_a_run_that_is_killed_in_the_middle_of_a_push_ends_like_one_that_never_was(servers, marks, tmp_path, transport, place):
+def test_a_run_that_is_killed_in_the_middle_of_a_push_ends_like_one_that_never_was(
+    servers, undisturbed, marks, tmp_path, transport, place
+):
     """One server, so that the same prompts are read together: the same weights, bit for bit, and the same counts."""
     server = servers[:1]
-    straight, killed = tmp_path / "straight", tmp_path / "killed"
-    for folder in (straight, killed):
-        folder.mkdir()
-    assert main(settings_of(straight, server, transport, steps=8)) == 0
+    straight, killed = undisturbed(transport), tmp_path / "killed"
+    killed.mkdir()
     arguments = settings_of(killed, server, transport, steps=8)
     process = Script(SUPPORT / "push_run.py", [place, str(marks), *arguments], dict(os.environ))
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import Rank, Script, finish
 from policy_servers import Meddler, dripping, policy_servers
 
 from sdar.chat import ChatFormat
@@ -191,7 +193,7 @@ def gathered():
         yield name, whole
 sampler.load("0@0.0", gathered())
 assert len(taken) == len(state)
-prompts, draws = json.load(sys.stdin)
+prompts, draws = json.load(open(f"{weights}/told.json"))
 mine = slice(rank, None, 2)
 out = sampler.sample(None, prompts[mine], [Draw(*d) for d in draws[mine]])
 print(json.dumps([c.ids for c in out]), flush=True)
@@ -205,26 +207,14 @@ def test_each_of_two_ranks_is_a_client_and_the_first_one_writes_the_weights(
     servers, tokenizer, model, tiny_policy_dir, tmp_path
 ):
     torch.save(model.state_dict(), tmp_path / "state.pt")
-    told = json.dumps([PROMPTS, [[d.seed, d.task, d.attempt, d.turn] for d in DRAWS]])
-    arguments = [tmp_path / "store", tiny_policy_dir, tmp_path, *(s.url for s in servers)]
-    ranks = [
-        subprocess.Popen([sys.executable, "-c", RANK, str(r), *map(str, arguments)], stdin=-1, stdout=-1, text=True)
-        for r in range(2)
-    ]
-    try:
-        outs = [None, None]
-        threads = [
-            threading.Thread(target=lambda r=r: outs.__setitem__(r, ranks[r].communicate(told, 120)[0])) for r in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        for process in ranks:
-            process.kill()
+    (tmp_path / "told.json").write_text(json.dumps([PROMPTS, [[d.seed, d.task, d.attempt, d.turn] for d in DRAWS]]))
+    arguments = [str(tmp_path / "store"), str(tiny_policy_dir), str(tmp_path), *(s.url for s in servers)]
+    logs = [tmp_path / f"rank.{r}.log" for r in range(2)]
+    ranks = [Rank(Script(RANK, [str(r), *arguments], dict(os.environ), logs[r]), logs[r]) for r in range(2)]
+    assert finish(ranks, 120) == [0, 0], [rank.said[-2000:] for rank in ranks]
+    outs = [next(line for line in rank.said.splitlines() if line.startswith("[[")) for rank in ranks]
     wanted = [c.ids for c in in_process(tokenizer).sample(model, PROMPTS, DRAWS)]
-    assert [json.loads(out.splitlines()[-1]) for out in outs] == [wanted[0::2], wanted[1::2]]
+    assert [json.loads(out) for out in outs] == [wanted[0::2], wanted[1::2]]
 
 
 # ------------------------------------------------------------------ failures
@@ -441,7 +431,6 @@ def test_a_server_of_another_model_is_noticed_at_the_start(servers, tokenizer):
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):
-    import os
     import socket
 
     dead = subprocess.Popen([sys.executable, "-c", ""])

@@ -91,7 +91,7 @@ def test_a_request_that_is_none_is_refused(url, body):
 def test_a_crowd_is_told_to_come_back(url):
     codes = []
     threads = [
-        threading.Thread(target=lambda: codes.append(ask(url, code="import time; time.sleep(0.7)").status_code))
+        threading.Thread(target=lambda: codes.append(ask(url, code="import time; time.sleep(0.5)").status_code))
         for _ in range(7)
     ]
     for thread in threads:
@@ -136,7 +136,7 @@ class Odd(BaseHTTPRequestHandler):
         Odd.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         status, body = Odd.answers.pop(0) if len(Odd.answers) > 1 else Odd.answers[0]
         if status is None:
-            time.sleep(1.5)
+            time.sleep(0.6)
             status = 200
         self.send_response(status)
         self.send_header("Content-Length", str(len(body) + (10 if status == 206 else 0)))
@@ -151,7 +151,7 @@ class Odd(BaseHTTPRequestHandler):
 @pytest.fixture
 def odd():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     Odd.asked = []
     yield f"http://127.0.0.1:{server.server_port}"

@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import subprocess
-import sys
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from asking import get, post
+from launch import Script
 
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.search import HTTPBackend, Passage, SearchBackend, serve_search
@@ -33,7 +33,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def url():
     port = free_port()
-    process = subprocess.Popen([sys.executable, "-c", CODE, str(port)], stdout=subprocess.DEVNULL)
+    process = Script(CODE, [str(port)], dict(os.environ))
     address = f"http://127.0.0.1:{port}"
     try:
         for _ in range(600):
