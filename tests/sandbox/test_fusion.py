@@ -91,7 +91,7 @@ def test_a_request_that_is_none_is_refused(url, body):
 def test_a_crowd_is_told_to_come_back(url):
     codes = []
     threads = [
-        threading.Thread(target=lambda: codes.append(ask(url, code="import time; time.sleep(0.5)").status_code))
+        threading.Thread(target=lambda: codes.append(ask(url, code="import time; time.sleep(0.7)").status_code))
         for _ in range(7)
     ]
     for thread in threads:
