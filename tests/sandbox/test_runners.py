@@ -73,7 +73,7 @@ def test_an_error_is_told_as_python_tells_it_without_our_frames(runner):
 
 
 def test_what_was_printed_before_the_end_is_kept(runner):
-    wall_s = 4.0 if isinstance(runner, LandlockRunner) else 1.0  # the one starts Python first
+    wall_s = 2.5 if isinstance(runner, LandlockRunner) else 1.0  # the one starts Python first
     result = run(runner, "print('before')\nwhile True: pass", wall_s=wall_s)
     assert (result.status, result.layer, result.stdout) == ("timeout", "wall", "before\n")
     assert wall_s <= result.wall_s < wall_s + 3
