@@ -14,9 +14,6 @@ import pytest
 import torch
 from hypothesis import settings
 from launch import forks
-from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultMetric
-from torchmetrics import Metric
 
 from sdar import registry
 from sdar.envs.household import HouseholdEnv
@@ -27,17 +24,6 @@ settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
 if "PYTEST_XDIST_WORKER" in os.environ:
     forks()  # before a pool of worlds starts the process that all are forked from, with less imported
-
-
-def _moved(metric: _ResultMetric, *where: object, **how: object) -> _ResultMetric:
-    """As Lightning's `to`, which also copies the name of the metric and how it is reduced: a quarter of the time of a run here."""
-    for name, value in vars(metric).items():
-        if isinstance(value, torch.Tensor | Metric):
-            vars(metric)[name] = move_data_to_device(value, *where, **how)
-    return metric
-
-
-_ResultMetric.to = _moved
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
 SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}
