@@ -548,7 +548,7 @@ def test_an_unforeseen_error_of_a_part_has_key_and_traceback(sdar) -> None:
 def test_a_setting_that_the_trainer_refuses(sdar) -> None:
     code, _, err = sdar("fit", "-c", "base.yaml", "--trainer.limit_train_batches", "-3")
     assert code == 2
-    assert "error: trainer: You have passed invalid value -3 for limit_train_batches" in err
+    assert re.search(r"error: trainer: You have passed invalid value -3(\.0)? for limit_train_batches", err)
 
 
 def test_a_configuration_error_before_the_first_iteration_is_a_mistake(sdar) -> None:
