@@ -2,10 +2,10 @@
 
 import sys
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
+from msgspec.structs import replace
 from policy_servers import PolicyServer
 
 from sdar.errors import PolicyError
