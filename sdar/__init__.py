@@ -37,6 +37,7 @@ from sdar.types import TokenView as TokenView
 
 if TYPE_CHECKING:
     from sdar.checkpoints import RunCheckpoint as RunCheckpoint
+    from sdar.cli.trainer import AgentTrainer as AgentTrainer
     from sdar.data import TaskModule as TaskModule
     from sdar.envs import ALFWorldEnv as ALFWorldEnv
     from sdar.envs import CompactProtocol as CompactProtocol
@@ -80,7 +81,6 @@ if TYPE_CHECKING:
     from sdar.teachers import ExternalTeacher as ExternalTeacher
     from sdar.teachers import InitialTeacher as InitialTeacher
     from sdar.teachers import LiveTeacher as LiveTeacher
-    from sdar.trainer import AgentTrainer as AgentTrainer
 
 __version__ = "0.1.0"
 
@@ -96,7 +96,7 @@ _WHERE = {
     "sdar.strategies": "BehaviorCloning CriticSearch GRPO GRPOWithOPSD GatedOPSD GiGPO HDPO OPD OPSD RLSD "
     "SDAR SDPO SDSearch SOD SkillGRPO SkillPrompt SkillSD TCOD TIP TOPD TopKOPD",
     "sdar.teachers": "EMATeacher ExternalTeacher InitialTeacher LiveTeacher",
-    "sdar.trainer": "AgentTrainer",
+    "sdar.cli.trainer": "AgentTrainer",
 }
 _LATER = {name: module for module, names in _WHERE.items() for name in names.split()}
 

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from sdar import registry
+from sdar.cli.parser import annotated, arguments, defaults, known_names, parameters
 from sdar.data import TaskModule
 from sdar.errors import UnknownPartError
-from sdar.parser import annotated, arguments, defaults, known_names, parameters
 
 
 def listing(wanted: list[str]) -> Iterator[str]:

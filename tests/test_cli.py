@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from sdar import Gate, Retriever, registry
 from sdar.checkpoints import AtomicCheckpointIO
-from sdar.cli import TOOLS, main
+from sdar.cli.app import TOOLS, main
+from sdar.cli.parser import COMMANDS, findings
 from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
-from sdar.parser import COMMANDS, findings
 from sdar.search import BM25Backend
 from sdar.types import Retrieval, Task, TokenView
 

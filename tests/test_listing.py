@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from sdar import registry
+from sdar.cli.parser import arguments
 from sdar.listing import named, part
-from sdar.parser import arguments
 
 registry.load_parts()
 PARTS = [(plural, cls) for plural in registry.kinds() for cls in dict.fromkeys(registry.parts(plural).values())]

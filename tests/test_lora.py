@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
 from sdar.checkpoints import fingerprints
+from sdar.cli.trainer import AgentTrainer
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import CheckpointError, ConfigError
@@ -23,7 +24,6 @@ from sdar.samplers import TorchSampler
 from sdar.scoring import Scorer
 from sdar.strategies import GRPO, SDAR
 from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
-from sdar.trainer import AgentTrainer
 from sdar.types import Task
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 3}

@@ -12,9 +12,9 @@ import yaml
 from jsonargparse import ActionConfigFile, Namespace
 
 from sdar import registry
+from sdar.cli.parser import Parser
 from sdar.data import TaskModule
 from sdar.module import AgentModule
-from sdar.parser import Parser
 from sdar.paths import installed_settings
 
 ROOT = Path(__file__).parents[1]

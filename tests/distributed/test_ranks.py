@@ -14,7 +14,7 @@ from rank_results import HALVES, KINDS, SLOW, WORLDS, assert_same, trained
 from tiny_policy import TinyPolicy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdar.trainer import read_run
+from sdar.cli.trainer import read_run
 
 RUNS = [(world, kind) for world in (2, 4) for kind in WORLDS[world] if kind not in (*HALVES, *SLOW)]
 

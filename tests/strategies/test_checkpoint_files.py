@@ -10,10 +10,10 @@ import torch
 
 from sdar.checkpoint_files import read_checkpoint, tensors_only
 from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from sdar.cli.trainer import read_run
 from sdar.errors import CheckpointError
 from sdar.retrievers import FullRetriever, UCBRetriever
 from sdar.strategies import GRPO, SDAR
-from sdar.trainer import read_run
 
 BANK = "conf/skills/quickstart"
 

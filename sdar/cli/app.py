@@ -35,18 +35,18 @@ import sdar
 from sdar import registry, versions
 from sdar.bars import IterationBar, NetworkSummary
 from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from sdar.cli.parser import Parser, check_config_files, config_files, drop_logger, find_config_files
+from sdar.cli.trainer import AgentTrainer
 from sdar.command_help import HelpFormatter
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.listing import help_of, listing
 from sdar.module import AgentModule
-from sdar.parser import Parser, check_config_files, config_files, drop_logger, find_config_files
 from sdar.plan_settings import launch_of
 from sdar.resume import settings
 from sdar.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.runs import Runs, discard
-from sdar.trainer import AgentTrainer
 
 HELP = """Train language-model agents with reinforcement learning and on-policy self-distillation.
 

@@ -1,0 +1,148 @@
+"""Lightning's Trainer with the commands of this project that need a configuration and no training loop."""
+
+import os
+from dataclasses import replace
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from sdar import reporting
+from sdar.checkpoint_files import Written, check_form, read_checkpoint, read_parts
+from sdar.checkpoints import check_origin, fingerprints
+from sdar.errors import CheckpointError, ConfigError
+from sdar.manner import manner, write_manner
+from sdar.plan import Launch, named
+from sdar.plan_report import as_json, report
+from sdar.plan_settings import describe
+from sdar.rehearsal import rehearse
+
+
+class AgentTrainer(Trainer):
+    """The Trainer of the `sdar` command.
+
+    Attributes:
+        launch: How a run of these settings shares its work, for `plan`, whose own Trainer is one process without a GPU.
+        run_folder: The folder of this run; None: `default_root_dir` itself.
+    """
+
+    launch: Launch | None = None
+    run_folder: Path | None = None
+
+    @property
+    def default_root_dir(self) -> str:
+        return super().default_root_dir if self.run_folder is None else str(self.run_folder)
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str,
+        to: str,
+        dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    ) -> None:
+        """Write a checkpoint's policy as a directory that transformers and vLLM read.
+
+        Args:
+            ckpt_path: A checkpoint of `fit`, of any strategy and number of ranks; ``last``: that of the latest run of these settings.
+            to: The directory, which must not exist yet or be empty.
+            dtype: Type of the written weights.
+        """
+        path = ckpt_path
+        reporting.check_export("--to", to)
+        model.policy.meet(datamodule.env)
+        network = model.policy.load_model()
+        weights, state = read_run(path)
+        stored = {name.removeprefix("model."): v for name, v in weights.items() if name.startswith("model.")}
+        own = {f"model.{name}": p for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        wrong = network.load_state_dict(stored, strict=False)
+        missing = [name for name in wrong.missing_keys if f"model.{name}" not in own]
+        if len(missing) < len(wrong.missing_keys):  # what lies under adapters is at its source only
+            check_origin(state["origin"], fingerprints(own, own))
+        if missing or wrong.unexpected_keys:
+            name = (missing or wrong.unexpected_keys)[0]
+            raise CheckpointError(
+                f"{path} does not hold the weights of {model.policy.name}: {len(missing)} are missing and "
+                f"{len(wrong.unexpected_keys)} belong nowhere, the first is {name}. Give the configuration of the checkpoint's run."
+            )
+        reporting.write_policy(model.policy, network, network.state_dict().items(), to, dtype)
+        write_manner(to, manner(model.policy, datamodule))
+        print(f"policy:      {to}")
+
+    def plan(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        gpu: str = "h100",
+        ranks: int | None = None,
+        nodes: int | None = None,
+        dry_run: bool = True,
+        row_tokens: int | None = None,
+        turns: float | None = None,
+        response_tokens: float | None = None,
+        configs: str | None = None,
+        json: str | None = None,
+    ) -> None:
+        """Tell what a run of these settings needs, after two steps of it with tiny models on the CPU.
+
+        Args:
+            gpu: What the ranks run on: a100-40, a100-80, h100, h200, l40s or rtx4090.
+            ranks: Processes, one on each GPU, over all nodes; by default trainer.devices x trainer.num_nodes.
+            nodes: Machines; by default trainer.num_nodes.
+            dry_run: First run two steps with models of the same architecture that have a few layers of width 64, and learn from them how
+                long the texts are. Without it every row is taken to be as long as the policy's context.
+            row_tokens: Tokens of the longest row, instead of what the two steps and model.sampler.max_new_tokens say.
+            turns: Turns that episodes are expected to have in the mean, instead of data.env.horizon.
+            response_tokens: Tokens that responses are expected to have in the mean, instead of model.sampler.max_new_tokens.
+            configs: Folder with config.json and tokenizers, ``<configs>/<hub id>/``, for machines that do not reach the hub.
+            json: File that gets the same numbers for programs: bytes and seconds.
+        """
+        named(gpu)
+        launch = self.launch or Launch(precision=str(self.precision))
+        launch = launched(launch, ranks, nodes)
+        plan_path = None if json is None else Path(json)
+        if plan_path is not None and not plan_path.parent.is_dir():
+            raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
+        model.policy.meet(datamodule.env)
+        run = describe(model, datamodule, launch, None, row_tokens, turns, response_tokens, configs)  # mistakes first
+        if dry_run:
+            seen, cut = rehearse(model, datamodule, launch.precision, configs)
+            run = describe(model, datamodule, launch, seen, row_tokens, turns, response_tokens, configs)
+            run = replace(run, cut=tuple(cut))
+            print(
+                "\n".join(
+                    ["two steps with tiny models on the CPU: no mistake. What they had smaller:", *(f"  {c}" for c in cut), ""]
+                )
+            )
+        print(report(run, gpu), flush=True)
+        if plan_path is not None:
+            plan_path.write_text(dumps(as_json(run, gpu), indent=1) + "\n", encoding="utf-8")
+
+
+def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:
+    """The same on another number of ranks and nodes."""
+    counted = launch.counted and ranks is None
+    nodes = launch.nodes if nodes is None else nodes
+    ranks = launch.ranks if ranks is None else ranks
+    for name, value in (("ranks", ranks), ("nodes", nodes)):
+        if value < 1:
+            raise ConfigError(f"--{name} is {value}: a run has at least 1.")
+    if ranks < nodes:
+        raise ConfigError(
+            f"--ranks {ranks} on --nodes {nodes}: each node has at least 1 rank. --ranks counts those of all nodes."
+        )
+    kind = "ddp" if launch.kind == "one" and ranks > 1 else "one" if launch.kind == "ddp" and ranks == 1 else launch.kind
+    return replace(launch, ranks=ranks, nodes=nodes, kind=kind, counted=counted)
+
+
+def read_run(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a checkpoint and its own state: one file, or a directory with the parts of DeepSpeed's ranks."""
+    if os.path.isdir(path):
+        weights, checkpoint = read_parts(path)
+    else:
+        checkpoint = read_checkpoint(path)
+        weights = checkpoint["state_dict"]
+    check_form(checkpoint, Written, path)
+    return weights, checkpoint["sdar"]
