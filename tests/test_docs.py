@@ -1,0 +1,90 @@
+"""The documentation as a whole: its index has every page, its links lead somewhere, its glossary has every kind of part."""
+
+import inspect
+import re
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from sdar import registry
+
+ROOT = Path(__file__).parents[1]
+SKIPPED = {"build", "dist", "runs"}
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in ROOT.rglob("*.md")
+    if not any(part in SKIPPED or part.startswith(".") for part in path.relative_to(ROOT).parts)
+)
+GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+NOUNS = ("sdar.types", "sdar.parts", "sdar.turns", "sdar.tally", "sdar.data", "sdar.panels", "sdar.skills", "sdar.rollout")
+NOUNS += ("sdar.distillation", "sdar.distributed.ranks")
+
+
+def links(text: str) -> list[str]:
+    """The relative targets of a page's links and pictures, outside of code."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:", target)]
+
+
+def anchors(text: str) -> set[str]:
+    """The fragments that lead to a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def constructed(cls: type) -> set[str]:
+    """The arguments of a class, those that it hands on to its bases among them."""
+    return {name for base in cls.__mro__ if "__init__" in vars(base) for name in inspect.signature(base.__init__).parameters}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page: str) -> None:
+    text, broken = (ROOT / page).read_text(encoding="utf-8"), []
+    for target in links(text):
+        path, _, fragment = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        if not file.exists() or (fragment and fragment not in anchors(file.read_text(encoding="utf-8"))):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_index_has_every_page_and_the_readme_leads_to_it() -> None:
+    index = ROOT / "docs/README.md"
+    listed = {(index.parent / target).resolve() for target in links(index.read_text(encoding="utf-8"))}
+    pages = {*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*/README.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"}
+    assert sorted(map(str, pages - listed - {index})) == []
+    assert "docs/README.md" in links((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def test_the_glossary_has_an_entry_for_every_kind_of_part() -> None:
+    registry.load_parts()
+    entries = [(set(re.findall(r"`(\w+)`", e)), set(re.findall(r"\*(\w+)\*", e))) for e in re.split(r"\n(?=\* )", GLOSSARY)]
+    lacking = [
+        plural
+        for plural, base in registry.kinds().items()
+        if not any(base.__name__ in classes and plural in kinds for classes, kinds in entries)
+    ]
+    assert lacking == []
+
+
+def test_the_classes_and_keys_that_the_glossary_names_exist() -> None:
+    registry.load_parts()
+    classes = {base.__name__: base for base in registry.kinds().values()}
+    parts = {cls for plural in registry.kinds() for cls in registry.parts(plural).values()}
+    classes |= {cls.__name__: cls for cls in parts}
+    classes |= {
+        name: value for room in map(import_module, NOUNS) for name, value in vars(room).items() if isinstance(value, type)
+    }
+    known = {name for cls in classes.values() for name in constructed(cls)}
+    named = set(re.findall(r"`([A-Z][a-z]\w+(?:\.\w+)?)`", GLOSSARY))
+    keys = set(re.findall(r"`(?:model|data)\.([\w.]+)`", GLOSSARY))
+    assert len(named) > 40 and len(keys) > 20
+    absent = [name for name in named if (cls := classes.get(name.split(".")[0])) is None or not has(cls, name)]
+    assert absent == [] and [key for key in keys if key.split(".")[-1] not in known] == []
+
+
+def has(cls: type, name: str) -> bool:
+    """Whether a class has what is named behind its own name: an attribute, a field or an argument."""
+    owned = {*dir(cls), *constructed(cls), *(field for base in cls.__mro__ for field in vars(base).get("__annotations__", ()))}
+    return "." not in name or name.split(".")[1] in owned
