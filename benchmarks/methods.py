@@ -9,6 +9,7 @@ method's published setting stands in `METHODS`: the policy is tiny, the runs are
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import subprocess
@@ -16,6 +17,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 SKILLS = ["-c", "conf/scale/quickstart_skills.yaml"]
 TEACHER = ["-c", "conf/scale/quickstart_teacher.yaml"]
@@ -80,6 +83,12 @@ def result(folder: Path) -> dict[str, Any]:
     }
 
 
+def stored(folder: Path, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, list[dict[str, Any] | None]]:
+    """What the runs of each method were like, by seed; None where there is no file."""
+    files = {method: [folder / f"{method}-{seed}.json" for seed in seeds] for method in METHODS}
+    return {m: [json.loads(f.read_text()) if f.exists() else None for f in of_method] for m, of_method in files.items()}
+
+
 def points(estimate: list[float]) -> str:
     mean, low, high = (100 * x for x in estimate)
     return f"{mean:.1f} [{low:.1f}, {high:.1f}]"
@@ -111,26 +120,60 @@ def smooth(values: Sequence[float], width: int = 5) -> list[float]:
     return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
 
 
-def draw(results: dict[str, list[dict[str, Any] | None]], pictures: Path) -> None:
-    """One picture a method: training success of each seed over environment steps, GRPO's in grey."""
+def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Environment steps that all runs have reached, and the mean over runs of their smoothed training success, in percent."""
+    curves = [np.array(run["curve"], dtype=float).T for run in runs]
+    reached = np.linspace(max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves), 100)
+    return reached, 100 * np.mean([np.interp(reached, steps, smooth(success)) for steps, success in curves], axis=0)
+
+
+def drawn_from(results: dict[str, list[dict[str, Any] | None]], method: str) -> str:
+    """What stands in a picture, so that one can tell that it shows other runs than those that are there now."""
+    text = json.dumps([results["grpo"], results[method]], sort_keys=True)
+    return f"drawn from runs {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def draw(results: dict[str, list[dict[str, Any] | None]], pictures: Path, form: str = "svg") -> None:
+    """One picture a method: training success over environment steps, a thin line a seed and a thick one for their mean, with GRPO's
+    in grey, and a diamond for each validation, before training and after it.
+
+    All go from 0 to 50 %, but those that do not fit. There is no background, and the colours can be told from white and from black.
+    """
     import matplotlib
 
-    matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "sdar"
+    grey, blue = "#7d8590", "#2f81d7"
+    plain = {"svg.hashsalt": "sdar", "svg.fonttype": "none", "font.size": 9}
+    shown = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    matplotlib.use("agg")
     from matplotlib import pyplot
 
     pictures.mkdir(parents=True, exist_ok=True)
     for method in (m for m, runs in results.items() if any(runs)):
-        figure, axes = pyplot.subplots(figsize=(5, 2.4), layout="constrained")
-        for name, colour in (("grpo", "0.75"), (method, "C0")):
-            for i, run in enumerate(filter(None, results[name])):
-                steps, success = zip(*run["curve"], strict=True)
-                axes.plot(steps, [100 * x for x in smooth(success)], color=colour, lw=1.2, label=None if i else name)
-        axes.set(xlabel="environment steps", ylabel="training success, %", ylim=(0, 100), xlim=(0, None))
-        axes.legend(frameon=False, loc="upper left")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(pictures / f"{method}.svg", metadata={"Date": None})
-        pyplot.close(figure)
+        highest = 0.0
+        with matplotlib.rc_context(plain | dict.fromkeys(shown, grey)):
+            figure, axes = pyplot.subplots(figsize=(5.6, 3), layout="constrained")
+            for name in dict.fromkeys(("grpo", method)):  # the method stands before GRPO
+                runs = [run for run in results[name] if run is not None]
+                if not runs:
+                    continue
+                colour = blue if name == method else grey
+                for run in runs:
+                    steps, success = zip(*run["curve"], strict=True)
+                    axes.plot(steps, [100 * x for x in smooth(success)], color=colour, lw=0.7, alpha=0.6)
+                    highest = max(highest, 100 * run["after"][0], *(100 * x for x in smooth(success)))
+                axes.plot(*mean_curve(runs), color=colour, lw=2, label=f"{name}: mean of {len(runs)} seeds")
+                ends = [(0, run["before"][0]) for run in runs] + [(run["env_steps"], run["after"][0]) for run in runs]
+                axes.plot(*zip(*[(x, 100 * y) for x, y in ends], strict=True), "D", color=colour, ms=4, clip_on=False)
+            axes.plot([], [], "D", color=grey, ms=4, label="validation before and after")
+            axes.set(xlabel="environment steps", xlim=(0, None), ylim=(0, 50 if highest <= 50 else 100))
+            axes.set_ylabel("training success, %\n(last 5 iterations)")
+            axes.grid(axis="y", lw=0.3, alpha=0.6)
+            axes.set_title(method if highest <= 50 else f"{method}, up to 100 %", loc="left", weight="bold")
+            figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=8, handlelength=1.2)
+            axes.spines[["top", "right"]].set_visible(False)
+            told = {"Date": None, "Description": drawn_from(results, method)} if form == "svg" else None
+            figure.savefig(pictures / f"{method}.{form}", transparent=True, metadata=told, dpi=150)
+            pyplot.close(figure)
 
 
 def main() -> None:
@@ -151,8 +194,7 @@ def main() -> None:
                 print(method, seed, flush=True)
                 found = run(method, seed, args.env_steps, args.runs / method / str(seed))
                 file.write_text(json.dumps(found) + "\n")
-    files = {m: [args.results / f"{m}-{s}.json" for s in args.seeds] for m in METHODS}
-    results = {m: [json.loads(f.read_text()) if f.exists() else None for f in of_method] for m, of_method in files.items()}
+    results = stored(args.results, args.seeds)
     print(table(results))
     if args.pictures is not None:
         draw(results, args.pictures)
