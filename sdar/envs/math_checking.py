@@ -64,11 +64,14 @@ def last_boxed(text: str) -> str | None:
     return None if span is None else text[slice(*span)]
 
 
-def is_correct(gold: str, answer: str, deadline_s: float = DEADLINE_S) -> bool:
+def is_correct(gold: str, answer: str, deadline_s: float = DEADLINE_S, python: str | None = None) -> bool:
     """Whether `answer` means the same as `gold`. Any text may be given; a failure to read it is a wrong answer.
 
     Texts that are the same but for space and decoration, and plain numbers, are compared here: nearly all answers of contests.
     Everything else goes to math-verify, whose own time limits need the main thread and are not used.
+
+    Args:
+        python: Interpreter that has math-verify; by default this one.
 
     Raises:
         ConfigError: math-verify is needed and not installed.
@@ -84,7 +87,7 @@ def is_correct(gold: str, answer: str, deadline_s: float = DEADLINE_S) -> bool:
         return left == right or (max(map(_decimals, (ours, theirs))) >= PRINTED and math.isclose(left, right, rel_tol=1e-12))
     if any(map(_LITERAL.search, (ours, theirs))) or _units_differ(ours, theirs):
         return False
-    return _checker().verify(_LETTER.sub(r"\1", gold), _LETTER.sub(r"\1", answer), deadline_s)
+    return _checker(python).verify(_LETTER.sub(r"\1", gold), _LETTER.sub(r"\1", answer), deadline_s)
 
 
 def plain(text: str) -> str:
@@ -128,9 +131,9 @@ def number(text: str) -> Fraction | None:
     return values[0] / values[1] if values[1] else None
 
 
-def check() -> None:
+def check(python: str | None = None) -> None:
     """Raise now what `is_correct` would raise, or get wrong, at the first answer that is no plain number."""
-    if not _checker().verify("x + 1", "1 + x", START_S):
+    if not _checker(python).verify("x + 1", "1 + x", START_S):
         raise EnvironmentFault(
             "math-verify does not find x + 1 and 1 + x equal: answers other than plain numbers would all be wrong. Install it anew "
             f"({install('math')})."
@@ -140,7 +143,8 @@ def check() -> None:
 class _Checker:
     """The process of `math_verdicts`, replaced when it takes too long or dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, python: str | None = None) -> None:
+        self.python = python or sys.executable
         self.lock = threading.Lock()
         self.process: subprocess.Popen | None = None
 
@@ -151,18 +155,24 @@ class _Checker:
             return self.ask(json.dumps([gold, answer]).encode() + b"\n", deadline_s) == b"true\n"
 
     def start(self) -> None:
-        if importlib.util.find_spec("math_verify") is None:
+        if self.python == sys.executable and importlib.util.find_spec("math_verify") is None:
             raise ConfigError(
                 "math-verify is not installed: answers other than plain numbers are compared with it. Install it "
                 f"({install('math')})."
             )
         pipe = subprocess.PIPE  # -P: this folder holds names of other packages
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", SCRIPT], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0
-        )
+        try:
+            self.process = subprocess.Popen(
+                [self.python, "-P", SCRIPT], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"env.verify_python is {self.python!r}, which cannot be started ({error}): give the path of an interpreter that has "
+                "math-verify."
+            ) from error
         if self.ask(b"", START_S) is None:
             raise EnvironmentFault(
-                f"the process that asks math-verify did not start within {START_S:.0f} s: `{sys.executable} -c 'import "
+                f"the process that asks math-verify did not start within {START_S:.0f} s: `{self.python} -c 'import "
                 "math_verify'` says why, unless this machine is overloaded."
             )
 
@@ -188,10 +198,10 @@ class _Checker:
         self.process = None
 
 
-@lru_cache(maxsize=1)
-def _checker_of(pid: int) -> _Checker:
-    return _Checker()
+@lru_cache(maxsize=8)
+def _checker_of(pid: int, python: str | None) -> _Checker:
+    return _Checker(python)
 
 
-def _checker() -> _Checker:
-    return _checker_of(os.getpid())
+def _checker(python: str | None = None) -> _Checker:
+    return _checker_of(os.getpid(), python)

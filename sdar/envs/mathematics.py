@@ -112,6 +112,8 @@ class MathEnv(Environment):
         reward: ``binary``: 1 or 0. ``signed``: 1 or -1 (ReTool, math_dapo). ``sod``: signed, but a wrong answer gets 0.1 for
             each program that was run, at most -0.6 together.
         output_chars: Most characters of an output that are told; the middle is cut.
+        verify_python: Interpreter that has math-verify, which compares answers; by default this one. Its parser pins a version of
+            antlr that Hydra's users cannot have, so it may stay in an environment of its own.
     """
 
     protocol_name, action_form, world_kind = "hermes_math", "programs", "mathematics"
@@ -130,6 +132,7 @@ class MathEnv(Environment):
         max_tool_calls: int | None = None,
         reward: Literal["binary", "signed", "sod"] = "binary",
         output_chars: int = 2000,
+        verify_python: str | None = None,
     ):
         for name, value, least in (
             ("horizon", horizon, 1),
@@ -167,6 +170,7 @@ class MathEnv(Environment):
         self.max_tool_calls = max_tool_calls
         self.reward = reward
         self.output_chars = output_chars
+        self.verify_python = verify_python
         texts = {name: _file_problems(str(resolve(path)))[1] for name, path in (files or {}).items()}
         for name in texts:
             self._kept(name)  # what is left out is told now
@@ -250,7 +254,7 @@ class MathEnv(Environment):
         """Whether code can be run and answers compared on this machine; says what stands between the code and the machine."""
         self.runner.check()
         rank_zero_info(f"code sandbox: {', '.join(self.runner.layers)}")
-        math_checking.check()
+        math_checking.check(self.verify_python)
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -299,7 +303,7 @@ class MathEnv(Environment):
 
     def _judge(self, attempt: Attempt, answer: str) -> StepResult:
         """The end of an episode; an empty answer is none."""
-        right = bool(answer) and is_correct(self.problem(attempt.task_id).answer, answer)
+        right = bool(answer) and is_correct(self.problem(attempt.task_id).answer, answer, python=self.verify_python)
         reward = score(right, attempt.calls, self.reward)
         return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
 

@@ -1,6 +1,7 @@
 r"""Answers: what is in the box, and what means the same."""
 
 import multiprocessing
+import sys
 import threading
 import time
 
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar.envs import math_checking
+from sdar.envs import MathEnv, math_checking
 from sdar.envs.math_checking import boxed_span, is_correct, last_boxed, number, plain
 from sdar.errors import ConfigError, EnvironmentFault
 
@@ -151,6 +152,17 @@ def test_without_math_verify_it_is_said(monkeypatch):
     for ask in (lambda: is_correct("x+1", "1+y"), math_checking.check):
         with pytest.raises(ConfigError, match=r"math-verify is not installed: .*pip install .*\[math\]"):
             ask()
+
+
+def test_math_verify_may_be_that_of_another_interpreter(tmp_path):
+    other = tmp_path / "python"
+    other.write_text(f'#!/bin/sh\ntouch "{tmp_path}/asked"\nexec "{sys.executable}" "$@"\n')
+    other.chmod(0o755)
+    assert is_correct("x+1", "1+x", python=str(other))
+    assert (tmp_path / "asked").exists()
+    math_checking._checker(str(other)).stop()
+    with pytest.raises(ConfigError, match=r"env.verify_python is '/no/python', which cannot be started .*has math-verify"):
+        MathEnv(verify_python="/no/python").check()
 
 
 def test_a_math_verify_that_compares_nothing_is_found_at_the_start(monkeypatch):

@@ -12,12 +12,12 @@ from sdar.serving import VLLMEngine
 from sdar.serving.vllm_engine import check_version, import_vllm
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cu130", "0.33.0", "0.33.0.dev3"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1+cu130", "0.32.2.dev3"])
 def test_versions_that_it_was_written_for(version):
     check_version(version)
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.34.0", "1.0.0", "dev"])
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "1.0.0", "dev"])
 def test_other_versions_are_refused_with_what_to_do(version):
     with pytest.raises(
         ConfigError, match=re.escape(f"vLLM {version} is installed, this version of sdar works with 0.32 to before")
@@ -28,7 +28,7 @@ def test_other_versions_are_refused_with_what_to_do(version):
 def test_a_missing_or_wrong_vllm_is_told_before_anything_is_loaded(monkeypatch, tiny_policy_dir):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(
-        ConfigError, match=r"needs the package vllm \(0.32 to before 0.34\), .*`sdar serve-policy` in an environment"
+        ConfigError, match=r"needs the package vllm \(0.32 to before 0.33\), .*`sdar serve-policy` in an environment"
     ):
         import_vllm()
     monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(__version__="0.19.1"))
