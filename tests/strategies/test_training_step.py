@@ -1,7 +1,9 @@
 """What every user of a strategy may rely on, whatever the method."""
 
 import copy
+import json
 import math
+import os
 import random
 import re
 from pathlib import Path
@@ -45,6 +47,8 @@ from sdar.strategies import (
 from sdar.teachers import ExternalTeacher, HindsightView, InitialTeacher, LiveTeacher
 
 registry.load_parts()
+
+NUMBERS = Path(__file__).with_name("numbers.json")
 
 
 class EveryOther(Judge):
@@ -124,14 +128,30 @@ def test_every_registered_training_strategy_is_tested_here():
 
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("layout", ["trajectory", "turn"])
-def test_a_strategy_trains_in_both_layouts_and_changes_the_weights(small, name, layout):
-    strategy = TRAINING[name](small)
+def test_a_strategy_trains_in_both_layouts_to_the_recorded_numbers(small, name, layout):
+    """Two iterations in float64: every metric and the weights are those that stand in numbers.json, so that a change of form changes
+    nothing. Where a number has to change, ``RECORD_NUMBERS=1 pytest tests/strategies/test_training_step.py -k recorded`` writes it anew."""
+    small.precision = DoublePolicy
+    strategy = rewarded(TRAINING[name](small, policy=DoublePolicy(small.policy())))
+    logged = []
+    strategy.log_dict = lambda metrics, **_: logged.append(metrics)
     before = weights_of_fresh(small)
-    small.fit(strategy, steps=2, data=small.data(layout=layout))
+    small.fit(strategy, steps=2, data=small.data(layout=layout, group_size=3))
+    after = weights(strategy)
     assert strategy.iteration == 2
-    assert torch.isfinite(weights(strategy)).all()
-    assert not torch.equal(before, weights(strategy))
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before.double(), after)
     assert strategy.sampler._caches == []  # no keys and values lie about during the update
+    metrics = {f"{i // 2}/{k}": float(v) for i, found in enumerate(logged) for k, v in found.items() if not k.endswith("_s")}
+    found = {k: v for k, v in metrics.items() if "_per_second" not in k}
+    found |= {f"weights {n}": float(after @ (torch.arange(len(after)) * n).cos().double()) for n in range(4)}
+    recorded = json.loads(NUMBERS.read_text())
+    if os.environ.get("RECORD_NUMBERS"):
+        recorded[f"{name} {layout}"] = {k: float(f"{v:.9g}") for k, v in found.items()}
+        NUMBERS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
+    expected = recorded[f"{name} {layout}"]
+    assert found.keys() == expected.keys()
+    assert {k: v for k, v in found.items() if not math.isclose(v, expected[k], rel_tol=1e-5, abs_tol=1e-7)} == {}
 
 
 def weights_of_fresh(small):
