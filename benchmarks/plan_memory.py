@@ -38,7 +38,7 @@ def planned(precision: str = "32-true", checkpointing: bool = False):
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from sdar import plan
-    from sdar.plan_settings import architecture_of
+    from sdar.plan.settings import architecture_of
 
     config = Qwen3Config(
         vocab_size=VOCABULARY,
@@ -66,7 +66,7 @@ def predicted(case: dict) -> float:
     from sdar import plan
 
     _, run = planned(case.get("precision", "32-true"), case.get("checkpointing", False))
-    sets = plan.memory(run)
+    sets = plan.device_memory(run)
     size = sets["update"]["weights: policy"]
     if case.get("adamw"):
         return size + sets["step"]["gradients"] + sets["step"]["optimizer"]

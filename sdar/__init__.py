@@ -6,6 +6,7 @@ What parts of one's own inherit from is imported with the package; what a script
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sdar import moved as _moved  # noqa: F401
 from sdar.parts import AdvantageEstimator as AdvantageEstimator
 from sdar.parts import AdvantageTransform as AdvantageTransform
 from sdar.parts import Correction as Correction

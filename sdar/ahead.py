@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from sdar.chat import ChatFormat
 from sdar.data import Step
 from sdar.rollout import Request, Rollout
+from sdar.rollout.chat import ChatFormat
 from sdar.types import Episode
 
 if TYPE_CHECKING:

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from sdar import bars, reporting
 from sdar.ahead import Ahead
-from sdar.chat import ChatFormat
 from sdar.checkpoints import fingerprints, put_state, take_state, validation_follows
 from sdar.checks import check_first_prompts, check_settings, check_teacher_context
 from sdar.corrections import NoCorrection
@@ -63,10 +62,11 @@ from sdar.probe import probe
 from sdar.progress import Progress
 from sdar.registry import part_kind, part_name
 from sdar.rollout import Request, Rollout, collate, make_rows
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.rows import add_teacher_view, without_privilege
+from sdar.rollout.spans import response_spans
 from sdar.samplers import TorchSampler
 from sdar.scoring import Head, Scorer, StudentPass, consult, micro_batches
-from sdar.spans import response_spans
 from sdar.tally import Tally
 from sdar.teachers import SkillView
 from sdar.types import Batch, Episode, Payload, Row, TokenView, Turn

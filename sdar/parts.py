@@ -27,7 +27,7 @@ from sdar.types import Episode, Payload, Retrieval, StudentTokens, Task, TokenVi
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sdar.chat import ChatFormat
+    from sdar.rollout.chat import ChatFormat
     from sdar.rollout.loop import Request
     from sdar.scoring import Elsewhere
     from sdar.skills import SkillBank

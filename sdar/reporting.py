@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import sdar
-from sdar.chat import ChatFormat
 from sdar.errors import ConfigError
 from sdar.lora import plain_weights
 from sdar.parts import Policy
+from sdar.rollout.chat import ChatFormat
 from sdar.tally import Tally
 from sdar.types import Batch, Episode, Status, Turn
 

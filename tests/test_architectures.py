@@ -22,7 +22,6 @@ from transformers import (
     Qwen3Config,
 )
 
-from sdar.chat import ChatFormat
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import PolicyError
@@ -31,6 +30,7 @@ from sdar.parts import Policy
 from sdar.policies import PretrainedPolicy
 from sdar.retrievers import FactRetriever
 from sdar.rollout import LocalPool, Request, Rollout, collate, make_rows
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.rows import add_teacher_view
 from sdar.samplers import TorchSampler
 from sdar.scoring import Scorer

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from sdar.chat import ChatFormat
 from sdar.encoding import Cached
 from sdar.envs.math_protocol import TOOL, HermesMathProtocol
 from sdar.errors import PolicyError
+from sdar.rollout.chat import ChatFormat
 from sdar.types import Task
 
 

@@ -12,7 +12,8 @@ from sdar.cli import main
 from sdar.envs import HouseholdEnv
 from sdar.paths import installed_settings
 from sdar.policies import FreshPolicy, world_tokenizer
-from sdar.skills import SkillBank, write_fact_bank
+from sdar.skills import SkillBank
+from tests.support.fact_bank import write_fact_bank
 
 CONF = installed_settings()
 FILES = sorted(

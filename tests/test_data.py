@@ -13,11 +13,11 @@ from scripted import Parrot, ScriptedSampler, random_ids, word_chat
 
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.data import Step, TaskModule, protocol_of
+from sdar.data.panels import Panel
 from sdar.envs import CompactProtocol, HouseholdEnv, SearchEnv, SearchR1Protocol, ThinkActProtocol, WebShopProtocol
 from sdar.envs.search import EncyclopediaBackend
 from sdar.errors import ConfigError, PanelError
 from sdar.module import AgentModule
-from sdar.panels import Panel
 from sdar.registry import load_parts, parts
 from sdar.retrievers import FactRetriever
 from sdar.rollout import Request

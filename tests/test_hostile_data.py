@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from sdar.curricula import BackToFront
+from sdar.data.panels import Panel
 from sdar.envs import household_files, household_official, mathematics, search_questions, webshop_data
 from sdar.errors import SdarError
-from sdar.panels import Panel
 from sdar.search.shards import IndexFolder, read_corpus
 from sdar.skills import SkillBank
 

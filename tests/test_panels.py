@@ -7,9 +7,9 @@ import json
 import pytest
 from scripted import Parrot
 
+from sdar.data.panels import Panel, check_disjoint
 from sdar.envs import HouseholdEnv
 from sdar.errors import PanelError
-from sdar.panels import Panel, check_disjoint
 
 
 def test_a_panel_is_named_by_its_ordered_tasks() -> None:

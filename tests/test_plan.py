@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config, Qwen3MoeConfig
 
-from sdar import plan, plan_settings
+from sdar import plan
 from sdar.cli import main
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
@@ -20,8 +21,9 @@ from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
 from sdar.parts import Draw
+from sdar.plan import settings as plan_settings
+from sdar.plan.dry_run import rehearse, shrunk, tiny
 from sdar.policies import FreshPolicy, PretrainedPolicy
-from sdar.rehearsal import rehearse, shrunk, tiny
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.strategies import GRPO, OPSD, SDAR, BehaviorCloning
 from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
@@ -159,7 +161,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_is_enough(monkeypatch, t
     def unreachable(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nmore")
 
-    monkeypatch.setattr("sdar.plan_settings.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("sdar.plan.settings.AutoConfig.from_pretrained", unreachable)
     told = (
         r"the sizes of Nobody/Nothing-1B could not be read: .*We couldn't connect.*config.json is enough, no weights are read: put it to "
         r"FOLDER/Nobody/Nothing-1B/config.json .*--configs FOLDER"
@@ -260,10 +262,10 @@ def test_strategies_divide_what_they_say():
     }
     for (kind, stage), parts in expected.items():
         run = a_run(plan.Launch(kind, stage, 8, 1, "bf16-mixed"), policy=big, work=work(in_process=False))
-        step = plan.memory(run)["step"]
+        step = plan.device_memory(run)["step"]
         assert {what: round(step[what] / 1e9, 6) for what in parts} == parts
         assert set(step) == set(parts)
-        start = plan.memory(run)["start"]["weights: policy"]
+        start = plan.device_memory(run)["start"]["weights: policy"]
         assert start == (parts["weights: policy"] * 1e9 if stage == 3 else 12e9)  # made whole, as they are loaded
         made = plan.host_memory(run).get("networks at the start, in every process")
         assert made == (8 * 12e9 if stage == 3 else None)  # ZeRO-3 and FSDP2 make them in main memory
@@ -273,7 +275,9 @@ def test_fsdp2_gathers_the_head_and_two_layers_in_two_bytes_or_keeps_all_that_a_
     big = replace_numbers(1_000_000_000)
     head, layers = big.architecture.head, big.architecture.layers
     shards, whole = (
-        plan.memory(a_run(plan.Launch("fsdp", 3, 4, 1, "bf16-mixed", stays=stays), policy=big))["update"]["gathered layers"]
+        plan.device_memory(a_run(plan.Launch("fsdp", 3, 4, 1, "bf16-mixed", stays=stays), policy=big))["update"][
+            "gathered layers"
+        ]
         for stays in (False, True)
     )
     assert whole == 2e9 and shards == 2 * (head + 2 * (1e9 - 2 * head) / layers)
@@ -281,13 +285,13 @@ def test_fsdp2_gathers_the_head_and_two_layers_in_two_bytes_or_keeps_all_that_a_
 
 def replace_numbers(parameters: int) -> plan.Network:
     small = network(Qwen3Config(**tiny_sizes()))
-    sizes = plan.replace(small.architecture, parameters=parameters, active=parameters)
-    return plan.replace(small, architecture=sizes, trained=parameters)
+    sizes = replace(small.architecture, parameters=parameters, active=parameters)
+    return replace(small, architecture=sizes, trained=parameters)
 
 
 def test_offload_takes_the_optimizer_and_the_weights_off_the_gpu():
     run = a_run(plan.Launch("zero", 3, 4, 2, "bf16-mixed", True, True), policy=replace_numbers(1_000_000_000))
-    sets = plan.memory(run)
+    sets = plan.device_memory(run)
     assert not {"optimizer", "float32 weights", "weights: policy", "gradients"} & set(sets["step"])
     assert sets["rollout"]["whole policy for sampling"] == 2e9  # sampling needs it whole all the same
     host = plan.host_memory(run)
@@ -296,15 +300,15 @@ def test_offload_takes_the_optimizer_and_the_weights_off_the_gpu():
 
 def test_a_frozen_copy_lies_as_the_policy_does_and_a_judge_whole():
     big = replace_numbers(1_000_000_000)
-    others = (plan.replace(big, role="initial copy", trained=0), plan.replace(big, role="judge", trained=0, sharded=False))
-    sets = plan.memory(a_run(plan.Launch("zero", 3, 4, 1, "bf16-mixed"), policy=big, others=others))
+    others = (replace(big, role="initial copy", trained=0), replace(big, role="judge", trained=0, sharded=False))
+    sets = plan.device_memory(a_run(plan.Launch("zero", 3, 4, 1, "bf16-mixed"), policy=big, others=others))
     assert sets["score"]["weights: initial copy"] == 0.5e9
     assert sets["score"]["weights: judge"] == 4e9 and "weights: judge" not in sets["start"]
 
 
 def test_a_checkpoint_is_gathered_without_what_never_changes():
     big = replace_numbers(1_000_000_000)
-    copies = [plan.replace(big, role=f"copy {follows}", trained=0, follows=follows) for follows in (False, True)]
+    copies = [replace(big, role=f"copy {follows}", trained=0, follows=follows) for follows in (False, True)]
     launch = plan.Launch("zero", 3, 4, 1, "bf16-mixed")
     gathered = [
         plan.host_memory(a_run(launch, policy=big, others=others))["a checkpoint while it is gathered, first process"]
@@ -316,9 +320,9 @@ def test_a_checkpoint_is_gathered_without_what_never_changes():
 @pytest.mark.parametrize(("precision", "average"), [("bf16-mixed", 1e9), ("32-true", None)])
 def test_a_moving_teacher_has_an_average_in_float32_beside_a_narrow_copy(precision, average):
     big = replace_numbers(1_000_000_000)
-    copied = plan.replace(big, role="EMATeacher's copy", trained=0, follows=True, averages=True)
+    copied = replace(big, role="EMATeacher's copy", trained=0, follows=True, averages=True)
     run = a_run(plan.Launch("zero", 3, 4, 1, precision), policy=big, others=(copied,))
-    assert plan.memory(run)["step"].get("average of EMATeacher's copy") == average
+    assert plan.device_memory(run)["step"].get("average of EMATeacher's copy") == average
     gathered = plan.host_memory(run)["a checkpoint while it is gathered, first process"]
     assert gathered == 12e9 + (6e9 if average else 4e9)
 
@@ -337,18 +341,18 @@ def test_checkpointing_keeps_a_layers_input_instead_of_the_layer():
 def test_vllm_takes_its_share_while_episodes_are_played():
     run = a_run(work=work(in_process=False, engine=0.3))
     card = plan.GPUS["h100"]
-    sets = plan.memory(run, card)
+    sets = plan.device_memory(run, card)
     assert sets["rollout"]["vLLM"] == 0.3 * card.memory * plan.GIB
     assert "vLLM" not in sets["update"] and "keys and values" not in sets["rollout"]
 
 
 def test_a_whole_vocabulary_costs_more_logits():
     sampled, top, full = (
-        plan.memory(a_run(work=work(payload=p.value)))["head"]["logits"]
+        plan.device_memory(a_run(work=work(payload=p.value)))["head"]["logits"]
         for p in (Payload.SAMPLED, Payload.TOP_K, Payload.FULL)
     )
     assert sampled < top < full
-    assert "teacher's head" in plan.memory(a_run(work=work(payload="full")))["update"]
+    assert "teacher's head" in plan.device_memory(a_run(work=work(payload="full")))["update"]
 
 
 # ------------------------------------------------------------------ launches
@@ -379,7 +383,7 @@ def test_a_launch_is_read_off_the_trainers_settings():
 def test_weights_have_the_bytes_that_the_precision_gives_them():
     def size(kind, precision, loaded=4):
         run = a_run(plan.Launch(kind, 2, 2, 1, precision))
-        return plan.stored(run, plan.replace(run.policy, bytes=loaded))
+        return plan.stored(run, replace(run.policy, bytes=loaded))
 
     assert [size("ddp", p) for p in ("32-true", "bf16-mixed", "bf16-true")] == [4, 4, 2]
     assert [size("zero", p) for p in ("32-true", "bf16-mixed", "bf16-true", "16-mixed")] == [4, 2, 2, 2]
@@ -513,7 +517,7 @@ def test_a_method_that_plays_nothing_and_scores_nothing_is_seen_as_such():
     run = plan_settings.describe(module, data, plan.Launch(), seen)
     assert not run.work.plays and not run.work.passes
     assert "no network plays them" in " ".join(run.notes)
-    assert "score" not in {p for p, parts in plan.memory(run).items() if "activations" in parts}
+    assert "score" not in {p for p, parts in plan.device_memory(run).items() if "activations" in parts}
     assert plan.seconds(run, plan.GPUS["h100"])["rollout"] == 0.0
 
 
@@ -680,7 +684,7 @@ def test_samplers_with_an_engine_of_their_own_are_rehearsed_in_process():
     assert seen.sampled and "model.sampler: TorchSampler instead of ServerSampler" in cut
     run = plan_settings.describe(module, data, plan.Launch(), seen)
     assert isinstance(module.sampler, ServerSampler) and not run.work.in_process
-    assert "keys and values" not in plan.memory(run)["rollout"]
+    assert "keys and values" not in plan.device_memory(run)["rollout"]
 
 
 def test_skills_make_the_teachers_rows_longer():

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3ForCausalLM
 
 import sdar.conf
-from sdar.chat import ChatFormat
 from sdar.envs.household import HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
 from sdar.parts import Draw
 from sdar.paths import resolve
 from sdar.policies import FreshPolicy, PretrainedPolicy, world_tokenizer
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers import TorchSampler
 from sdar.scoring import Scorer
 

@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from sdar.errors import SkillBankError
-from sdar.skills import Skill, SkillBank, _sections, retrieval, seeded, write_fact_bank
+from sdar.skills import Skill, SkillBank, retrieval, seeded
+from sdar.skills.files import sections_of
 from sdar.types import Task
+from tests.support.fact_bank import write_fact_bank
 
 HOUSEHOLD = "conf/skills/household"
 FAMILIES = {
@@ -404,11 +406,11 @@ HEADINGS = {
 
 @pytest.mark.parametrize("line", HEADINGS)
 def test_what_a_heading_is(line):
-    assert [title for title, _ in _sections(f"{line}\ntext")] == ([] if HEADINGS[line] is None else [HEADINGS[line]])
+    assert [title for title, _ in sections_of(f"{line}\ntext")] == ([] if HEADINGS[line] is None else [HEADINGS[line]])
 
 
 def test_long_headings_are_read_in_one_pass():
     begin = time.process_time()
     for middle in (" ", " #", "# ", "\t"):
-        assert len(_sections("# a" + middle * 100_000 + "b\ntext")) == 1
+        assert len(sections_of("# a" + middle * 100_000 + "b\ntext")) == 1
     assert time.process_time() - begin < 1

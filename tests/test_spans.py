@@ -10,12 +10,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
 from sdar.errors import ConfigError
 from sdar.parts import Protocol
 from sdar.policies import FreshPolicy, world_tokenizer
-from sdar.spans import response_spans, token_offsets
+from sdar.rollout.chat import ChatFormat
+from sdar.rollout.spans import response_spans, token_offsets
 
 SAMPLES = [
     "<think>I need the mug 🍎, 杯子 or café.</think><search>who wrote 源氏物語?</search><answer>紫式部</answer>",

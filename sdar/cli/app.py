@@ -43,7 +43,7 @@ from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.listing import help_of, listing
 from sdar.module import AgentModule
-from sdar.plan_settings import launch_of
+from sdar.plan.settings import launch_of
 from sdar.resume import settings
 from sdar.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.runs import Runs, discard
@@ -245,7 +245,7 @@ class AgentCLI(LightningCLI):
         return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"data": {"class_path": f"{TaskModule.__module__}.{TaskModule.__qualname__}"}})
+        parser.set_defaults({"data": {"class_path": "sdar.data.TaskModule"}})
         parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -14,10 +14,10 @@ from sdar.checkpoint_files import Written, check_form, read_checkpoint, read_par
 from sdar.checkpoints import check_origin, fingerprints
 from sdar.errors import CheckpointError, ConfigError
 from sdar.manner import manner, write_manner
-from sdar.plan import Launch, named
-from sdar.plan_report import as_json, report
-from sdar.plan_settings import describe
-from sdar.rehearsal import rehearse
+from sdar.plan.dry_run import rehearse
+from sdar.plan.report import as_json, report
+from sdar.plan.run import Launch, named
+from sdar.plan.settings import describe
 
 
 class AgentTrainer(Trainer):

@@ -159,6 +159,14 @@ class Tables:
         return actions
 
 
+def tables_of(game: Game) -> Tables:
+    """The game in numbers, computed once and shared by all its worlds."""
+    kept = vars(game)  # beside its fields, which alone are compared, hashed and pickled
+    if "tables" not in kept:
+        kept["tables"] = Tables(game)
+    return kept["tables"]
+
+
 class World:
     """One running game.
 
@@ -186,7 +194,7 @@ class World:
 
     def __init__(self, game: Game) -> None:
         self.game = game
-        self.tables = game.tables
+        self.tables = tables_of(game)
         self._restart()
 
     def reset(self) -> str:
@@ -249,7 +257,7 @@ class World:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
-        self.tables, self._actions, self._admissible = self.game.tables, None, None
+        self.tables, self._actions, self._admissible = tables_of(self.game), None, None
 
     def _restart(self) -> None:
         tables = self.tables

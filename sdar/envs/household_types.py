@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdar.errors import SdarError
-
-if TYPE_CHECKING:
-    from sdar.envs.household_engine import Tables
 
 FLAGS = ("cleanable", "coolable", "heatable", "isreceptacleobject", "pickupable", "sliceable", "toggleable")
 """What an object can be or have done to it."""
@@ -132,13 +129,6 @@ class Game:
     def family(self) -> str:
         """One of the six names in `FAMILIES`."""
         return self.goal.family
-
-    @cached_property
-    def tables(self) -> Tables:
-        """The game in numbers, computed once and shared by all its worlds."""
-        from sdar.envs.household_engine import Tables  # the engine is built on this file
-
-        return Tables(self)
 
     def hash(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal: the same on every machine."""

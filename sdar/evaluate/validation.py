@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdar import bars, reporting
 from sdar.data import Step
+from sdar.data.panels import Panel
 from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference, pass_at_k
-from sdar.panels import Panel
 from sdar.rollout import Rollout
 from sdar.types import Episode, Status, Task
 

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from sdar.chat import ChatFormat
 from sdar.errors import ConfigError
 from sdar.judges import prompts
 from sdar.parts import Judge, Policy
 from sdar.registry import register
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers.cache import CACHE
 from sdar.types import Episode
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from sdar.chat import ChatFormat
 from sdar.parts import Environment, Judge, Placement, Policy, PrivilegedView
 from sdar.registry import register
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.rows import add_teacher_view, collate, make_rows
 from sdar.scoring import Scorer
 from sdar.turns import Turns

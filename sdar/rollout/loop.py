@@ -7,9 +7,9 @@ from functools import lru_cache
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from sdar.chat import ChatFormat, Message
 from sdar.errors import ConfigError
 from sdar.parts import Completion, Draw, PrivilegedView, Protocol, Sampler
+from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import EnvPool, Seen
 from sdar.rollout.rows import messages_of
 from sdar.types import Episode, History, Retrieval, Status, Task, Turn

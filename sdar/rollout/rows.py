@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdar.chat import ChatFormat
 from sdar.parts import Environment, PrivilegedView
 from sdar.registry import part_name
+from sdar.rollout.chat import ChatFormat
 from sdar.types import Batch, Episode, Row, Turn
 
 

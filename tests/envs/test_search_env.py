@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdar.data.panels import Panel, check_disjoint
 from sdar.envs import EncyclopediaBackend, SearchEnv
 from sdar.envs.search import cut, tell
 from sdar.envs.search_encyclopedia import make_encyclopedia
 from sdar.envs.search_questions import TRAINING_KINDS, UNSEEN_KINDS, generated_questions
 from sdar.envs.search_scoring import normalize_answer
 from sdar.errors import ConfigError, EnvironmentFault, PanelError
-from sdar.panels import Panel, check_disjoint
 from sdar.search import Passage, SearchBackend
 from sdar.skills import SkillBank
 

@@ -14,11 +14,11 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from sdar.chat import ChatFormat
 from sdar.envs import HouseholdEnv
 from sdar.errors import ConfigError
 from sdar.judges import CausalJudge, prompts
 from sdar.policies import FreshPolicy
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers.cache import CACHE
 from sdar.types import Episode, Task, Turn
 

@@ -11,8 +11,8 @@ from sdar.retrievers import (
     RandomRetriever,
     ShuffledRetriever,
 )
-from sdar.skills import write_fact_bank
 from sdar.types import Retrieval, Task
+from tests.support.fact_bank import write_fact_bank
 
 BANK = "conf/skills/household"
 SPECIFIC = {"pick_and_place", "look_at_obj_in_light", "clean", "heat", "cool", "pick_two"}

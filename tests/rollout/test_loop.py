@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import ConfigError
 from sdar.parts import Draw, Environment, Protocol
 from sdar.quoting import quoted
 from sdar.rollout import LocalPool, Request, Rollout, WorkerPool, make_rows
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.loop import LAYOUTS
 from sdar.rollout.rows import messages_of
 from sdar.samplers import TorchSampler

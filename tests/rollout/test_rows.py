@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from played import credit_of
 from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
 
-from sdar.chat import ChatFormat
 from sdar.credit import GroupAdvantage
 from sdar.envs import CompactProtocol, HouseholdEnv, ThinkActProtocol
 from sdar.parts import Placement, PrivilegedView
 from sdar.quoting import hanging
 from sdar.rollout import LocalPool, Request, Rollout, collate, make_rows
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.loop import LAYOUTS
 from sdar.rollout.rows import add_teacher_view, without_privilege
-from sdar.spans import response_spans
+from sdar.rollout.spans import response_spans
 from sdar.teachers import FirstOf, HindsightView, SiblingView, SkillView, SolutionView
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Retrieval, Row, Status, Task, Turn

@@ -15,11 +15,11 @@ import torch
 from launch import Rank, Script, finish
 from policy_servers import Meddler, dripping, policy_servers
 
-from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
 from sdar.parts import Draw
 from sdar.rollout import LocalPool, Request, Rollout
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.serving.weights import remove_orphans
 from sdar.teachers import SkillView

@@ -15,7 +15,6 @@ from played import LAYOUTS, batch_of, episode, gathered, spread, turn
 from torch import Tensor, nn
 
 from sdar import scoring
-from sdar.chat import ChatFormat
 from sdar.credit import GiGPOAdvantage, GroupAdvantage
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import K1PolicyGradient, TopKReverseKL
@@ -24,6 +23,7 @@ from sdar.errors import CheckpointError, ConfigError
 from sdar.parts import Completion, Judge
 from sdar.policies import world_tokenizer
 from sdar.retrievers import FactRetriever, NoRetriever
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers import TorchSampler
 from sdar.schedules import LinearSchedule
 from sdar.strategies import (

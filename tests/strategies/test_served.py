@@ -8,9 +8,9 @@ from sdar.divergences import JensenShannon
 from sdar.envs import HouseholdEnv
 from sdar.errors import ConfigError, NoProgressError
 from sdar.plan import Launch
-from sdar.plan_settings import describe
+from sdar.plan.dry_run import rehearse
+from sdar.plan.settings import describe
 from sdar.policies import FreshPolicy, PretrainedPolicy
-from sdar.rehearsal import rehearse
 from sdar.strategies import HDPO, OPSD, SOD, TOPD, TopKOPD
 from sdar.teachers import ExternalTeacher, LiveTeacher, PlainView, RoutedTeacher, ServedTeacher
 

@@ -6,7 +6,7 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sdar.chat import ChatFormat
+from sdar.rollout.chat import ChatFormat
 
 QWEN25 = """
 {%- if messages[0].role != 'system' %}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sdar.chat import ChatFormat
 from sdar.parts import Completion, Draw, Environment, Sampler, StepResult
 from sdar.policies import world_tokenizer
+from sdar.rollout.chat import ChatFormat
 from sdar.types import Task
 
 CHATML = (

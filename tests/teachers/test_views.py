@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import CHATML, CHATS, Parrot, ScriptedSampler, byte_chat
 
-from sdar.chat import ChatFormat
 from sdar.envs import CompactProtocol, ThinkActProtocol
 from sdar.errors import ConfigError
 from sdar.parts import Placement, PrivilegedView
 from sdar.registry import load_parts, parts
 from sdar.rollout import LocalPool, Request, Rollout, make_rows
+from sdar.rollout.chat import ChatFormat
 from sdar.rollout.loop import LAYOUTS
 from sdar.rollout.rows import add_teacher_view
 from sdar.strategies import SDSearch

@@ -8,10 +8,10 @@ import numpy
 import pytest
 import torch
 
-from sdar.chat import ChatFormat
 from sdar.errors import ContextOverflowError, EngineFault, PolicyError
 from sdar.parts import Draw
 from sdar.policies import PretrainedPolicy
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers import TorchSampler, VLLMSampler
 from sdar.scoring import Scorer
 from sdar.serving.engine import Abandoned
@@ -270,7 +270,7 @@ def test_the_quickstart_trains_with_vllm(tmp_path, method):
 RANK = """
 import json, sys, torch
 from torch import distributed
-from sdar.chat import ChatFormat
+from sdar.rollout.chat import ChatFormat
 from sdar.parts import Draw
 from sdar.policies import PretrainedPolicy
 from sdar.samplers import TorchSampler, VLLMSampler

@@ -8,10 +8,10 @@ import pytest
 import torch
 from policy_servers import PolicyServer
 
-from sdar.chat import ChatFormat
 from sdar.errors import PolicyError
 from sdar.parts import Draw
 from sdar.policies import PretrainedPolicy
+from sdar.rollout.chat import ChatFormat
 from sdar.samplers import ServerSampler, TorchSampler
 
 pytestmark = pytest.mark.vllm

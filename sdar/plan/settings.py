@@ -1,4 +1,4 @@
-"""What the settings of a run say about it, for `sdar.plan`: sizes of its networks, how it is launched, what an iteration does.
+"""What the settings of a run say about it: sizes of its networks, how it is launched, what an iteration does.
 
 Nothing is allocated and no weight is read: sizes come from ``config.json``, and from the architecture on torch's meta device.
 """
@@ -17,7 +17,7 @@ from sdar.distributed import FSDP2Strategy
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
 from sdar.parts import Judge, Policy, Teacher
-from sdar.plan import Architecture, Launch, Network, Run, Work
+from sdar.plan.run import Architecture, Launch, Network, Run, Work
 from sdar.policies import DTYPES, FreshPolicy, PretrainedPolicy
 from sdar.samplers import VLLMSampler
 from sdar.teachers.weights import ExternalTeacher, FollowingTeacher, RoutedTeacher

@@ -4,28 +4,17 @@ import math
 from dataclasses import asdict, fields
 from typing import Any
 
-from sdar.plan import (
-    BANDWIDTH_SHARE,
-    GIB,
-    LAYER_LAUNCH_S,
-    MATMUL_SHARE,
-    PHASES,
-    Run,
-    combinations,
-    counts,
-    host_memory,
-    memory,
-    named,
-    peaks,
-    seconds,
-)
+from sdar.plan.advice import combinations
+from sdar.plan.memory import PHASES, device_memory, host_memory, peaks
+from sdar.plan.run import GIB, Run, named
+from sdar.plan.times import BANDWIDTH_SHARE, LAYER_LAUNCH_S, MATMUL_SHARE, counts, seconds
 
 
 def report(run: Run, gpu: str) -> str:
     """What `sdar plan` prints."""
     card = named(gpu)
     launch, work = run.launch, run.work
-    sets, peak, took = memory(run, card), peaks(run, card), seconds(run, card)
+    sets, peak, took = device_memory(run, card), peaks(run, card), seconds(run, card)
     lines = [f"{launch}"]
     width = max(len(network.role) for network in (run.policy, *run.others)) + 2
     for network in (run.policy, *run.others):
@@ -99,7 +88,7 @@ def as_json(run: Run, gpu: str) -> dict[str, Any]:
         "gpu": {"name": gpu, **card._asdict()},
         "run": {f.name: _plain(getattr(run, f.name)) for f in fields(run)},
         "counts": counts(run),
-        "memory": memory(run, card),
+        "memory": device_memory(run, card),
         "peak": peak,
         "host": host_memory(run),
         "seconds": seconds(run, card),

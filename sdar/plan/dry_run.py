@@ -21,7 +21,7 @@ from sdar.errors import PolicyError
 from sdar.lora import LoRAPolicy
 from sdar.module import AgentModule
 from sdar.parts import Judge, Policy, Sampler, Teacher
-from sdar.plan_settings import Seen, read_config, source_of
+from sdar.plan.settings import Seen, read_config, source_of
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
@@ -51,7 +51,7 @@ def rehearse(
 
     Args:
         precision: That of the run; float32 where the CPU has it not.
-        configs: As for `sdar.plan_settings.blueprint`.
+        configs: As for `sdar.plan.settings.blueprint`.
     """
     cut: list[str] = []
     with contextlib.ExitStack() as undo:
