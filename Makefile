@@ -11,7 +11,7 @@ VLLM_PIP ?=
 
 # One thread a process: on shared cores two are often slower by far, and results then depend on their number.
 
-.PHONY: quickstart test test-slow test-vllm test-newest test-oldest constraints lint clean
+.PHONY: quickstart test test-slow test-vllm test-newest test-oldest constraints lint docs clean
 
 FAST := -n 2 --dist loadfile -m "not slow and not gpu and not vllm"
 
@@ -49,6 +49,10 @@ constraints:
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/deptry .
 
+# The site, in build/docs.
+docs: $(VENV)/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/sphinx-build -q -W --keep-going -c docs . build/docs
+
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'sdar needs Python 3.11 or newer; set PYTHON=python3.11')"
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +68,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
 
 # torch's other libraries are uninstalled: pip takes CUDA builds of them, which do not fit, and nothing here needs them.
