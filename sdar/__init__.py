@@ -1,40 +1,12 @@
 """Train language-model agents with reinforcement learning and on-policy self-distillation.
 
-What parts of one's own inherit from is imported with the package; what a script composes (docs/python.md) at its first use.
+Every name is imported at its first use.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sdar import moved as _moved  # noqa: F401
-from sdar.parts import AdvantageEstimator as AdvantageEstimator
-from sdar.parts import AdvantageTransform as AdvantageTransform
-from sdar.parts import Correction as Correction
-from sdar.parts import Credit as Credit
-from sdar.parts import Divergence as Divergence
-from sdar.parts import Environment as Environment
-from sdar.parts import EpisodeController as EpisodeController
-from sdar.parts import Gate as Gate
-from sdar.parts import Judge as Judge
-from sdar.parts import Policy as Policy
-from sdar.parts import PolicyLoss as PolicyLoss
-from sdar.parts import PrivilegedView as PrivilegedView
-from sdar.parts import Protocol as Protocol
-from sdar.parts import Retriever as Retriever
-from sdar.parts import Sampler as Sampler
-from sdar.parts import Schedule as Schedule
-from sdar.parts import SequenceFilter as SequenceFilter
-from sdar.parts import StepResult as StepResult
-from sdar.parts import Teacher as Teacher
-from sdar.parts import TurnWeight as TurnWeight
-from sdar.registry import register as register
-from sdar.tally import Tally as Tally
-from sdar.turns import Turns as Turns
-from sdar.types import Payload as Payload
-from sdar.types import Retrieval as Retrieval
-from sdar.types import StudentTokens as StudentTokens
-from sdar.types import Task as Task
-from sdar.types import TokenView as TokenView
+from sdar.faces import lazy
 
 if TYPE_CHECKING:
     from sdar.checkpoints import RunCheckpoint as RunCheckpoint
@@ -50,8 +22,29 @@ if TYPE_CHECKING:
     from sdar.envs import WebShopEnv as WebShopEnv
     from sdar.lora import LoRAPolicy as LoRAPolicy
     from sdar.module import AgentModule as AgentModule
+    from sdar.parts import AdvantageEstimator as AdvantageEstimator
+    from sdar.parts import AdvantageTransform as AdvantageTransform
+    from sdar.parts import Correction as Correction
+    from sdar.parts import Credit as Credit
+    from sdar.parts import Divergence as Divergence
+    from sdar.parts import Environment as Environment
+    from sdar.parts import EpisodeController as EpisodeController
+    from sdar.parts import Gate as Gate
+    from sdar.parts import Judge as Judge
+    from sdar.parts import Policy as Policy
+    from sdar.parts import PolicyLoss as PolicyLoss
+    from sdar.parts import PrivilegedView as PrivilegedView
+    from sdar.parts import Protocol as Protocol
+    from sdar.parts import Retriever as Retriever
+    from sdar.parts import Sampler as Sampler
+    from sdar.parts import Schedule as Schedule
+    from sdar.parts import SequenceFilter as SequenceFilter
+    from sdar.parts import StepResult as StepResult
+    from sdar.parts import Teacher as Teacher
+    from sdar.parts import TurnWeight as TurnWeight
     from sdar.policies import FreshPolicy as FreshPolicy
     from sdar.policies import PretrainedPolicy as PretrainedPolicy
+    from sdar.registry import register as register
     from sdar.retrievers import FactRetriever as FactRetriever
     from sdar.retrievers import KeywordRetriever as KeywordRetriever
     from sdar.samplers import ServerSampler as ServerSampler
@@ -78,35 +71,18 @@ if TYPE_CHECKING:
     from sdar.strategies import SkillPrompt as SkillPrompt
     from sdar.strategies import SkillSD as SkillSD
     from sdar.strategies import TopKOPD as TopKOPD
+    from sdar.tally import Tally as Tally
     from sdar.teachers import EMATeacher as EMATeacher
     from sdar.teachers import ExternalTeacher as ExternalTeacher
     from sdar.teachers import InitialTeacher as InitialTeacher
     from sdar.teachers import LiveTeacher as LiveTeacher
+    from sdar.turns import Turns as Turns
+    from sdar.types import Payload as Payload
+    from sdar.types import Retrieval as Retrieval
+    from sdar.types import StudentTokens as StudentTokens
+    from sdar.types import Task as Task
+    from sdar.types import TokenView as TokenView
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "sdar.checkpoints": "RunCheckpoint",
-    "sdar.data": "TaskModule",
-    "sdar.envs": "ALFWorldEnv CompactProtocol GymnasiumEnv HouseholdEnv MathEnv SearchEnv ThinkActProtocol WebShopEnv",
-    "sdar.lora": "LoRAPolicy",
-    "sdar.module": "AgentModule",
-    "sdar.policies": "FreshPolicy PretrainedPolicy",
-    "sdar.retrievers": "FactRetriever KeywordRetriever",
-    "sdar.samplers": "ServerSampler TorchSampler VLLMSampler",
-    "sdar.strategies": "BehaviorCloning CriticSearch GRPO GRPOWithOPSD GatedOPSD GiGPO HDPO OPD OPSD RLSD "
-    "SDAR SDPO SDSearch SOD SkillGRPO SkillPrompt SkillSD TCOD TIP TOPD TopKOPD",
-    "sdar.teachers": "EMATeacher ExternalTeacher InitialTeacher LiveTeacher",
-    "sdar.cli.trainer": "AgentTrainer",
-}
-_LATER = {name: module for module, names in _WHERE.items() for name in names.split()}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LATER[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -11,10 +11,12 @@ from types import ModuleType
 MOVED = {
     "sdar.chat": "sdar.rollout.chat",
     "sdar.panels": "sdar.data.panels",
+    "sdar.parser": "sdar.cli.parser",
     "sdar.plan_report": "sdar.plan.report",
     "sdar.plan_settings": "sdar.plan.settings",
     "sdar.rehearsal": "sdar.plan.dry_run",
     "sdar.spans": "sdar.rollout.spans",
+    "sdar.trainer": "sdar.cli.trainer",
 }
 """Old path -> new path. What moved into a package of the same name (``sdar.plan``) stands in that package's face."""
 

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sdar import Gate, Retriever, registry
 from sdar.checkpoints import AtomicCheckpointIO
-from sdar.cli.app import TOOLS, main
-from sdar.cli.parser import COMMANDS, findings
+from sdar.cli import main
+from sdar.cli.commands import COMMANDS
+from sdar.cli.parser import findings
 from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
@@ -366,10 +367,13 @@ MISTAKES_IN_FILES = {
         {"model": model(gate={**GATE_SPEC, "slope": 1})},
         "model.gate (in wrong.yaml): 'slope' stands beside",
     ),
-    "command level": (
-        {"fit": {"trainer": {"max_steps": 1}}},
-        "fit.trainer.max_steps (in wrong.yaml): … leave the 'fit' level out",
-    ),
+    **{
+        f"level of {name}": (
+            {name: {"trainer": {"max_steps": 1}}},
+            f"{name}.trainer.max_steps (in wrong.yaml): … leave the {name!r} level out",
+        )
+        for name in ("fit", "plan", "serve-policy")
+    },
 }
 
 
@@ -892,9 +896,8 @@ def test_the_command_in_a_process_of_its_own(folder: Path) -> None:
         assert noise not in done.stderr
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", [command.name for command in COMMANDS.values() if command.tool])
 def test_a_tool_teaches_by_its_help_and_refuses_what_it_does_not_know(sdar, tool) -> None:
-    assert tool in COMMANDS and f"sdar {tool}" in sdar("--help")[1]
     code, out, _ = sdar(tool, "--help")
     assert code == 0 and f"usage: sdar {tool}" in out and "Lightning" not in out
     code, _, err = sdar(tool, "--colour", "red")

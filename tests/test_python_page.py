@@ -9,6 +9,7 @@ import lightning
 import pytest
 
 import sdar
+from sdar.faces import imports
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/python.md").read_text(encoding="utf-8")
@@ -32,11 +33,9 @@ def test_the_script_trains_and_validates(tmp_path, monkeypatch, capsys):
 
 
 def test_what_a_script_composes_is_found_in_the_package():
-    tree = ast.parse(Path(sdar.__file__).read_text())
-    (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
-    written = {(alias.name, line.module) for line in typed.body for alias in line.names}
-    assert written == set(sdar._LATER.items()), "what type checkers see is what is there"
-    for name, module in sdar._LATER.items():
-        assert getattr(sdar, name) is getattr(import_module(module), name) and name in dir(sdar)
+    homes = imports(ast.parse(Path(sdar.__file__).read_text()))
+    assert set(sdar.__all__) == set(homes) and len(homes) > 60
+    for name, (module, there) in homes.items():
+        assert getattr(sdar, name) is getattr(import_module(module), there) and name in dir(sdar)
     with pytest.raises(AttributeError, match="module 'sdar' has no attribute 'GRP0'"):
         sdar.GRP0  # noqa: B018

@@ -186,7 +186,7 @@ def test_a_path_out_of_data_stays_below_its_folder(tmp_path):
 
 
 OURS = {
-    "cli/app.py": "the settings that the parser has just printed",
+    "cli/run.py": "the settings that the parser has just printed",
     "encoding.py": "a tokenizer as the library prints it",
     "envs/alfworld.py": "answers of a process that it started",
     "envs/alfworld_server.py": "a script without sdar",

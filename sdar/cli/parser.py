@@ -27,6 +27,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sdar.cli.commands import COMMANDS, no_command, unknown_command
 from sdar.command_help import TITLES
 from sdar.errors import ConfigError
 from sdar.paths import installed_settings, resolve
@@ -402,28 +403,12 @@ def _abstract(m: Mistake) -> str:
 
 
 def _unknown_command(m: Mistake) -> str:
-    wrong = m.words[0]
-    return f"there is no command {wrong!r}.{did_you_mean(wrong, COMMANDS)} The command comes first: {', '.join(COMMANDS)}."
+    return unknown_command(m.words[0])
 
 
 def _no_command(m: Mistake) -> str:
-    return f"a command is needed: {', '.join(COMMANDS)}. See sdar --help."
+    return no_command()
 
-
-COMMANDS = (
-    "fit",
-    "validate",
-    "test",
-    "predict",
-    "export",
-    "plan",
-    "list",
-    "check",
-    "build-index",
-    "serve-search",
-    "serve-sandbox",
-    "serve-policy",
-)
 
 _RULES = (
     (r"Expected a dot import path string: (\S+)", _unknown_name),

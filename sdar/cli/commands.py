@@ -1,0 +1,159 @@
+"""Every command of `sdar`, in one table: its name, what it is for, and what runs it. Help, errors and completion read it from here."""
+
+from dataclasses import dataclass
+
+from sdar.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        name: What follows `sdar`.
+        summary: What it does, in the words of a line of `sdar --help`.
+        text: What `sdar NAME --help` begins with, where a configuration is needed; a function's docstring says it otherwise.
+        tool: The dotted path of the function that it is: the function's arguments are the command's.
+    """
+
+    name: str
+    summary: str
+    text: str = ""
+    tool: str = ""
+
+    @property
+    def needs_settings(self) -> bool:
+        """Whether it runs a configuration: a method of Lightning's Trainer or of `AgentTrainer`."""
+        return bool(self.text)
+
+
+_TABLE = (
+    Command(
+        "fit",
+        "train",
+        """Train: play tasks, score, weigh, update; repeat until trainer.max_steps.
+
+examples:
+  sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
+  sdar fit -c conf/quickstart/sdar.yaml --ckpt_path last        # continue after a stop
+
+A run is a folder <trainer.default_root_dir>/version_N: config.yaml, metrics, checkpoints, episodes, validation.jsonl.""",
+    ),
+    Command(
+        "validate",
+        "measure on the validation tasks",
+        """Measure on the validation tasks.
+
+examples:
+  sdar validate -c runs/version_0/config.yaml --ckpt_path last
+  sdar validate -c conf/quickstart/sdar.yaml                    # the untrained model""",
+    ),
+    Command(
+        "test",
+        "measure on the test tasks",
+        """Measure on the test tasks, those of data.test_splits; do it once, at the end.
+
+By default they are `unseen`, which validation measures, too: give a split or a panel file that it does not.
+
+examples:
+  sdar test -c runs/version_0/config.yaml --ckpt_path last
+  sdar test -c runs/version_0/config.yaml --ckpt_path runs/version_0/checkpoints/last.ckpt""",
+    ),
+    Command(
+        "predict",
+        "play tasks, keep the episodes",
+        """Play tasks and return the episodes, without learning.
+
+examples:
+  sdar predict -c runs/version_0/config.yaml --ckpt_path last
+  sdar predict -c conf/quickstart/sdar.yaml                     # the untrained model""",
+    ),
+    Command(
+        "export",
+        "checkpoint to transformers' format",
+        """Write a checkpoint's policy as a directory that transformers and vLLM read.
+
+examples:
+  sdar export -c runs/version_0/config.yaml --ckpt_path last --to my_policy
+  sdar export -c runs/version_0/config.yaml --ckpt_path runs/version_0/checkpoints/last.ckpt --to my_policy --dtype float32""",
+    ),
+    Command(
+        "plan",
+        "memory, work and time of a run before it",
+        """Tell what a run needs before it is queued: parameters, memory of each rank, forwards, tokens, time; whether it fits.
+
+First it runs two steps of the settings with tiny models of the same architecture, on the CPU: what `sdar fit` would stumble over
+is told now. No weights are read, and no GPU is needed.
+
+examples:
+  sdar plan -c conf/env/alfworld.yaml -c conf/method/sdar.yaml -c conf/policy/qwen2.5-3b.yaml -c conf/scale/8gpu_zero2.yaml
+  sdar plan -c runs/version_0/config.yaml --gpu l40s --ranks 16 --nodes 4 --turns 20 --response_tokens 150 --json plan.json""",
+    ),
+    Command(
+        "list",
+        "what a configuration can name",
+    ),
+    Command(
+        "check",
+        "parts of your own against their contracts",
+        tool="sdar.contracts.check.check",
+    ),
+    Command(
+        "build-index",
+        "passages to a search index",
+        tool="sdar.search.index.build_index",
+    ),
+    Command(
+        "serve-search",
+        "answer queries over HTTP",
+        tool="sdar.search.server.serve_search",
+    ),
+    Command(
+        "serve-sandbox",
+        "run untrusted code over HTTP",
+        tool="sdar.sandbox.fusion_server.serve_sandbox",
+    ),
+    Command(
+        "serve-policy",
+        "sample for training runs over HTTP",
+        tool="sdar.serving.server.serve_policy",
+    ),
+)
+COMMANDS = {command.name: command for command in _TABLE}
+"""Name -> command, in the order of `sdar --help`."""
+
+
+HELP = (
+    "Train language-model agents with reinforcement learning and on-policy self-distillation.\n\n"
+    + "\n".join(f"  sdar {command.name:<15}{command.summary}" for command in _TABLE)
+    + """
+  sdar COMMAND --help
+
+examples:
+  sdar fit -c conf/quickstart/sdar.yaml --trainer.max_steps 20
+  sdar fit -c conf/quickstart/sdar.yaml --model.gate.beta 3
+
+Later files and settings win. Settings begin with model (the training method and its parts), data (the tasks), trainer
+(Lightning's Trainer) or checkpoint. A part is named by its class, its short name or its dotted path.
+
+  sdar list [gates | retrievers | ...]    what can be named, with arguments and defaults
+  sdar list SDAR                          one part: how to import and to set it, its documentation
+  sdar fit --model.help SDAR              the arguments of one part
+  sdar fit ... --print_config             show the whole configuration and stop
+  sdar ... --plugin my_package            first import a package with parts of your own (repeatable)
+  sdar --version
+
+SDAR_TRACEBACK=1 in the environment shows where in the code an error was raised."""
+)
+
+USAGE = "sdar COMMAND [-c FILE ...] [--KEY VALUE ...]"
+
+
+def unknown_command(name: str) -> str:
+    """What is said of a word that stands where a command is expected."""
+    return f"there is no command {name!r}.{did_you_mean(name, COMMANDS)} The command comes first: {', '.join(COMMANDS)}."
+
+
+def no_command() -> str:
+    """What is said of a command line without one."""
+    return f"a command is needed: {', '.join(COMMANDS)}. See sdar --help."

@@ -1,0 +1,382 @@
+"""Commands that need torch: fit, validate, test, predict, export and plan are a LightningCLI, tools are functions."""
+
+import inspect
+import logging
+import math
+import os
+import pydoc
+import re
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import Namespace, auto_cli
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.callbacks import ModelSummary, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from transformers.utils.logging import disable_progress_bar
+
+import sdar
+from sdar import registry, versions
+from sdar.bars import IterationBar, NetworkSummary
+from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from sdar.cli.commands import COMMANDS, HELP, USAGE
+from sdar.cli.failure import fail
+from sdar.cli.parser import Parser, check_config_files, drop_logger, find_config_files
+from sdar.cli.trainer import AgentTrainer
+from sdar.command_help import HelpFormatter
+from sdar.data import TaskModule
+from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
+from sdar.errors import ConfigError, SdarError, StoppedError
+from sdar.module import AgentModule
+from sdar.plan.settings import launch_of
+from sdar.resume import settings
+from sdar.run_logs import KEEP_NONE, SaveSettings, run_loggers
+from sdar.runs import Runs, discard
+
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "max_epochs": -1,  # max_steps decides
+    "use_distributed_sampler": False,  # tasks are divided by TaskModule
+    "log_every_n_steps": 1,  # an iteration is long
+    "num_sanity_val_steps": 0,  # a validation is long, too
+}
+
+MEANINGLESS = (  # each is about something that a user of this command neither chose nor can better
+    r".*does not have many workers",
+    r"Using ModelCheckpoint with manual optimization",
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen reference
+    r"You have overridden `transfer_batch_to_device`",
+    r".*isinstance\(treespec, LeafSpec\).* is deprecated",
+    r"`torch\.distributed\.\w+` is deprecated",  # DeepSpeed's calls
+    r"`broadcast_buffers` is deprecated",
+    r"It is recommended to use `self\.log\(.*sync_dist=True",  # every rank has the same number
+)
+
+
+def run(args: list[str]) -> int:
+    """Run a command that needs a configuration, and return the exit code."""
+    _prepare()
+    args = find_config_files(args)
+    check_config_files(args)
+    for line in _complaints():
+        sys.stderr.write(f"warning: {line}\n")
+    with warnings.catch_warnings():
+        for message in MEANINGLESS:
+            warnings.filterwarnings("ignore", message)
+        AgentCLI(args)
+    return 0
+
+
+def use_tool(name: str, *args: str) -> int:
+    """Run a command that is a function, and return the exit code."""
+    _prepare()
+    tool = pydoc.locate(COMMANDS[name].tool)
+    told = {"prog": f"sdar {name}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
+    try:
+        auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
+    except KeyboardInterrupt:  # how a server is stopped
+        return 130
+    except ConfigError:
+        raise
+    except (SdarError, OSError, OverflowError) as error:  # a broken corpus; a port that is taken or none
+        fail(1, error)
+        return 1
+    return 0
+
+
+def _prepare() -> None:
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_tips)
+    if not sys.stderr.isatty():
+        disable_progress_bar()  # of weights that are read: in a file it is a line without an end
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would say that it found nothing better
+
+
+@cache
+def _complaints() -> list[str]:
+    """What is installed does not change while a process runs, and reading it takes longer than reading a configuration file."""
+    return versions.complaints()
+
+
+class AgentCLI(LightningCLI):
+    """LightningCLI with this project's defaults, and with errors told in one message."""
+
+    def __init__(self, args: list[str]) -> None:
+        # the command that is asked for, if it is one, or all: a parser takes a tenth of a second to build
+        self._commands = [name for name in args[:1] if name in COMMANDS] or [
+            c.name for c in COMMANDS.values() if c.needs_settings
+        ]
+        super().__init__(
+            AgentModule,
+            TaskModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs=_parser_settings(args, self._commands),
+            trainer_class=AgentTrainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            save_config_callback=SaveSettings,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            args=args,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
+        return {name: skipped for name, skipped in known.items() if name in self._commands}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.set_defaults({"data": {"class_path": "sdar.data.TaskModule"}})
+        parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(args)
+        trainer = self.config[self.config["subcommand"]]["trainer"]
+        for key, known in (
+            ("strategy", StrategyRegistry.available_strategies()),
+            ("accelerator", [*AcceleratorRegistry.available_accelerators(), "gpu"]),
+        ):
+            if isinstance(trainer[key], str) and trainer[key] not in (*known, "auto"):
+                near = registry.did_you_mean(trainer[key], known) or f" Known: auto, {', '.join(known)}."
+                raise ConfigError(f"trainer.{key}: there is no {key} {trainer[key]!r}.{near}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing of a checkpoint goes into the settings: whoever wrote the file would choose classes and their arguments. (Lightning's
+        own merges what the file calls hyperparameters.)"""
+
+    def instantiate_classes(self) -> None:
+        try:
+            # Lightning would write the settings out as it makes the model, and check once more what the parser has just checked
+            told = self.parser.dump(self.config, skip_validation=True, skip_link_targets=False, **KEEP_NONE)
+            self.config_dump = yaml.safe_load(told)[self.subcommand]
+            super().instantiate_classes()
+        except MisconfigurationException as error:
+            raise SystemExit(fail(2, error, "trainer")) from error
+        except Exception as error:
+            first = _first(error)
+            if isinstance(first, SdarError):
+                raise SystemExit(fail(2, first, self._key(first))) from error
+            traceback.print_exception(first)
+            raise SystemExit(fail(1, first, self._key(first), trace=False)) from error
+
+    def after_instantiate_classes(self) -> None:
+        self.model.settings = settings(self.config_dump)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        told = self.config_init[self.subcommand]
+        given = told["trainer"]
+        callbacks = given["callbacks"] or []
+        callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
+        if given["enable_checkpointing"] is not False and not (given["barebones"] or given["fast_dev_run"]):
+            callbacks.append(RunCheckpoint(**told["checkpoint"]))
+        bars = given["enable_progress_bar"] is not False and not given["barebones"]
+        if bars and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(IterationBar())
+        summary = given["enable_model_summary"] is not False and not given["barebones"]
+        if summary and not any(isinstance(c, ModelSummary) for c in callbacks):
+            callbacks.append(NetworkSummary())
+        logger = False if given["logger"] in (None, True) else given["logger"]  # `_begin` adds those of the run's folder
+        if (
+            given["gradient_clip_val"] is not None
+        ):  # Lightning refuses it with several optimizer steps a batch; the module clips
+            if given["gradient_clip_algorithm"] not in (None, "norm"):
+                raise ConfigError(
+                    "trainer.gradient_clip_algorithm: gradients are clipped by norm. Set it to norm or leave it out."
+                )
+            if (clip := float(given["gradient_clip_val"])) < 0:
+                raise ConfigError(
+                    f"trainer.gradient_clip_val is {clip}: gradients would be turned round. Give a norm, or 0 for no clipping."
+                )
+            self.model.max_grad_norm = clip or math.inf
+            kwargs["gradient_clip_val"] = None
+        strategy = self._strategy(given)
+        if self.subcommand == "plan":
+            return self._planner(given, strategy, **kwargs)
+        if strategy is not None:
+            kwargs["strategy"] = strategy
+        trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def _strategy(self, given: Any) -> Strategy | None:
+        """Lightning's names mean its strategies, made for several backward passes a step; several processes mean ddp."""
+        several = given["devices"] not in (1, "1", "auto") or given["num_nodes"] > 1
+        name = "ddp" if given["strategy"] == "auto" and several else given["strategy"]
+        if not isinstance(name, str) or name == "auto":
+            return None
+        known = StrategyRegistry[name]
+        if issubclass(known["strategy"], FSDPStrategy):
+            raise ConfigError(
+                f"trainer.strategy is {name}, torch's first FSDP: it joins the weights of a layer to one, and steps have several backward "
+                "passes here. Use fsdp2."
+            )
+        if known["strategy"] is FSDP2Strategy:
+            return FSDP2Strategy(**known["init_params"])
+        if issubclass(known["strategy"], DeepSpeedStrategy):
+            from sdar.distributed import ZeROStrategy
+
+            return ZeROStrategy(**known["init_params"])
+        return ReplicatedStrategy(**known["init_params"]) if known["strategy"] is DDPStrategy else None
+
+    def _planner(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> Trainer:
+        """One process on the CPU, whatever the run is for."""
+        here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        trainer = super().instantiate_trainer(callbacks=[], logger=False, **(kwargs | here | quiet))
+        trainer.launch = launch_of(given, strategy or given["strategy"])
+        return trainer
+
+    # LightningCLI runs a command's method of this name, where there is one, in place of the Trainer's.
+
+    def fit(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def validate(self, **arguments: Any) -> None:
+        self._run(**arguments | {"verbose": False})  # the report is ours
+
+    def test(self, **arguments: Any) -> None:
+        self._run(**arguments | {"verbose": False})
+
+    def predict(self, **arguments: Any) -> None:
+        self._run(**arguments | {"return_predictions": False})  # they are in files
+
+    def export(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def plan(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def _begin(self, arguments: dict[str, Any]) -> Path | None:
+        """Say which checkpoint is meant, and give the run its folder; returns the folder if it was made here.
+
+        The first process does so; the others are told when they have met it.
+        """
+        trainer = self.trainer
+        runs = Runs(self.config_dump["trainer"]["default_root_dir"] or ".", self.config_dump, str(self.subcommand))
+        if given := arguments.get("ckpt_path"):
+            arguments["ckpt_path"] = runs.checkpoint(given)
+        if self.subcommand == "export" or trainer.fast_dev_run or not trainer.is_global_zero:
+            return None
+        there = {*runs.root.glob("*")}
+        trainer.run_folder = runs.folder(arguments.get("ckpt_path"))
+        logger = self.config_init[self.subcommand]["trainer"]["logger"]
+        if logger is not False and not trainer.barebones:
+            trainer.loggers = [*trainer.loggers, *run_loggers(trainer.run_folder, alone=logger in (None, True))]
+        return None if trainer.run_folder in there else trainer.run_folder
+
+    def _run(self, **arguments: Any) -> None:
+        made = None
+        try:
+            if self.subcommand != "plan":
+                made = self._begin(arguments)
+            getattr(self.trainer, str(self.subcommand))(**arguments)
+        except StoppedError as stop:
+            sys.stderr.write(f"{stop}\n")
+            self._tell_checkpoint()
+        except (SdarError, MisconfigurationException) as error:
+            begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
+            code = 2 if isinstance(error, (ConfigError, MisconfigurationException)) and not begun else 1
+            fail(code, error, self._key(error))
+            self._tell_checkpoint()
+            raise SystemExit(code) from error
+        except SystemExit:  # Lightning's answer to Ctrl-C
+            self._tell_checkpoint()
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            fail(1, error, self._key(error), trace=False)
+            self._tell_checkpoint()
+            raise SystemExit(1) from error
+        finally:
+            if made is not None and sys.exc_info()[1] is not None:
+                discard(made)
+
+    def _tell_checkpoint(self) -> None:
+        if self.subcommand != "fit":
+            return
+        kept = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
+        for path in (path for path in kept if path and os.path.exists(path)):
+            sys.stderr.write(f"last checkpoint: {path} (continue with the same command and --ckpt_path last)\n")
+
+    def _key(self, error: BaseException) -> str:
+        """Key of the part in whose code `error` was raised, or the empty string."""
+        configured = list(_configured(self.config[self.subcommand].as_dict()))
+        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+            here = type(frame.f_locals.get("self"))
+            if keys := [key for key, cls in configured if cls is here]:
+                return " or ".join(keys)
+        return ""
+
+
+def _parser_settings(args: list[str], commands: list[str]) -> dict[str, Any]:
+    return {
+        "prog": "sdar",
+        "description": HELP,
+        "usage": USAGE,
+        "formatter_class": HelpFormatter,
+        "logger": drop_logger(args),
+        "allow_abbrev": False,
+        "dump_header": _header(),
+        **{
+            name: {
+                "description": COMMANDS[name].text,
+                "usage": f"sdar {name} [-c FILE ...] [--KEY VALUE ...]",
+                "dump_header": _header(),
+            }
+            for name in commands
+        },
+    }
+
+
+def _header() -> list[str]:
+    return [f"sdar=={sdar.__version__}"]
+
+
+def _configured(node: Any, key: str = "") -> Iterator[tuple[str, type]]:
+    """Key path and class of every part in a parsed configuration."""
+    if isinstance(node, Namespace):
+        node = node.as_dict()
+    if isinstance(node, dict):
+        if isinstance(cls := pydoc.locate(str(node.get("class_path", ""))) if "class_path" in node else None, type):
+            yield key, cls
+        for name, value in node.items():
+            inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
+            yield from _configured(value, inner)
+    elif isinstance(node, list):
+        for number, item in enumerate(node):
+            yield from _configured(item, f"{key}[{number}]")
+
+
+def _first(error: BaseException) -> BaseException:
+    """What a constructor raised: jsonargparse wraps a ValueError into one about types, once for each optional level."""
+    while isinstance(error, ValueError) and not isinstance(error, SdarError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+SILENCED = (  # Lightning advertises other products of its makers on every start, and tells what a machine or a run does not have
+    r".*Tip: ",
+    r"TPU available",
+    r"GPU available: False",
+    r"`Trainer\(val_check_interval=1\)` was configured",
+    r"Trainer already configured with model summary",
+    r"Restored all states",
+)
+
+
+def _no_tips(record: logging.LogRecord) -> bool:
+    """Whether a message of Lightning's says something to a user of this command."""
+    return not any(re.match(pattern, str(record.msg), re.DOTALL) for pattern in SILENCED)
