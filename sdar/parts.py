@@ -10,7 +10,7 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
@@ -22,14 +22,15 @@ from sdar.errors import ConfigError, PanelError
 from sdar.quoting import hanging
 from sdar.registry import did_you_mean, part_kind
 from sdar.tags import pairs
-from sdar.types import Episode, Payload, Retrieval, StudentTokens, Task, TokenView
+from sdar.types import Completion as Completion
+from sdar.types import Density, Episode, Payload, Request, Retrieval, StudentTokens, Task, TokenView
+from sdar.types import Draw as Draw
+from sdar.types import StepResult as StepResult
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sdar.rollout.chat import ChatFormat
-    from sdar.rollout.loop import Request
-    from sdar.scoring import Elsewhere
     from sdar.skills import SkillBank
     from sdar.tally import Tally
     from sdar.turns import Turns
@@ -111,29 +112,6 @@ class Divergence(Part, ABC):
         """Per-token loss, shaped like ``student.logp``; `student` carries the gradient, `tokens` is detached."""
 
 
-@dataclass(frozen=True)
-class Draw:
-    """Names one response, so that its randomness depends on nothing else: not on the batch, the worker or the machine."""
-
-    seed: int
-    task: str
-    attempt: int
-    turn: int
-
-
-@dataclass
-class Completion:
-    """What a sampler returns for one prompt; per-token lists are aligned with `ids`."""
-
-    ids: list[int]
-    behaviour_logp: list[float]
-    """Log-probability under the density really sampled from, in nats."""
-    kept_logmass: list[float]
-    """Log of the mass of the tempered density that top-k, top-p and masks kept, in nats."""
-    stopped: bool
-    """True: the response ends with an end-of-turn token. False: it hit the limit of new tokens."""
-
-
 @part_kind("samplers")
 class Sampler(Part, ABC):
     """Token ids in, token ids with true densities out."""
@@ -182,22 +160,6 @@ class Sampler(Part, ABC):
 
     def close(self) -> None:
         """Let go of processes and connections."""
-
-
-@dataclass
-class StepResult:
-    """What the world answered to one action."""
-
-    observation: str
-    reward: float = 0.0
-    done: bool = False
-    success: bool = False
-    valid: bool = True
-    """False when the world did not understand or allow the action."""
-    scores: dict[str, float] = field(default_factory=dict)
-    """Numbers in [0, 1] about the episode so far, beside `success`: a partial score, F1. The last answer's are reported."""
-    truncated: bool = False
-    """`done` for no other reason than that the actions of the episode are used up: the world itself would go on."""
 
 
 @part_kind("environments")
@@ -428,6 +390,24 @@ class Policy(ABC):
         return copy.deepcopy(model).requires_grad_(False).eval()
 
 
+class Elsewhere(ABC):
+    """Stands for a network that is not in this process: somebody there reads rows with it."""
+
+    @abstractmethod
+    def score(
+        self,
+        density: Density,
+        ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        payload: Payload,
+        k: int,
+        ranks: Ranks,
+    ) -> dict[str, Tensor]:
+        """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
+        (``[tokens, ...]``), row after row. `ranks` says who shares the work; each gets everything."""
+
+
 @part_kind("teachers")
 class Teacher(ABC):
     """Whose weights the teacher has."""
@@ -458,7 +438,7 @@ class Teacher(ABC):
         return None
 
     @abstractmethod
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> "nn.Module | Elsewhere":
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module | Elsewhere:
         """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one `elsewhere`."""
 
     def after_step(self, live: nn.Module) -> None:

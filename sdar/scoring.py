@@ -1,6 +1,5 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
@@ -13,7 +12,7 @@ from sdar.distributed.ranks import ALONE, Ranks
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
-from sdar.parts import Divergence
+from sdar.parts import Divergence, Elsewhere
 from sdar.registry import part_name
 from sdar.types import Batch, Payload, StudentTokens, TokenView
 
@@ -282,26 +281,8 @@ def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
             layer.forward = own
 
 
-class Elsewhere(ABC):
-    """Stands for a network that is not in this process: somebody there reads rows with it."""
-
-    @abstractmethod
-    def score(
-        self,
-        scorer: Scorer,
-        ids: Tensor,
-        attention_mask: Tensor,
-        response_mask: Tensor,
-        payload: Payload,
-        k: int,
-        ranks: Ranks,
-    ) -> dict[str, Tensor]:
-        """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
-        (``[tokens, ...]``), row after row. `scorer` tells the density, `ranks` who shares the work; each gets everything."""
-
-
 def consult(
-    batch: Batch, networks: Sequence["nn.Module | Elsewhere"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+    batch: Batch, networks: Sequence[nn.Module | Elsewhere], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
     sharding: Sharding | None = None, ranks: Ranks = ALONE,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.

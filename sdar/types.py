@@ -13,7 +13,7 @@ template tells the past otherwise than it was said (thinking removed), so does a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -94,6 +94,64 @@ class Retrieval:
 
     skill_ids: tuple[str, ...] = ()
     text: str = ""
+
+
+@dataclass
+class Request:
+    """One episode that is wanted."""
+
+    task: Task
+    attempt: int
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    privileged: bool = False
+    """True: the acting model itself is told `told`."""
+    told: str = ""
+    """Privileged text."""
+    replay: tuple[str, ...] = ()
+    """Actions of somebody else that the episode begins with; they carry no loss."""
+    max_turns: int | None = None
+    """The acting model gets at most this many turns (after the replay)."""
+    extra: bool = False
+    """True: played after its group had been seen; no attempt of the group."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Names one response, so that its randomness depends on nothing else: not on the batch, the worker or the machine."""
+
+    seed: int
+    task: str
+    attempt: int
+    turn: int
+
+
+@dataclass
+class Completion:
+    """What a sampler returns for one prompt; per-token lists are aligned with `ids`."""
+
+    ids: list[int]
+    behaviour_logp: list[float]
+    """Log-probability under the density really sampled from, in nats."""
+    kept_logmass: list[float]
+    """Log of the mass of the tempered density that top-k, top-p and masks kept, in nats."""
+    stopped: bool
+    """True: the response ends with an end-of-turn token. False: it hit the limit of new tokens."""
+
+
+@dataclass
+class StepResult:
+    """What the world answered to one action."""
+
+    observation: str
+    reward: float = 0.0
+    done: bool = False
+    success: bool = False
+    valid: bool = True
+    """False when the world did not understand or allow the action."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Numbers in [0, 1] about the episode so far, beside `success`: a partial score, F1. The last answer's are reported."""
+    truncated: bool = False
+    """`done` for no other reason than that the actions of the episode are used up: the world itself would go on."""
 
 
 @dataclass
@@ -267,6 +325,14 @@ class TokenView:
         """What is known about some tokens: an index (or mask) of the leading axes."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return TokenView(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+class Density(Protocol):
+    """The density in which tokens are scored: tempered, without forbidden ids, over the tokenizer's ids."""
+
+    temperature: float
+    forbidden_ids: tuple[int, ...]
+    vocab_size: int
 
 
 class StudentTokens(NamedTuple):

@@ -1,39 +1,19 @@
 """The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from sdar.errors import ConfigError
-from sdar.parts import Completion, Draw, PrivilegedView, Protocol, Sampler
+from sdar.parts import PrivilegedView, Protocol, Sampler
 from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import EnvPool, Seen
 from sdar.rollout.rows import messages_of
-from sdar.types import Episode, History, Retrieval, Status, Task, Turn
+from sdar.types import Completion, Draw, Episode, History, Request, Status, Turn
 
 LAYOUTS = ("trajectory", "turn")
-
-
-@dataclass
-class Request:
-    """One episode that is wanted."""
-
-    task: Task
-    attempt: int
-    retrieval: Retrieval = field(default_factory=Retrieval)
-    privileged: bool = False
-    """True: the acting model itself is told `told`."""
-    told: str = ""
-    """Privileged text."""
-    replay: tuple[str, ...] = ()
-    """Actions of somebody else that the episode begins with; they carry no loss."""
-    max_turns: int | None = None
-    """The acting model gets at most this many turns (after the replay)."""
-    extra: bool = False
-    """True: played after its group had been seen; no attempt of the group."""
 
 
 class Rollout:

@@ -8,13 +8,12 @@ from transformers import PreTrainedTokenizerBase
 
 from sdar.distributed.ranks import Ranks, own_rank
 from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Teacher
+from sdar.parts import Elsewhere, Teacher
 from sdar.registry import register
-from sdar.scoring import Elsewhere, Scorer
 from sdar.serving.fleet import Fleet, Patience
 from sdar.serving.protocol import ScoreRequest, Scores, Scoring
 from sdar.teachers.weights import check_same_vocabulary
-from sdar.types import Payload, Task
+from sdar.types import Density, Payload, Task
 
 SAME = 0.05
 """Nats that servers of one model may differ by on average: more than kernels and bfloat16 explain is another model."""
@@ -121,7 +120,7 @@ class ServedNetwork(Elsewhere):
 
     def score(
         self,
-        scorer: Scorer,
+        density: Density,
         ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
@@ -132,7 +131,7 @@ class ServedNetwork(Elsewhere):
         lengths = attention_mask.sum(1).tolist()
         rows = [(row[:n].tolist(), spans_of(mask)) for row, mask, n in zip(ids, response_mask, lengths, strict=True)]
         k = k if payload == Payload.TOP_K else 0
-        scoring = Scoring(scorer.temperature, scorer.forbidden_ids, scorer.vocab_size, k)
+        scoring = Scoring(density.temperature, density.forbidden_ids, density.vocab_size, k)
 
         def ask(mine: list[tuple[list[int], list[tuple[int, int]]]]) -> list[Scores]:
             texts, spans = (tuple(tuple(row[part]) for row in mine) for part in (0, 1))

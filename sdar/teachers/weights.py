@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -12,12 +12,9 @@ from transformers import PreTrainedTokenizerBase
 from sdar.distributed.sharding import held
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
-from sdar.parts import Policy, Teacher
+from sdar.parts import Elsewhere, Policy, Teacher
 from sdar.registry import did_you_mean, register
 from sdar.types import Task
-
-if TYPE_CHECKING:
-    from sdar.scoring import Elsewhere
 
 
 @register("live")
@@ -189,7 +186,7 @@ class RoutedTeacher(Teacher):
             )
         return teacher
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> "nn.Module | Elsewhere":
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module | Elsewhere:
         return self.of(task).model(live, initial, task)
 
     def metrics(self) -> dict[str, float]:
