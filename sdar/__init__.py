@@ -9,7 +9,6 @@ from sdar import moved as _moved  # noqa: F401
 from sdar.faces import lazy
 
 if TYPE_CHECKING:
-    from sdar.checkpoints import RunCheckpoint as RunCheckpoint
     from sdar.cli.trainer import AgentTrainer as AgentTrainer
     from sdar.data import TaskModule as TaskModule
     from sdar.envs import ALFWorldEnv as ALFWorldEnv
@@ -76,6 +75,7 @@ if TYPE_CHECKING:
     from sdar.teachers import ExternalTeacher as ExternalTeacher
     from sdar.teachers import InitialTeacher as InitialTeacher
     from sdar.teachers import LiveTeacher as LiveTeacher
+    from sdar.training.checkpoints import RunCheckpoint as RunCheckpoint
     from sdar.turns import Turns as Turns
     from sdar.types import Payload as Payload
     from sdar.types import Retrieval as Retrieval

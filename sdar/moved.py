@@ -9,12 +9,16 @@ from importlib.util import spec_from_loader
 from types import ModuleType
 
 MOVED = {
+    "sdar.bars": "sdar.training.bars",
     "sdar.chat": "sdar.rollout.chat",
+    "sdar.checkpoints": "sdar.training.checkpoints",
     "sdar.panels": "sdar.data.panels",
     "sdar.parser": "sdar.cli.parser",
     "sdar.plan_report": "sdar.plan.report",
     "sdar.plan_settings": "sdar.plan.settings",
     "sdar.rehearsal": "sdar.plan.dry_run",
+    "sdar.reporting": "sdar.training.reporting",
+    "sdar.run_logs": "sdar.training.run_logs",
     "sdar.spans": "sdar.rollout.spans",
     "sdar.trainer": "sdar.cli.trainer",
 }

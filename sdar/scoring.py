@@ -346,3 +346,15 @@ def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
         piece.append(row)
     if piece:
         yield torch.tensor(piece)
+
+
+def densities(batch: Batch, allowed_logmass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which tokens of scored rows the policy's sampler drew, and what trainer and sampler gave them: log-probabilities of the
+    tempered softmax over the whole vocabulary, before forbidden ids, top-k and top-p. All ``[batch, time]``.
+
+    Args:
+        allowed_logmass: Log of the mass that the trainer gives to the ids that are not forbidden.
+    """
+    told = (batch.behaviour_logp != 0) | (batch.kept_logmass != 0)  # both are 0 where a replay or a demonstration speaks
+    sampled = batch.response_mask.bool() & told & ~batch.extra[:, None]  # extra ones were sampled from a teacher
+    return sampled, batch.old_logp + allowed_logmass, batch.behaviour_logp + batch.kept_logmass

@@ -21,7 +21,7 @@ from sdar.module import AgentModule
 from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLoss
 from sdar.policy_losses import PPO
 from sdar.registry import register
-from sdar.reporting import groups
+from sdar.rollout.groups import by_group
 from sdar.scoring import StudentPass
 from sdar.turns import Turns
 from sdar.types import Batch, Episode
@@ -169,7 +169,7 @@ class GRPO(AgentModule):
 
 def survivors(batch: Batch, episodes: list[Episode]) -> Tensor:
     """Bool ``[rows]``: the only attempt of its group that has rows, of several that were played."""
-    sizes = [len(group) for group in groups([e for e in episodes if not e.extra]) for _ in group]
+    sizes = [len(group) for group in by_group([e for e in episodes if not e.extra]) for _ in group]
     in_order = iter(sizes)
     played = torch.tensor([1 if e.extra else next(in_order) for e in episodes])
     pairs = torch.unique(torch.stack([batch.group, batch.episode]), dim=1)

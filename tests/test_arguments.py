@@ -9,7 +9,6 @@ from jsonargparse import lazy_instance
 
 from sdar import registry
 from sdar.arguments import _annotated, checked
-from sdar.checkpoints import RunCheckpoint
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.errors import ConfigError, SdarError
@@ -17,6 +16,7 @@ from sdar.gates import GapGate
 from sdar.sandbox.base import Limits
 from sdar.serving.fleet import Patience
 from sdar.strategies import GRPO
+from sdar.training.checkpoints import RunCheckpoint
 
 registry.load_parts()
 PARTS = {cls for plural in registry.kinds() for cls in registry.parts(plural).values()}

@@ -17,7 +17,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from sdar import Gate, Retriever, registry
-from sdar.checkpoints import AtomicCheckpointIO
 from sdar.cli import main
 from sdar.cli.commands import COMMANDS
 from sdar.cli.parser import findings
@@ -25,6 +24,7 @@ from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
 from sdar.search import BM25Backend
+from sdar.training.checkpoints import AtomicCheckpointIO
 from sdar.types import Retrieval, Task, TokenView
 
 

@@ -8,13 +8,14 @@ import torch
 from played import batch_of, episode, turn
 from torch import Tensor
 
-from sdar import functional, reporting
+from sdar import functional
 from sdar.corrections import MaskedCorrection, NoCorrection, TruncatedCorrection
 from sdar.errors import ConfigError
 from sdar.module import AgentModule
 from sdar.parts import Correction
 from sdar.policy_losses import PPO
 from sdar.registry import load_parts, parts
+from sdar.scoring import densities
 from sdar.tally import Tally
 
 load_parts()
@@ -149,7 +150,7 @@ def expected_gradient(correction: Correction, kept: list[int] | None = None, for
         extra=torch.zeros(1, dtype=torch.bool),
         old_logp=logp.detach()[drawn][None],
     )
-    _, ours, theirs = reporting.densities(rows, allowed_mass.detach())  # as a training step compares them
+    _, ours, theirs = densities(rows, allowed_mass.detach())  # as a training step compares them
     weights = correction(ours, theirs)
     loss = PPO()(logp[drawn][None], rows.old_logp, ADVANTAGES[drawn][None], ones)
     (behaviour[drawn].exp() * (weights * loss)[0]).sum().backward()

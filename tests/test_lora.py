@@ -9,7 +9,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import AutoModelForCausalLM
 
-from sdar.checkpoints import fingerprints
 from sdar.cli.trainer import AgentTrainer
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
@@ -18,12 +17,13 @@ from sdar.lora import LearningDropout, LoRAPolicy, WithoutAdapters, adapted, pla
 from sdar.parts import Draw
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import parts
-from sdar.reporting import write_policy
 from sdar.retrievers import FactRetriever
 from sdar.samplers import TorchSampler
 from sdar.scoring import Scorer
 from sdar.strategies import GRPO, SDAR
 from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
+from sdar.training.checkpoints import fingerprints
+from sdar.training.export import write_policy
 from sdar.types import Task
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 3}

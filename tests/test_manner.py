@@ -10,13 +10,13 @@ from families import FAMILIES, tokenizer_of
 from scripted import byte_chat
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from sdar import probe
 from sdar.envs import CompactProtocol, HermesMathProtocol, ThinkActProtocol
 from sdar.errors import PolicyError
-from sdar.manner import compare_manner, manner, write_manner
 from sdar.policies import PretrainedPolicy
-from sdar.reporting import write_policy
 from sdar.rollout.chat import ChatFormat
+from sdar.training import probe
+from sdar.training.export import write_policy
+from sdar.training.manner import compare_manner, manner, write_manner
 
 
 def data(protocol=None, layout="turn", history=2) -> SimpleNamespace:

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar import reporting
+from sdar.rollout.groups import by_group, describe_lost, finished, group_numbers
 from sdar.tally import Tally
+from sdar.training import reporting
 from sdar.types import Batch, Episode, Retrieval, Status, Task, Turn
 
 
@@ -103,8 +104,8 @@ def test_what_was_lost_is_told_with_the_first_task_and_error() -> None:
     episodes = seen()
     episodes[3].error = "worker process ended with exit code 3"
     told = "2 of 6 episodes (1 env_died, 1 timeout); the first, of task b: worker process ended with exit code 3"
-    assert reporting.losses(episodes) == told
-    assert reporting.losses(reporting.played(episodes)) == ""
+    assert describe_lost(episodes) == told
+    assert describe_lost(finished(episodes)) == ""
 
 
 def test_retrievals_are_counted_once_a_task() -> None:
@@ -152,10 +153,10 @@ def test_every_skill_is_counted_in_a_table_and_metrics_stay_few(tmp_path) -> Non
 
 def test_attempts_at_one_task_with_one_retrieval_are_a_group() -> None:
     episodes = seen()
-    assert reporting.groups(episodes) == [episodes[0:2], episodes[2:4], episodes[4:6]]
+    assert by_group(episodes) == [episodes[0:2], episodes[2:4], episodes[4:6]]
     again = [episode("a", [], "s1"), episode("a", [], "s1"), episode("a", [], "s2"), episode("a", [], "s2")]
-    assert [len(g) for g in reporting.groups(again)] == [2, 2]  # a second visit of a task that had other skills
-    assert reporting.groups([]) == []
+    assert [len(g) for g in by_group(again)] == [2, 2]  # a second visit of a task that had other skills
+    assert by_group([]) == []
 
 
 def numbered(*names: str) -> list[Episode]:
@@ -179,12 +180,12 @@ def numbered(*names: str) -> list[Episode]:
     ],
 )
 def test_every_episode_has_the_number_of_its_group(episodes: list[str], groups: list[int]) -> None:
-    assert reporting.group_numbers(numbered(*episodes)) == groups
+    assert group_numbers(numbered(*episodes)) == groups
 
 
 def test_without_extra_episodes_the_numbers_count_the_groups() -> None:
-    groups = reporting.groups(seen())
-    assert reporting.group_numbers(seen()) == [number for number, group in enumerate(groups) for _ in group]
+    groups = by_group(seen())
+    assert group_numbers(seen()) == [number for number, group in enumerate(groups) for _ in group]
 
 
 def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:

@@ -16,9 +16,9 @@ from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError
 from sdar.policies import PretrainedPolicy
-from sdar.runs import Runs, claim, lock
 from sdar.samplers import TorchSampler
 from sdar.strategies import GRPO
+from sdar.training.runs import Runs, claim, lock
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 1, "horizon": 2}
 SETTINGS = {

@@ -28,8 +28,6 @@ from transformers.utils.logging import disable_progress_bar
 
 import sdar
 from sdar import registry, versions
-from sdar.bars import IterationBar, NetworkSummary
-from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import fail
 from sdar.cli.parser import Parser, check_config_files, drop_logger, find_config_files
@@ -40,9 +38,11 @@ from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
 from sdar.plan.settings import launch_of
-from sdar.resume import settings
-from sdar.run_logs import KEEP_NONE, SaveSettings, run_loggers
-from sdar.runs import Runs, discard
+from sdar.training.bars import IterationBar, NetworkSummary
+from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
+from sdar.training.resume import settings
+from sdar.training.run_logs import KEEP_NONE, SaveSettings, run_loggers
+from sdar.training.runs import Runs, discard
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",

@@ -9,15 +9,15 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from sdar import reporting
-from sdar.checkpoint_files import Written, check_form, read_checkpoint, read_parts
-from sdar.checkpoints import check_origin, fingerprints
 from sdar.errors import CheckpointError, ConfigError
-from sdar.manner import manner, write_manner
 from sdar.plan.dry_run import rehearse
 from sdar.plan.report import as_json, report
 from sdar.plan.run import Launch, named
 from sdar.plan.settings import describe
+from sdar.training.checkpoint_files import Written, check_form, read_checkpoint, read_parts
+from sdar.training.checkpoints import check_origin, fingerprints
+from sdar.training.export import check_export, write_policy
+from sdar.training.manner import manner, write_manner
 
 
 class AgentTrainer(Trainer):
@@ -51,7 +51,7 @@ class AgentTrainer(Trainer):
             dtype: Type of the written weights.
         """
         path = ckpt_path
-        reporting.check_export("--to", to)
+        check_export("--to", to)
         model.policy.meet(datamodule.env)
         network = model.policy.load_model()
         weights, state = read_run(path)
@@ -67,7 +67,7 @@ class AgentTrainer(Trainer):
                 f"{path} does not hold the weights of {model.policy.name}: {len(missing)} are missing and "
                 f"{len(wrong.unexpected_keys)} belong nowhere, the first is {name}. Give the configuration of the checkpoint's run."
             )
-        reporting.write_policy(model.policy, network, network.state_dict().items(), to, dtype)
+        write_policy(model.policy, network, network.state_dict().items(), to, dtype)
         write_manner(to, manner(model.policy, datamodule))
         print(f"policy:      {to}")
 

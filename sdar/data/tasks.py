@@ -13,12 +13,12 @@ import sdar.envs  # noqa: F401  (its protocols are registered)
 from sdar.arguments import checked
 from sdar.data.panels import Panel, check_disjoint
 from sdar.errors import ConfigError, PanelError
-from sdar.lightning_checks import check_trainer
 from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
 from sdar.registry import did_you_mean, part_name, parts
 from sdar.rollout import EnvPool, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.pool import make_pool
+from sdar.training.lightning_checks import check_trainer
 from sdar.types import Episode, Task
 
 

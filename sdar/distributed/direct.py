@@ -2,17 +2,14 @@
 
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
 from sdar.arguments import checked
 from sdar.distributed.ranks import ALONE
-from sdar.distributed.sharding import Replicated, Sharding
+from sdar.distributed.sharding import Replicated, Sharded, Sharding
 from sdar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
 
 class Direct:
@@ -57,7 +54,7 @@ class Direct:
         """Lightning's own meetings, at a checkpoint say, name who is missing, too."""
         return getattr(self.lightning_module, "ranks", ALONE).watch()
 
-    def sharding(self, module: "AgentModule") -> Sharding:
+    def sharding(self, module: Sharded) -> Sharding:
         raise NotImplementedError
 
 
@@ -77,5 +74,5 @@ class ReplicatedStrategy(Direct, DDPStrategy):
     def pre_backward(self, closure_loss: Any) -> None:
         """The forward of the micro-batch has prepared the reducer."""
 
-    def sharding(self, module: "AgentModule") -> Sharding:
+    def sharding(self, module: Sharded) -> Sharding:
         return Replicated(module)

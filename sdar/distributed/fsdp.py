@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,11 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from sdar.arguments import checked
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import Sharding, hollow, take
+from sdar.distributed.sharding import Sharded, Sharding, hollow, take
 from sdar.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
 R = TypeVar("R")
 
@@ -56,7 +53,7 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
         super().setup(trainer)
         self.model = self.sharding(self.lightning_module).passes
 
-    def sharding(self, module: "AgentModule") -> Sharding:
+    def sharding(self, module: Sharded) -> Sharding:
         if self._kept is None or self._kept.module is not module:  # a network is divided once, whatever is run with it
             precision = self.precision_plugin.precision
             if precision not in POLICIES:
@@ -126,7 +123,7 @@ class FullyShardedParameters(Sharding):
         reshard: Whether layers are given up after their forward pass.
     """
 
-    def __init__(self, module: "AgentModule", mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
+    def __init__(self, module: Sharded, mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
         super().__init__(module)
         self._options = {"mesh": mesh, "mp_policy": precision}
         self._reshard = reshard

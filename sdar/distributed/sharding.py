@@ -3,23 +3,32 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from sdar.distributed.ranks import Ranks
 from sdar.errors import ConfigError
 
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
-
 R = TypeVar("R")
+
+
+class Sharded(Protocol):
+    """The module whose networks lie on the ranks: what is asked of it."""
+
+    trainer: Any
+    ranks: Ranks
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def networks(self) -> list[nn.Module]: ...
 
 
 class Sharding:
     """One process: every network lies here, whole."""
 
-    def __init__(self, module: "AgentModule"):
+    def __init__(self, module: Sharded):
         self.module = module
 
     def run(self, work: Callable[[], R]) -> R:
@@ -67,7 +76,7 @@ class Sharding:
         """Nothing follows."""
 
 
-def sharding_of(module: "AgentModule") -> Sharding:
+def sharding_of(module: Sharded) -> Sharding:
     """That of the strategy that the trainer runs with.
 
     Raises:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
@@ -17,14 +17,11 @@ from lightning.pytorch.strategies.deepspeed import remove_module_hooks
 from torch import Tensor, nn
 
 from sdar.arguments import checked
-from sdar.checkpoint_files import tensors_only
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import Sharding, hollow
+from sdar.distributed.sharding import Sharded, Sharding, hollow
 from sdar.distributed.zero_state import part_of, put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
 from sdar.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
+from sdar.training.checkpoint_files import tensors_only
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GATHERED_AT_ONCE = 1 << 28
@@ -170,7 +167,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         put_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
 
-    def sharding(self, module: "AgentModule") -> Sharding:
+    def sharding(self, module: Sharded) -> Sharding:
         return ShardedParameters(module) if self.zero_stage_3 else ShardedOptimizer(module)
 
 
@@ -196,7 +193,7 @@ class ShardedOptimizer(Sharding):
 class ShardedParameters(ShardedOptimizer):
     """ZeRO-3: the weights lie in parts, too."""
 
-    def __init__(self, module: "AgentModule"):
+    def __init__(self, module: Sharded):
         super().__init__(module)
         self._hollow: dict[int, nn.Module] = {}
 

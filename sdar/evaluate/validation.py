@@ -4,23 +4,22 @@ If the teacher is not better than the student, no distillation can help: the dif
 """
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sdar import bars, reporting
 from sdar.data import Step
 from sdar.data.panels import Panel
 from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference, pass_at_k
 from sdar.rollout import Rollout
+from sdar.rollout.groups import by_group, describe_lost, finished
+from sdar.training import bars, reporting
+from sdar.training.playing import Playing
 from sdar.types import Episode, Status, Task
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
 
 class Validation:
     """Plays panels piece by piece and sums them up."""
 
-    def __init__(self, module: "AgentModule", rollout: Rollout):
+    def __init__(self, module: Playing, rollout: Rollout):
         self.module = module
         self.rollout = rollout
         self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))
@@ -40,7 +39,7 @@ class Validation:
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(step.attempts)]
         if module.retriever is not None if module.teacher is None else not module.teacher.elsewhere:
             played["privileged"] += module.play_as_teacher(
-                self.rollout, module.informed_requests(reporting.groups(reporting.played(attempts)))
+                self.rollout, module.informed_requests(by_group(finished(attempts)))
             )
 
     def report(self) -> None:
@@ -49,7 +48,7 @@ class Validation:
         tasks, self._tasks = self._tasks, defaultdict(list)
         for name, actors in played.items():
             panel = Panel(name, tuple(tasks[name]))  # what was played: a limit of the Trainer may leave a part
-            asked = len(reporting.groups(actors["policy"])[0])
+            asked = len(by_group(actors["policy"])[0])
             values = {actor: averages(of_actor) for actor, of_actor in actors.items()}
             summary = summarize(name, actors["policy"], asked)
             if values["policy"]:
@@ -117,7 +116,7 @@ class Validation:
         width = max(map(len, names), default=0)  # no wider than must be: terminals may have 80 columns
         lines = [f"  {key:<{width}} {estimate}" for key, estimate in zip(names, summary.values(), strict=True)]
         for actor, of_actor in actors.items():
-            if lost := reporting.losses(of_actor):
+            if lost := describe_lost(of_actor):
                 lines.append(
                     f"  MISSING: faults of the world ended {lost}. They are in no number above; {actor} played the others."
                 )
@@ -151,7 +150,7 @@ class Validation:
 
 def averages(episodes: list[Episode]) -> dict[str, float]:
     """avg@k of each task of which at least one attempt was played, by its id."""
-    played = reporting.groups(reporting.played(episodes))
+    played = by_group(finished(episodes))
     return {group[0].task.id: sum(e.success for e in group) / len(group) for group in played}
 
 
@@ -167,8 +166,8 @@ def summarize(name: str, episodes: list[Episode], attempts: int) -> dict[str, Es
     Args:
         attempts: At each task; pass@k is about the tasks of which all of them were played.
     """
-    played = reporting.played(episodes)
-    groups = reporting.groups(played)
+    played = finished(episodes)
+    groups = by_group(played)
     if not groups:
         return {}
     summary = {f"success/{name}": mean_interval([*averages(played).values()])}

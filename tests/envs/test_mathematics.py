@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from sdar import reporting
 from sdar.data import TaskModule
 from sdar.envs import FencedMathProtocol, HermesMathProtocol, MathEnv, math_checking
 from sdar.envs.math_protocol import ANSWER, PYTHON
@@ -16,6 +15,7 @@ from sdar.errors import ConfigError, EnvironmentFault, PanelError
 from sdar.rollout.pool import LocalPool, ThreadPool
 from sdar.sandbox import CodeRunner, Limits, Result, best_runner
 from sdar.sandbox.base import Program
+from sdar.training import reporting
 from sdar.types import Status
 
 

@@ -28,7 +28,7 @@ from sdar.functional import (
     stepwise_weights,
 )
 from sdar.parts import Credit
-from sdar.reporting import group_numbers
+from sdar.rollout.groups import group_numbers
 from sdar.strategies.grpo import GRPO
 from sdar.tally import Tally
 from sdar.types import Episode, Task

@@ -9,8 +9,8 @@ import warnings
 import pytest
 from lightning.pytorch.utilities import rank_zero_info
 
-from sdar.bars import IterationBar, NetworkSummary, brief
 from sdar.strategies import GRPO
+from sdar.training.bars import IterationBar, NetworkSummary, brief
 
 WIDTH = 80
 

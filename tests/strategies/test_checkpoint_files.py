@@ -8,12 +8,12 @@ from functools import partial
 import pytest
 import torch
 
-from sdar.checkpoint_files import read_checkpoint, tensors_only
-from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.cli.trainer import read_run
 from sdar.errors import CheckpointError
 from sdar.retrievers import FullRetriever, UCBRetriever
 from sdar.strategies import GRPO, SDAR
+from sdar.training.checkpoint_files import read_checkpoint, tensors_only
+from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 
 BANK = "conf/skills/quickstart"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdar.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.errors import ConfigError, StoppedError
 from sdar.strategies import GRPO
+from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 
 
 class Watched(GRPO):

@@ -12,13 +12,13 @@ from sdar.envs import HouseholdEnv
 from sdar.envs.household_planner import PlanError
 from sdar.errors import ConfigError, NonFiniteLossError, NoProgressError
 from sdar.evaluate.validation import averages, paired, summarize
-from sdar.finite import blame
 from sdar.parts import StepResult
 from sdar.retrievers import FactRetriever, UCBRetriever
 from sdar.rollout import collate, make_rows
 from sdar.strategies import GRPO, HDPO, SDAR, BehaviorCloning
 from sdar.tally import Tally
 from sdar.teachers import LiveTeacher
+from sdar.training.finite import blame
 from sdar.types import Episode, Status, Task, Turn
 
 

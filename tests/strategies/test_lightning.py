@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer, WeightAveraging
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
-from sdar.checkpoints import RunCheckpoint
 from sdar.errors import ConfigError
 from sdar.strategies import GRPO
+from sdar.training.checkpoints import RunCheckpoint
 
 VALIDATED = {"limit_val_batches": None, "enable_checkpointing": True}
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ConstantLR, LinearLR, StepLR
 
-from sdar.checkpoints import RunCheckpoint
 from sdar.errors import CheckpointError
-from sdar.resume import settings
 from sdar.strategies import GRPO
+from sdar.training.checkpoints import RunCheckpoint
+from sdar.training.resume import settings
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.01)
 

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Trainer
 from tiny_policy import TinyPolicy
 
-from sdar.checkpoints import averages
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.distributed.sharding import held as part_of
@@ -26,6 +25,7 @@ from sdar.retrievers import UCBRetriever
 from sdar.samplers import TorchSampler
 from sdar.strategies import SDAR
 from sdar.teachers import EMATeacher
+from sdar.training.checkpoints import averages
 
 torch.set_num_threads(1)
 

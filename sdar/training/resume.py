@@ -6,21 +6,19 @@ optimizer and scheduler are asked for is read off a pair that is made for a para
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdar.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
+from sdar.training.host import Host
 
 FROM_LR = ("base_lrs", "_last_lr", "_get_lr_called_within_step")
 """What of a scheduler's state is no setting of its own."""
 
 
-def asked(module: "AgentModule") -> dict[str, Any]:
+def asked(module: Host) -> dict[str, Any]:
     """Optimizer and scheduler as this run's settings make them: class and hyper-parameters, plain data."""
     optimizer, scheduler = _fresh(module)
     found = {"optimizer": _name(optimizer), "defaults": _plain(optimizer.defaults), "lr_scheduler": _name(scheduler)}
@@ -33,7 +31,7 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_flat(config))
 
 
-def merge(module: "AgentModule", checkpoint: dict[str, Any], path: Any) -> list[str]:
+def merge(module: Host, checkpoint: dict[str, Any], path: Any) -> list[str]:
     """Let what this run asks for win over what `checkpoint` would restore; returns a line for each setting that changed.
 
     Raises:
@@ -67,9 +65,7 @@ HERE_ONLY = ("config", "ckpt_path", "trainer.default_root_dir", "trainer.logger"
 EFFECTS = {"seed_everything": " (not used: a run keeps the random numbers that it began with)"}
 
 
-def _take_optimizer(
-    module: "AgentModule", checkpoint: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
-) -> Iterator[str]:
+def _take_optimizer(module: Host, checkpoint: dict[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     groups = checkpoint["optimizer_states"][0]["param_groups"]
     for key, value in new["defaults"].items():
         was = old["defaults"].get(key)
@@ -101,7 +97,7 @@ def _scale(state: dict[str, Any], base: float, ratio: float) -> None:
         _scale(inner, base, ratio)
 
 
-def _fresh(module: "AgentModule") -> tuple[Any, Any]:
+def _fresh(module: Host) -> tuple[Any, Any]:
     optimizer = module.optimizer(iter([nn.Parameter(torch.zeros(1))]))
     return optimizer, None if module.lr_scheduler is None else module.lr_scheduler(optimizer)
 

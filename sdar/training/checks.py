@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -10,13 +9,11 @@ from sdar.corrections import NoCorrection
 from sdar.data import TaskModule
 from sdar.errors import ConfigError
 from sdar.registry import part_name
+from sdar.training.host import Host
 from sdar.types import Episode, Payload
 
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
-
-def check_settings(module: "AgentModule", data: TaskModule) -> None:
+def check_settings(module: Host, data: TaskModule) -> None:
     """Look at a strategy and its tasks.
 
     Raises:
@@ -44,7 +41,7 @@ def check_settings(module: "AgentModule", data: TaskModule) -> None:
         module.retriever.bank.check_world(data.some_tasks())
 
 
-def check_teacher_context(module: "AgentModule") -> None:
+def check_teacher_context(module: Host) -> None:
     """Look at how long a row each task's teacher can read; it is known when the teacher was prepared.
 
     Raises:
@@ -65,7 +62,7 @@ def check_teacher_context(module: "AgentModule") -> None:
         )
 
 
-def check_first_prompts(module: "AgentModule", data: TaskModule, seconds: float = 2.0) -> None:
+def check_first_prompts(module: Host, data: TaskModule, seconds: float = 2.0) -> None:
     """Warn of tasks whose first prompt cannot fit, even before the world has said anything. Of each panel those with the longest
     instructions are looked at, for at most so many `seconds`: what is found later ends one episode."""
     room = module.sampler.context - module.sampler.max_new_tokens
@@ -92,7 +89,7 @@ def check_first_prompts(module: "AgentModule", data: TaskModule, seconds: float 
         )
 
 
-def _check_teacher(module: "AgentModule") -> None:
+def _check_teacher(module: Host) -> None:
     """Raise ConfigError where a teacher that is elsewhere is asked for more than it can tell."""
     if module.teacher is None or not module.teacher.elsewhere:
         return
@@ -109,7 +106,7 @@ def _check_teacher(module: "AgentModule") -> None:
         )
 
 
-def _check_sampling(module: "AgentModule") -> None:
+def _check_sampling(module: Host) -> None:
     """Raise ConfigError where an option about sampling could have no effect."""
     if module.rollouts_ahead and not module.sampler.works_alone:
         raise ConfigError(

@@ -5,19 +5,17 @@ changed: every random number of a rollout is named by seed, task, attempt, turn 
 """
 
 import copy
-from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from sdar import reporting
 from sdar.errors import ConfigError
 from sdar.registry import part_name
 from sdar.rollout import Request, collate, make_rows
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
+from sdar.rollout.groups import describe_lost
+from sdar.scoring import densities
+from sdar.training.playing import Playing
 
 EPISODES, TURNS, TOKENS = 32, 2, 32
 """Episodes that are played, turns of each, most tokens of a response."""
@@ -25,7 +23,7 @@ WANTED_MASS = 0.95
 """Least probability that the policy gives, on average, to the tokens that are not forbidden."""
 
 
-def probe(module: "AgentModule", most: float) -> None:
+def probe(module: Playing, most: float) -> None:
     """Compare sampler and trainer on a few hundred tokens. Every rank must call it, with the networks where they are trained.
 
     Args:
@@ -61,7 +59,7 @@ def probe(module: "AgentModule", most: float) -> None:
 
 
 @torch.no_grad()
-def both_densities(module: "AgentModule") -> tuple[Tensor, Tensor, str]:
+def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     """What the trainer and what the sampler gave the tokens that the sampler drew ``[tokens]``, in nats, on every rank; and
     which episodes faults of the world ended."""
     trainer = module.trainer
@@ -80,7 +78,7 @@ def both_densities(module: "AgentModule") -> tuple[Tensor, Tensor, str]:
             episodes = module.ranks.spread(lambda mine: rollout(actor, mine), requests, "the comparison of the sampler")
         rows = [r for r in make_rows(episodes, rollout.layout) if any(r.response_mask)]
         if not rows:
-            return torch.zeros(0), torch.zeros(0), reporting.losses(episodes)
+            return torch.zeros(0), torch.zeros(0), describe_lost(episodes)
         batch = collate(rows, episodes, list(range(len(episodes))))
         told = (batch.ids, batch.attention_mask, batch.response_mask)
         scored = module.scorer.score(
@@ -88,11 +86,11 @@ def both_densities(module: "AgentModule") -> tuple[Tensor, Tensor, str]:
         )
     batch.old_logp = scored.logp
     _look_at_forbidden(module, scored.allowed_logmass[batch.response_mask.bool()])
-    sampled, logp, sampled_logp = reporting.densities(batch, scored.allowed_logmass)
-    return logp[sampled], sampled_logp[sampled], reporting.losses(episodes)
+    sampled, logp, sampled_logp = densities(batch, scored.allowed_logmass)
+    return logp[sampled], sampled_logp[sampled], describe_lost(episodes)
 
 
-def _look_at_forbidden(module: "AgentModule", allowed_logmass: Tensor) -> None:
+def _look_at_forbidden(module: Playing, allowed_logmass: Tensor) -> None:
     """Warn where the policy would often say what its sampler forbids: a model whose own format is made of special tokens."""
     kept = float(allowed_logmass.exp().mean()) if len(allowed_logmass) else 1.0
     if kept >= WANTED_MASS:

@@ -5,17 +5,13 @@ Training is counted in optimizer steps, so a run whose iterations bring none wou
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sdar import reporting
 from sdar.errors import NoProgressError
+from sdar.rollout.groups import describe_lost
+from sdar.training.host import Host
 from sdar.types import Episode, Status
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
-
 
 NOTHING_LEFT = {
     "rows": "no row of its episodes had a response to learn from",
@@ -32,7 +28,7 @@ class Progress:
         most: Iterations in a row that may end without a step.
     """
 
-    def __init__(self, module: "AgentModule", most: int):
+    def __init__(self, module: Host, most: int):
         self.module, self.most = module, most
         self.empty = 0
         """How many of the last iterations ended without a step."""
@@ -49,7 +45,7 @@ class Progress:
             NoProgressError: too many in a row did not.
         """
         done = self.module.iteration
-        lost = reporting.losses(episodes)
+        lost = describe_lost(episodes)
         if lost:
             text = f"iteration {done}: faults of the world ended {lost}. Further ones are counted in rollout/<status>_share."
             self.module.say_once("fault", text)

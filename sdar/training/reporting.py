@@ -1,59 +1,20 @@
 """What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them) and episodes as JSON lines."""
 
-import copy
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 import sdar
-from sdar.errors import ConfigError
-from sdar.lora import plain_weights
-from sdar.parts import Policy
-from sdar.rollout.chat import ChatFormat
+from sdar.rollout.groups import by_group, finished
+from sdar.scoring import densities
 from sdar.tally import Tally
+from sdar.training.host import Host
 from sdar.types import Batch, Episode, Status, Turn
-
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
-
-
-def groups(all_episodes: Iterable[Episode]) -> list[list[Episode]]:
-    """Attempts at one task with one retrieval, which stand one after the other."""
-    return [list(group) for _, group in groupby(all_episodes, key=lambda e: (e.task.id, e.retrieval.skill_ids))]
-
-
-def played(all_episodes: Iterable[Episode]) -> list[Episode]:
-    """Those that no fault of the world ended: the others are missing, not failed."""
-    return [e for e in all_episodes if not e.lost]
-
-
-def losses(all_episodes: Sequence[Episode]) -> str:
-    """How many episodes faults of the world ended, of how many, with the first one's task and error; empty where none did."""
-    lost = [e for e in all_episodes if e.lost]
-    if not lost:
-        return ""
-    counts = ", ".join(f"{n} {status}" for status, n in sorted(Counter(str(e.status) for e in lost).items()))
-    first = f"task {lost[0].task.id}: {str(lost[0].error).removesuffix('.')}"
-    return f"{len(lost)} of {len(all_episodes)} episodes ({counts}); the first, of {first}"
-
-
-def group_numbers(all_episodes: Sequence[Episode]) -> list[int]:
-    """The group of each episode; an extra one belongs to that of the attempt which it repeats, else to the last of its task."""
-    attempts = [e for e in all_episodes if not e.extra]
-    numbers = [number for number, group in enumerate(groups(attempts)) for _ in group]
-    of_attempt = {(e.task.id, e.attempt): number for e, number in zip(attempts, numbers, strict=True)}
-    of_task = {e.task.id: number for e, number in zip(attempts, numbers, strict=True)}
-    in_order = iter(numbers)
-    return [of_attempt.get((e.task.id, e.attempt), of_task[e.task.id]) if e.extra else next(in_order) for e in all_episodes]
 
 
 def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:
@@ -63,11 +24,11 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
             if status != Status.DONE:
                 tally.add(f"rollout/{status}_share", e.status == status)
         tally.add("rollout/tokens_per_second", e.response_tokens, 0)
-    _responses(tally, [t for e in played(all_episodes) for t in e.turns if t.imitated])
-    for group in groups(played(all_episodes)):
+    _responses(tally, [t for e in finished(all_episodes) for t in e.turns if t.imitated])
+    for group in by_group(finished(all_episodes)):
         if len(group) > 1:
             tally.add("reward/group_std", stdev(e.reward for e in group))
-    for e in played(all_episodes):
+    for e in finished(all_episodes):
         tally.add("success/train", e.success)
         tally.add(f"success_by_family/train/{e.task.family}", e.success)
         tally.add("reward/mean", e.reward)
@@ -80,7 +41,7 @@ def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> 
             tally.add(f"scores/{name}/train", score)
     if retrieves:
         skills: Counter[str] = Counter()
-        tasks = groups(all_episodes)
+        tasks = by_group(all_episodes)
         for group in tasks:
             tally.add("retrieval/empty_share", not group[0].retrieval.text)
             tally.add("retrieval/skills_per_task", len(group[0].retrieval.skill_ids))
@@ -108,18 +69,6 @@ def sampling_mismatch(tally: Tally, batch: Batch, allowed_logmass: Tensor) -> No
         tally.add("rollout/mismatch_p99", percentile(off[sampled], 99))
         tally.add("rollout/mismatch_max", float(off[sampled].max()))
         tally.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
-
-
-def densities(batch: Batch, allowed_logmass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which tokens of scored rows the policy's sampler drew, and what trainer and sampler gave them: log-probabilities of the
-    tempered softmax over the whole vocabulary, before forbidden ids, top-k and top-p. All ``[batch, time]``.
-
-    Args:
-        allowed_logmass: Log of the mass that the trainer gives to the ids that are not forbidden.
-    """
-    told = (batch.behaviour_logp != 0) | (batch.kept_logmass != 0)  # both are 0 where a replay or a demonstration speaks
-    sampled = batch.response_mask.bool() & told & ~batch.extra[:, None]  # extra ones were sampled from a teacher
-    return sampled, batch.old_logp + allowed_logmass, batch.behaviour_logp + batch.kept_logmass
 
 
 def percentile(values: Tensor, percent: int) -> float:
@@ -155,7 +104,7 @@ def write_retrievals(trainer: Any, iteration: int, all_episodes: Sequence[Episod
     used first. A bank may have thousands of skills: too many for a metric each."""
     if (folder := run_folder(trainer)) is None:
         return
-    found = groups(all_episodes)
+    found = by_group(all_episodes)
     skills = Counter(skill for group in found for skill in group[0].retrieval.skill_ids)
     line = {"iteration": iteration, "groups": len(found), "skills": dict(skills.most_common())}
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,7 +112,7 @@ def write_retrievals(trainer: Any, iteration: int, all_episodes: Sequence[Episod
         out.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def write_validation(module: "AgentModule", numbers: dict[str, Any]) -> None:
+def write_validation(module: Host, numbers: dict[str, Any]) -> None:
     """Add a line to ``validation.jsonl``: which run measured, when, and what came out."""
     trainer = module.trainer
     if (folder := run_folder(trainer)) is None:
@@ -182,53 +131,6 @@ def write_validation(module: "AgentModule", numbers: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "validation.jsonl").open("a", encoding="utf-8") as out:
         out.write(json.dumps(told | numbers) + "\n")
-
-
-def check_export(key: str, folder: str) -> None:
-    """Raise ConfigError where a policy cannot be written to a folder, or something would be written over.
-
-    Args:
-        key: The setting that names it.
-    """
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise ConfigError(f"{key} {folder} is a directory with something in it: nothing is written over. Give another.")
-    above = Path(folder).absolute()
-    while not os.path.lexists(above):
-        above = above.parent
-    if not above.is_dir():
-        raise ConfigError(f"{key} {folder}: {above} is a file, and the policy is a directory. Give another.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"{key} {folder}: {above} is not to be written by this user. Give another.")
-
-
-def write_policy(
-    policy: Policy, network: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], folder: str | None, dtype: str
-) -> None:
-    """A directory that transformers reads: weights, configuration, tokenizer with its chat template; adapters are merged.
-
-    Whoever generates with it stops where training stopped: both configurations name every token that ends a turn.
-
-    Args:
-        weights: (name in the network's state dict, whole tensor), taken one after the other, also where nothing is written.
-        folder: None: another rank writes.
-    """
-    plain = {}
-    for name, tensor in plain_weights(network, weights):
-        if folder is not None:
-            plain[name] = tensor.detach().to("cpu", getattr(torch, dtype), copy=True)
-    if folder is None:
-        return
-    with torch.device("meta"):
-        model = type(network)(copy.deepcopy(network.config))
-    model.load_state_dict(plain, assign=True)
-    model.tie_weights()
-    tokenizer = policy.load_tokenizer()
-    stops = list(ChatFormat(tokenizer, policy.chat_options, policy.name).stop_ids)
-    model.generation_config = copy.deepcopy(network.generation_config)
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = stops if len(stops) > 1 else stops[0]
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def places(trainer: Any, export: str | None = None) -> list[str]:

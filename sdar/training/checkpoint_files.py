@@ -35,7 +35,7 @@ class Generators(msgspec.Struct):
 
 
 class Asked(msgspec.Struct):
-    """See `sdar.resume.asked`."""
+    """See `sdar.training.resume.asked`."""
 
     optimizer: str
     defaults: dict[str, Any]
@@ -52,7 +52,7 @@ class Measured(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """What `sdar.checkpoints.put_state` adds to a checkpoint."""
+    """What `sdar.training.checkpoints.put_state` adds to a checkpoint."""
 
     iteration: Count
     ranks: WrittenBy

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -17,18 +17,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from sdar.arguments import checked
-from sdar.checkpoint_files import Written, check_form, read_checkpoint
 from sdar.errors import CheckpointError, ConfigError, PanelError, SdarError
 from sdar.parts import Part, Retriever
 from sdar.registry import part_name
-from sdar.resume import asked, merge
-from sdar.runs import lock
+from sdar.training.checkpoint_files import Written, check_form, read_checkpoint
+from sdar.training.host import Host
+from sdar.training.resume import asked, merge
+from sdar.training.runs import lock
 
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
-
-def put_state(module: "AgentModule", checkpoint: dict[str, Any]) -> None:
+def put_state(module: Host, checkpoint: dict[str, Any]) -> None:
     """Add what a run needs beside weights and optimizer to be continued exactly; leave out weights that come from elsewhere."""
     for name in module.unsaved():
         checkpoint.get("state_dict", {}).pop(name, None)
@@ -51,7 +49,7 @@ def put_state(module: "AgentModule", checkpoint: dict[str, Any]) -> None:
     }
 
 
-def take_state(module: "AgentModule", checkpoint: dict[str, Any]) -> dict[str, Any]:
+def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Undo `put_state`; returns the states of the random generators, which are set when training begins.
 
     Raises:
@@ -101,7 +99,7 @@ def take_state(module: "AgentModule", checkpoint: dict[str, Any]) -> dict[str, A
     return state["rng"]
 
 
-def take_retriever(module: "AgentModule", state: dict[str, Any], path: Any) -> None:
+def take_retriever(module: Host, state: dict[str, Any], path: Any) -> None:
     """Give the retriever the state that was kept of it; one of another kind is refused."""
     retriever = module.retriever
     learns = retriever is not None and type(retriever).load_state_dict is not Retriever.load_state_dict
@@ -115,7 +113,7 @@ def take_retriever(module: "AgentModule", state: dict[str, Any], path: Any) -> N
         take_part(retriever, state, path)
 
 
-def take_parts(module: "AgentModule", states: dict[str, Any], path: Any) -> None:
+def take_parts(module: Host, states: dict[str, Any], path: Any) -> None:
     """Give each other part that learns the state that was kept of it.
 
     Raises:
@@ -148,7 +146,7 @@ def take_part(part: Part, state: dict[str, Any], path: Any) -> None:
         ) from error
 
 
-def stateful_parts(module: "AgentModule") -> list[tuple[str, Part]]:
+def stateful_parts(module: Host) -> list[tuple[str, Part]]:
     """The parts of a strategy and their parts, by the path of attributes that leads to each; not the retriever."""
     found: list[tuple[str, Part]] = []
     seen = {id(module.retriever)}
@@ -168,7 +166,7 @@ def stateful_parts(module: "AgentModule") -> list[tuple[str, Part]]:
     return found
 
 
-def averages(module: "AgentModule") -> dict[str, Tensor]:
+def averages(module: Host) -> dict[str, Tensor]:
     """What teachers know more exactly than their copies hold it: whole, or this rank's parts where the ranks write parts."""
     parts = getattr(module.trainer.strategy, "sharded_checkpoint", False)
     out = {}

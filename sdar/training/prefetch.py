@@ -13,43 +13,45 @@ but not as the run would have that was never stopped.
 import copy
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, ExitStack
 
-from sdar.data import Step
+from torch import nn
+
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
+from sdar.training.host import Host
 from sdar.types import Episode
 
-if TYPE_CHECKING:
-    from sdar.module import AgentModule
 
-
-class Ahead:
+class Prefetcher:
     """At most one rollout on its way, in a thread that talks to servers and worlds only.
 
     Everything that concerns other ranks (handing over weights, gathering episodes) happens in the thread that trains. Nobody else uses
-    servers or worlds meanwhile: whoever wants to act waits first (`AgentModule.acting`).
+    servers or worlds meanwhile: whoever wants to act waits first (`Playing.acting`).
     """
 
-    def __init__(self, module: "AgentModule"):
+    def __init__(self, module: Host):
         self.module = module
         self._rollout: Rollout | None = None
         self._thread: threading.Thread | None = None
-        self._requests: list[Request] = []
+        self._requests: Sequence[Request] = []
         self._iteration = -1
         self._played: list[Episode] | BaseException = []
         self._acting = ExitStack()
 
-    def begin(self, step: Step, iteration: int) -> None:
-        """Hand over the weights of this moment and start to play the attempts of `iteration`. Every rank must call it."""
+    def begin(self, requests: Sequence[Request], iteration: int, acting: AbstractContextManager[nn.Module]) -> None:
+        """Start to play the requests of `iteration` with the weights of this moment. Every rank must call it.
+
+        Args:
+            acting: Hands the weights over; it is left when the episodes are there.
+        """
         module = self.module
         if self._rollout is None:  # tokenizers are not made for two threads: this one has its own
             own = ChatFormat(copy.deepcopy(module.chat.tokenizer), module.chat.options, module.policy.name)
             self._rollout = module.trainer.datamodule.rollout(own, module.sampler, module.view, module.seed)
-        self._requests, self._iteration = module.requests(step, module.student_sees_skills, iteration=iteration), iteration
+        self._requests, self._iteration = requests, iteration
         mine = self._requests[module.ranks.rank :: module.ranks.world]
-        actor = self._acting.enter_context(module.acting(module.sampler, module.model))
+        actor = self._acting.enter_context(acting)
         self._thread = threading.Thread(target=self._play, args=(actor, mine), name="sdar-rollout-ahead", daemon=True)
         self._thread.start()
 

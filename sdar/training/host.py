@@ -1,0 +1,170 @@
+"""What the rooms of a run share: its parts, its networks and where it stands. Every other class of this folder builds on it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sdar.data import Step
+from sdar.distributed.ranks import Ranks
+from sdar.distributed.sharding import Sharding
+from sdar.errors import ConfigError
+from sdar.parts import Correction, Environment, EpisodeController, Policy, PrivilegedView, Retriever, Sampler, Teacher
+from sdar.registry import part_name
+from sdar.rollout import Request, Rollout
+from sdar.rollout.chat import ChatFormat
+from sdar.scoring import Head, Scorer
+from sdar.tally import Tally
+from sdar.training import bars
+from sdar.types import Batch, Episode, Payload
+
+
+class Host(LightningModule):
+    """The state of a run, and questions about it that need nobody else."""
+
+    retriever: Retriever | None = None
+    """Skills, for strategies that have them."""
+    teacher: Teacher | None = None
+    """Whose weights score the privileged view, for strategies that distil."""
+    controller: EpisodeController | None = None
+    """Changes how attempts are played in training, for strategies with a curriculum."""
+    payload = Payload.SAMPLED
+    """How much of the teacher's distribution is needed."""
+    support = 0
+    """Size of the teacher's support, for Payload.TOP_K."""
+    student_sees_skills = False
+    """True when the policy's own prompts hold the retrieval in training."""
+    learns_everywhere = False
+    """True when rows carry a loss even where no teacher speaks."""
+    needs_reference = False
+    """True when `token_loss` uses ``batch.ref_logp``."""
+    plays_attempts = True
+    """True when its episodes are the attempts that its sampler plays: set it to False beside a `collect` that makes them otherwise."""
+    needs_spans = False
+    """True when ``batch.spans`` is used."""
+    teacher_acts = False
+    """True when the teacher's network plays in training, or goes on from what the student said."""
+
+    # parts
+    policy: Policy
+    sampler: Sampler
+    val_sampler: Sampler
+    correction: Correction
+    view: PrivilegedView
+    env: Environment
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None
+    # networks, there from `configure_model` on
+    model: PreTrainedModel
+    """The policy that learns."""
+    initial: PreTrainedModel | None
+    """The policy as training found it, frozen, where somebody needs it."""
+    teacher_networks: nn.ModuleDict
+    teacher_heads: list[Head]
+    """Of the teachers that read the rows of this iteration, where the whole distribution is compared."""
+    # what is made of the parts, from `setup` on
+    chat: ChatFormat
+    context: int
+    """Tokens that the policy can read."""
+    scorer: Scorer
+    rollout: Rollout
+    ranks: Ranks
+    sharding: Sharding
+    # where the run stands
+    seed: int
+    iteration: int
+    env_steps: int
+    skipped: int
+    """Optimizer steps in a row whose gradient was not finite."""
+    stops: bool
+    """True: the run ends when this iteration's checkpoint is written."""
+    tally: Tally
+    settings: dict[str, Any]
+    """Of the command that runs it, by dotted key."""
+    origin: dict[str, str]
+    """Fingerprints of what training started from and keeps."""
+    rollouts_ahead: int
+    micro_batch_tokens: int
+    updates_per_rollout: int
+
+    def networks(self) -> list[nn.Module]:
+        """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
+        return [n for n in (self.model, self.initial, *self.teacher_networks.values()) if n is not None]
+
+    def requests(self, step: Step, privileged: bool, training: bool = True, iteration: int | None = None) -> list[Request]:
+        """Every attempt at every task of a step, for an `iteration` (by default this one); attempts of one task share a retrieval."""
+        iteration = self.iteration if iteration is None else iteration
+        wanted = []
+        for task, visit in zip(step.tasks, step.visits, strict=True):
+            retrieval = {} if self.retriever is None else {"retrieval": self.retriever.retrieve(task, visit)}
+            for g in range(step.attempts):
+                request = Request(task, visit * step.attempts + g, privileged=privileged, **retrieval)
+                if privileged:
+                    request.told = self.view.text(Episode(task, request.attempt, **retrieval), (), 0, self.env)
+                if training and self.controller is not None:
+                    request = self.controller(request, iteration, self.env)
+                wanted.append(request)
+        return wanted
+
+    def informed_requests(
+        self, groups: Sequence[list[Episode]], most: int | None = None, extra: bool = False
+    ) -> list[Request]:
+        """The same attempts (at most `most` of each group) once more, with the same random numbers, by somebody who is told what the
+        view tells of each: hindsight, if it has some."""
+        return [
+            Request(e.task, e.attempt, e.retrieval, True, self.view.text(e, group, 0, self.env), extra=extra)
+            for group in groups
+            for e in group[:most]
+        ]
+
+    def hears_teacher(self) -> bool:
+        """False in an iteration in which nothing that a teacher would say has a weight: then it reads no rows."""
+        return self.teacher is not None
+
+    def say_once(self, kind: str, text: str) -> None:
+        """Warn; of each kind once in this process, because what comes again is counted."""
+        if kind not in self._said:
+            self._said.add(kind)
+            rank_zero_warn(text)
+
+    def inside(self, batch: Batch, tag: str) -> Tensor:
+        """Bool ``[batch, time]``: the response tokens inside a tag of the protocol."""
+        return batch.response_mask & (batch.spans == 1 + self.rollout.protocol.tags.index(tag))
+
+    def check_span(self, tag: str | None) -> None:
+        """Raises ConfigError where no response has the tag."""
+        tags = self.rollout.protocol.tags
+        if tag is not None and tag not in tags:
+            raise ConfigError(
+                f"model.span is {tag!r}, but responses of {part_name(self.rollout.protocol)} hold "
+                f"{' and '.join(tags) or 'no tags'}: no token would be chosen. Use one of them."
+            )
+
+    def unsaved(self) -> set[str]:
+        """Names in the state dict that no checkpoint holds: weights that never change and come from elsewhere."""
+        names = set() if self.teacher is None else self.teacher.external()
+        others = tuple(f"teacher_networks.{name}." for name in names)
+        return self.original() | {k for k in self.state_dict() if k.startswith(others)}
+
+    def original(self) -> set[str]:
+        """Names in the state dict of weights that stay as training found them: the frozen copy, and what lies under adapters."""
+        frozen = {f"model.{n}" for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return {k for k in self.state_dict() if k in frozen or k.startswith("initial.")}
+
+    @contextmanager
+    def phase(self, name: str, rate: str | None = None) -> Iterator[None]:
+        """A part of an iteration: it is timed, and the other ranks can tell that this one is in it."""
+        self.ranks.note(name)
+        bars.note(self.trainer, name)
+        with self.tally.timed(f"time/{name}_s", rate):
+            yield
+
+    def count_sampling(self) -> None:
+        """Log what the sampler's engine counted."""
+        for name, value in self.sampler.metrics().items():
+            self.tally.add(name, value)

@@ -1,0 +1,343 @@
+"""The life of a run in Lightning's hands: making, training, validating, stopping, saving, exporting."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jsonargparse import lazy_instance
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import nn
+
+from sdar.corrections import NoCorrection
+from sdar.data import Played, Step, TaskModule
+from sdar.distributed.ranks import ALONE, Group, Ranks
+from sdar.distributed.sharding import Sharding, sharding_of
+from sdar.errors import ConfigError, StoppedError
+from sdar.evaluate.validation import Validation
+from sdar.parts import Correction, Policy, PrivilegedView, Sampler
+from sdar.rollout import Rollout
+from sdar.rollout.chat import ChatFormat
+from sdar.rollout.groups import by_group, finished
+from sdar.samplers import TorchSampler
+from sdar.scoring import Head, Scorer
+from sdar.tally import Tally
+from sdar.teachers import SkillView
+from sdar.training import bars, reporting
+from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
+from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context
+from sdar.training.export import check_export, write_policy
+from sdar.training.lightning_checks import check_optimizer
+from sdar.training.manner import compare_manner, manner, write_manner
+from sdar.training.prefetch import Prefetcher
+from sdar.training.probe import probe
+from sdar.training.progress import Progress
+from sdar.training.updating import Updating
+from sdar.types import Episode
+
+
+class Lifecycle(Updating):
+    """What Lightning calls, beside the training step.
+
+    Args:
+        policy: The model that learns.
+        sampler: How it acts in training.
+        val_sampler: How it acts in validation; by default as in training.
+        correction: How much a sampled token counts where the trainer's density is not the one it was sampled from: another engine, or
+            older weights.
+        max_mismatch: Before training, sampler and trainer are compared on a few hundred tokens; the run ends if their
+            log-probabilities differ by more nats than this on average. None: they are not compared.
+        rollouts_ahead: 1: while an iteration updates, servers play the attempts of the next one, with the weights from before the
+            update. 0: each rollout has the weights of its own iteration.
+        optimizer: Called with the trainable parameters.
+        lr_scheduler: Called with the optimizer; stepped after every optimizer step.
+        updates_per_rollout: Optimizer steps that share one rollout.
+        rows_per_update: One optimizer step for this many rows (the last one may have fewer), as verl's mini-batches, instead: how many
+            steps a rollout has then follows how many rows it gave. Needs ``updates_per_rollout: 1``. trainer.max_steps counts steps.
+        micro_batch_tokens: Most tokens (padding included) in one forward and backward pass. Changes memory, never the gradient.
+        max_grad_norm: Gradients are scaled down to this norm.
+        max_env_steps: Training ends when the environment has been acted in this often: methods compared at equal interaction. None:
+            trainer.max_steps alone ends it.
+        max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite.
+        max_empty_iterations: Iterations in a row that may end without an optimizer step, because their worlds failed or nothing was
+            left to learn from; then the run ends.
+        log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
+        export: Directory that gets the trained policy, as transformers saves it, when training ends; it must not exist yet or be empty.
+        export_dtype: Type of the exported weights.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        sampler: Sampler = lazy_instance(TorchSampler),
+        val_sampler: Sampler | None = None,
+        correction: Correction = lazy_instance(NoCorrection),
+        max_mismatch: float | None = 0.05,
+        rollouts_ahead: Literal[0, 1] = 0,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.01),
+        lr_scheduler: LRSchedulerCallable | None = None,
+        updates_per_rollout: int = 1,
+        rows_per_update: int | None = None,
+        micro_batch_tokens: int = 16384,
+        max_grad_norm: float = 1.0,
+        max_env_steps: int | None = None,
+        max_skipped_steps: int = 3,
+        max_empty_iterations: int = 20,
+        log_episodes_every: int = 10,
+        export: str | None = None,
+        export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        for name, value, least in (
+            ("updates_per_rollout", updates_per_rollout, 1),
+            ("rows_per_update", 1 if rows_per_update is None else rows_per_update, 1),
+            ("micro_batch_tokens", micro_batch_tokens, 1),
+            ("max_grad_norm", max_grad_norm, 1e-12),
+            ("max_env_steps", 1 if max_env_steps is None else max_env_steps, 1),
+            ("max_skipped_steps", max_skipped_steps, 0),
+            ("max_empty_iterations", max_empty_iterations, 1),
+            ("log_episodes_every", log_episodes_every, 0),
+            ("max_mismatch", 0.0 if max_mismatch is None else max_mismatch, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"model.{name} is {value}: it must be at least {least}.")
+        if rows_per_update is not None and updates_per_rollout > 1:
+            raise ConfigError(
+                f"model.rows_per_update is {rows_per_update} and model.updates_per_rollout is {updates_per_rollout}: both say into how "
+                "many optimizer steps a rollout is divided. Set updates_per_rollout to 1, or rows_per_update to null."
+            )
+        if rollouts_ahead not in (0, 1):
+            raise ConfigError(
+                f"model.rollouts_ahead is {rollouts_ahead}: a rollout may be one iteration ahead of its update (1) or not (0). Older "
+                "samples than that are not corrected well."
+            )
+        self.policy = policy
+        self.sampler = sampler
+        self.val_sampler = val_sampler or sampler
+        self.correction, self.max_mismatch = correction, max_mismatch
+        self.rollouts_ahead = rollouts_ahead
+        self.ahead = Prefetcher(self)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.updates_per_rollout, self.rows_per_update = updates_per_rollout, rows_per_update
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_grad_norm = max_grad_norm
+        self.max_env_steps = max_env_steps
+        self.max_skipped_steps = max_skipped_steps
+        self.log_episodes_every = log_episodes_every
+        self.export, self.export_dtype = export, export_dtype
+        self.view: PrivilegedView = SkillView()
+        self.model: nn.Module | None = None
+        self.initial: nn.Module | None = None
+        self.settings: dict[str, Any] = {}  # of the command that runs it, by dotted key
+        self.origin: dict[str, str] = {}  # fingerprints of what training started from and keeps
+        self.teacher_networks = nn.ModuleDict()
+        self.teacher_heads: list[Head] = []
+        self.iteration = 0
+        self.env_steps = 0
+        self.skipped = 0
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
+        self.tally = Tally()
+        self.progress = Progress(self, max_empty_iterations)
+        self.ranks: Ranks = ALONE
+        self.sharding = Sharding(self)
+        self._rng_state: dict[str, Any] | None = None
+        self._asked_to_stop = self.stops = False
+        self._said: set[str] = set()
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, TaskModule):
+            raise ConfigError(
+                "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
+            )
+        check_settings(self, data)
+        self.sharding = sharding_of(self)
+        if self.trainer.world_size > 1:
+            self.ranks = Group(self.trainer.strategy.deadline)
+            self.ranks.agree(self.trainer.ckpt_path, "the checkpoint to begin from")
+        if self.export is not None and stage == "fit" and not self.trainer.fast_dev_run:
+            with self.ranks.watch("the folder of model.export"):
+                if self.trainer.is_global_zero:
+                    check_export("model.export", self.export)
+        self.env = data.env
+        self.policy.meet(data.env)
+        if self.retriever is not None:
+            self.retriever.meet(data.env)
+        tokenizer = self.policy.load_tokenizer()
+        compare_manner(self.policy, data)
+        self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name, data.protocol.tools)
+        self.context = self.policy.context()
+        for sampler in (self.sampler, self.val_sampler):
+            sampler.ranks = self.ranks
+            sampler.bind(tokenizer, self.chat.stop_ids, self.context)
+        self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
+        self.rollout = self._rollout(self.sampler)
+        self.validation = Validation(self, self._rollout(self.val_sampler))
+        check_first_prompts(self, data)
+
+    def _rollout(self, sampler: Sampler) -> Rollout:
+        rollout = self.trainer.datamodule.rollout(self.chat, sampler, self.view, self.seed)
+        rollout.progress = lambda ended, of: bars.note(self.trainer, f"{ended}/{of} episodes")
+        return rollout
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        with self.sharding.building():
+            self._build()
+
+    def _build(self) -> None:
+        self.model = self.policy.load_model()
+        self.scorer.check(self.model)
+        if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
+            self.initial = self.policy.frozen(self.model)
+        if self.support > self.scorer.vocab_size:
+            raise ConfigError(
+                f"divergence.k is {self.support}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
+                "support cannot be larger. Use a smaller k, or a divergence over the whole vocabulary."
+            )
+        if self.teacher is not None:
+            self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
+            check_teacher_context(self)
+            self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
+            for network in self.teacher_networks.values():
+                self.scorer.check(network)
+        self.origin = fingerprints(self.state_dict(), self.original())
+        for network in self.networks():
+            if not hasattr(network, "live"):
+                self.sharding.adopt(network)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        check_optimizer(optimizer, schedule, self.trainer.max_steps)
+        return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch  # tasks are not tensors
+
+    def on_train_start(self) -> None:
+        """A preempted job ends between two iterations, all ranks together (Lightning would end each rank alone). Whoever samples
+        otherwise than is trained is found out before the first step, of resumed runs too."""
+        if threading.current_thread() is threading.main_thread():
+            # no bound method: Python prints handlers, and to print networks that ZeRO divided takes all ranks
+            signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
+        if self.max_mismatch is not None and self.plays_attempts:
+            with self.ranks.watch("probe before training"):
+                probe(self, self.max_mismatch)
+
+    def _ask_to_stop(self) -> None:
+        """Answer at once, with no buffer between: the signal may come while somebody writes to one."""
+        if not self._asked_to_stop:
+            last = self.iteration if self.trainer.validating else self.iteration + 1
+            os.write(2, f"\nSIGTERM: the run stops after iteration {last}, when its checkpoint is written.\n".encode())
+        self._asked_to_stop = True
+
+    def on_train_end(self) -> None:
+        self.ahead.drop()
+
+    def on_train_batch_end(self, outputs: Any, step: Step, batch_idx: int) -> None:
+        if not validation_follows(self.trainer):
+            self._stop_if_asked()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+            with self.ranks.watch():
+                self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Called behind the callbacks, so that the checkpoint is written."""
+        if self.stops:
+            raise StoppedError(
+                f"stopped by SIGTERM after iteration {self.iteration}. Nothing is lost: go on from the checkpoint."
+            )
+
+    def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
+        if self._rng_state is not None:  # not earlier: loaders draw from the global stream when they start
+            torch.set_rng_state(self._rng_state["torch"])
+            version, internal, gauss = self._rng_state["python"]
+            random.setstate((version, tuple(internal), gauss))
+            self._rng_state = None
+
+    def on_fit_end(self) -> None:
+        """Export the policy."""
+        if self.export is not None and not self.trainer.fast_dev_run:
+            with self.ranks.watch("export"):
+                weights = self.sharding.weights(self.model)
+                folder = self.export if self.trainer.is_global_zero else None
+                write_policy(self.policy, self.model, weights, folder, self.export_dtype)
+                if folder is not None:
+                    write_manner(folder, manner(self.policy, self.trainer.datamodule))
+
+    def teardown(self, stage: str) -> None:
+        """Last of all, when no progress bar follows: what changed and where everything is."""
+        self.ranks.close()
+        for sampler in (self.sampler, self.val_sampler):
+            sampler.close()
+        if self.trainer.is_global_zero:
+            early = [getattr(c, "stopping_reason_message", None) for c in self.trainer.early_stopping_callbacks]
+            lines = [f"stopped after iteration {self.iteration}: {why}" for why in early if why]
+            lines += [*self.validation.changes(), *reporting.places(self.trainer, self.export if stage == "fit" else None)]
+            bars.say(self.trainer, "\n".join(["", *lines]))
+
+    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+        with self.ranks.watch(f"validation after iteration {self.iteration}"):
+            self.validation.play(step)
+
+    def on_validation_epoch_end(self) -> None:
+        self.validation.report()
+
+    test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
+
+    def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> Played:
+        """Episodes of one piece of a panel; they are written as they come."""
+        with self.ranks.watch("prediction"):
+            requests = self.requests(step, self.student_sees_skills, training=False)
+            episodes = self.play(self.validation.rollout, self.model, requests)
+        if self.trainer.is_global_zero:
+            reporting.write_episodes(self.trainer, f"predict-{step.panel.name}", episodes, more=batch_idx > 0)
+            success = sum(e.success for e in episodes) / len(episodes)
+            told = f"{len(episodes)} episodes of {len(step.tasks)} tasks, success {100 * success:.1f} %"
+            bars.say(self.trainer, f"{step.panel.name}: {told}")
+        return Played(episodes)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        put_state(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._rng_state = take_state(self, checkpoint)
+
+    def learn_skills(self, episodes: list[Episode]) -> None:
+        """Tell the retriever how each task's attempts went: those that the world let go to an end."""
+        if self.retriever is not None:
+            for group in by_group(finished(episodes)):
+                success = sum(e.success for e in group) / len(group)
+                self.retriever.observe(group[0].task, group[0].retrieval, success)
+
+    def report(self, episodes: list[Episode]) -> None:
+        """Log the iteration's metrics; write its episodes when it is their turn."""
+        reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
+        if not self.rollouts_ahead:
+            self.count_sampling()
+        self.tally.add("train/iteration", self.iteration)
+        self.tally.add("train/env_steps", self.env_steps)
+        self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
+        metrics = Tally.joined(self.ranks.gather(self.tally, "metrics")).means()
+        self.tally = Tally()
+        metrics = metrics | {"step": float(self.iteration)}  # what loggers number rows by
+        shown = {k: metrics.pop(k) for k in ("success/train", "reward/mean", "train/loss") if k in metrics}
+        self.log_dict(shown, prog_bar=True, batch_size=max(1, len(episodes)))
+        self.log_dict(metrics, batch_size=max(1, len(episodes)))
+        if self.retriever is not None and self.trainer.is_global_zero:
+            reporting.write_retrievals(self.trainer, self.iteration, episodes)
+        if self.log_episodes_every and self.iteration % self.log_episodes_every == 0 and self.trainer.is_global_zero:
+            reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        """Whatever passes through the networks, as one call: strategies of Lightning hang what they do on it."""
+        return work()

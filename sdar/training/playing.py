@@ -1,0 +1,91 @@
+"""Who plays: networks handed to samplers, attempts divided among the ranks, the next rollout begun ahead."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from sdar.data import Step
+from sdar.lora import plain_weights
+from sdar.parts import Sampler
+from sdar.rollout import Request, Rollout
+from sdar.training.host import Host
+from sdar.training.prefetch import Prefetcher
+from sdar.types import Completion, Draw, Episode
+
+
+class Playing(Host):
+    """Episodes and continuations, sampled by the policy or by a teacher."""
+
+    ahead: Prefetcher
+
+    def play(self, rollout: Rollout, network: nn.Module, requests: list[Request]) -> list[Episode]:
+        """Episodes played by a network, in the order of the requests; each rank plays a share."""
+        with self.acting(rollout.sampler, network) as actor:
+            episodes = self.ranks.spread(lambda mine: rollout(actor, mine), requests, "episodes")
+        return episodes
+
+    @contextmanager
+    def acting(self, sampler: Sampler, network: nn.Module) -> Iterator[nn.Module]:
+        """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
+        self.ahead.wait()  # servers and worlds do one thing at a time
+        live = getattr(network, "live", None)  # of adapters that are off
+        if not sampler.own_engine:
+            with self.sharding.whole(network if live is None else live) as actor:
+                try:
+                    yield actor if live is None else self.policy.frozen(actor)
+                finally:
+                    sampler.rest()
+            return
+        name = next(i for i, known in enumerate(self.networks()) if known is network)
+        weights = plain_weights(network, self.sharding.weights(network if live is None else live))
+        sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", weights)
+        try:
+            yield network
+        finally:
+            sampler.rest()
+
+    def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
+        """Episodes played by each task's teacher (by the policy where there is none), in the order of the requests."""
+        teacher = self.teacher
+        whose = [self.model if teacher is None else teacher.model(self.model, self.initial, r.task) for r in requests]
+        played: dict[int, Episode] = {}
+        for network in {id(n): n for n in whose}.values():
+            mine = [i for i, n in enumerate(whose) if n is network]
+            played |= dict(zip(mine, self.play(rollout, network, [requests[i] for i in mine]), strict=True))
+        return [played[i] for i in range(len(requests))]
+
+    def continuations(self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int) -> list[Completion]:
+        """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are.
+
+        Whoever asks sees to it that the model's context has room for both.
+        """
+        sampler = copy.copy(self.sampler)
+        sampler.reset()
+        sampler.max_new_tokens, sampler.context = length, max(map(len, prefixes)) + length
+        asked = list(zip(prefixes, draws, strict=True))
+        with self.acting(sampler, model) as actor:
+
+            def said(mine: list[tuple[list[int], Draw]]) -> list[Completion]:
+                return sampler.sample(actor, [p for p, _ in mine], [d for _, d in mine]) if mine else []
+
+            return self.ranks.spread(said, asked, "continuations")
+
+    def attempts(self, step: Step) -> list[Episode]:
+        """The attempts at each task of a step: those that were played ahead, if they were."""
+        played = self.ahead.take(self.iteration)
+        self.tally.add("rollout/staleness", float(played is not None))
+        if played is not None:
+            return played
+        return self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
+
+    def look_ahead(self) -> None:
+        """Begin the next iteration's rollout, unless this one is the last."""
+        self.count_sampling()  # now, while nobody samples
+        # With rows_per_update how many steps this one will have is not known: one that is too many is dropped.
+        if not 0 <= self.trainer.max_steps <= self.trainer.global_step + self.updates_per_rollout:
+            following = self.iteration + 1
+            step = self.trainer.datamodule.step(self.seed, following)
+            requests = self.requests(step, self.student_sees_skills, iteration=following)
+            self.ahead.begin(requests, following, self.acting(self.sampler, self.model))

@@ -1,0 +1,63 @@
+"""Rows: what is trained on, made from episodes."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sdar.data import Step
+from sdar.rollout import collate, make_rows
+from sdar.rollout.groups import group_numbers
+from sdar.rollout.rows import add_teacher_view, without_privilege
+from sdar.rollout.spans import response_spans
+from sdar.training.playing import Playing
+from sdar.types import Batch, Episode, Row, Turn
+
+
+class Rows(Playing):
+    """Episodes become rows; rows get the teacher's view."""
+
+    def rows(self, episodes: list[Episode]) -> Batch | None:
+        """Training rows of all episodes whose world did not fail."""
+        group_of = group_numbers(episodes)
+        rows = [r for r in make_rows(episodes, self.rollout.layout, self.spans) if not episodes[r.episode].lost]
+        rows = [r for r in rows if any(r.response_mask)]
+        if not rows:
+            return None
+        rows = [without_privilege(r, episodes[r.episode], self.chat) if episodes[r.episode].extra else r for r in rows]
+        if not self.hears_teacher():
+            rows = [replace(r, teacher_ids=None) for r in rows]
+        else:
+            members: dict[int, list[Episode]] = {}
+            for e, g in zip(episodes, group_of, strict=True):
+                if not (e.extra or e.lost):
+                    members.setdefault(g, []).append(e)
+            contexts = [self.teacher.context(e.task) or self.context for e in episodes]
+            told = (self.chat, self.view, self.env, contexts)
+            too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *told)
+            self.tally.add("teacher/overflow_share", len(too_long), len(rows))
+            rows = self._readable(rows, contexts, too_long)
+        return collate(rows, episodes, group_of) if rows else None
+
+    def _readable(self, rows: list[Row], contexts: Sequence[int], too_long: dict[int, str]) -> list[Row]:
+        """The rows that their teachers can read: where the privileged text is too much without it, as if there were none; the others
+        are left out."""
+        if too_long:
+            said = (
+                f"{next(iter(too_long.values()))} Until then the teacher reads such rows without it; rows that are too long by"
+            )
+            self.say_once("overflow", f"{said} themselves are left out. Further ones are counted in teacher/overflow_share.")
+        for place in too_long:
+            if rows[place].told and len(rows[place].ids) <= contexts[rows[place].episode]:
+                rows[place] = replace(rows[place], teacher_ids=rows[place].ids, told=False)
+        return [row for row in rows if len(row.teacher_ids) <= contexts[row.episode]]
+
+    def spans(self, turn: Turn) -> list[int]:
+        """The tag that each response token stands in, where the strategy asks for spans."""
+        if not self.needs_spans:
+            return [0] * len(turn.response_ids)
+        return response_spans(turn.response_ids, self.chat.tokenizer, self.rollout.protocol, self.chat.stop_ids)
+
+    def tell_unreadable(self, step: Step) -> None:
+        """Tasks of a step that could not be made are left out of it, told and counted."""
+        for task_id, error in step.unreadable.items():
+            self.say_once(f"unreadable {task_id}", f"task {task_id} cannot be made and is left out: {error}")
+        self.tally.add("rollout/unreadable_share", len(step.unreadable), max(1, len(step.tasks) + len(step.unreadable)))
