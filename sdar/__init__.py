@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sdar.module import AgentModule as AgentModule
     from sdar.parts import AdvantageEstimator as AdvantageEstimator
     from sdar.parts import AdvantageTransform as AdvantageTransform
+    from sdar.parts import Blueprint as Blueprint
     from sdar.parts import Correction as Correction
     from sdar.parts import Credit as Credit
     from sdar.parts import Divergence as Divergence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from sdar.parts import EpisodeController as EpisodeController
     from sdar.parts import Gate as Gate
     from sdar.parts import Judge as Judge
+    from sdar.parts import ModelCopy as ModelCopy
     from sdar.parts import Policy as Policy
     from sdar.parts import PolicyLoss as PolicyLoss
     from sdar.parts import PrivilegedView as PrivilegedView

@@ -67,3 +67,8 @@ class StoppedError(SdarError):
 
 class RankError(SdarError, RuntimeError):
     """Another process of the run failed, is gone, or did not come in time."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Its first line that is not empty, or its class where it says nothing: for a message that quotes it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]

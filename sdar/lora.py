@@ -6,6 +6,7 @@ that a run may need beside it (a reference, a teacher with the initial weights) 
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError
-from sdar.parts import Environment, Policy
+from sdar.parts import Blueprint, Environment, Policy
 from sdar.registry import did_you_mean, register
 from sdar.versions import install
 
@@ -101,6 +102,13 @@ class LoRAPolicy(Policy):
 
     def frozen(self, model: PreTrainedModel) -> nn.Module:
         return WithoutAdapters(model)
+
+    def blueprint(self) -> Blueprint:
+        base = self.base.blueprint()
+        layers = dict(base.network.named_modules())
+        sizes = [layers[name] for name in self._targets(base.network)]
+        adapters = sum(self.rank * (layer.in_features + layer.out_features) for layer in sizes)
+        return replace(base, adapters=adapters, options={what: f"base.{name}" for what, name in base.options.items()})
 
     def _targets(self, model: PreTrainedModel) -> list[str]:
         """Full names of the layers that get adapters.

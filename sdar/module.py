@@ -85,6 +85,10 @@ class AgentModule(Lifecycle):
         """
         return []
 
+    def extra_attempts(self, group_size: int) -> int:
+        """Most further episodes that `extra_requests` may want for one task with `group_size` attempts: `sdar plan` counts them."""
+        return 0
+
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """Fill in ``advantages`` [batch, time]; may drop rows. None: nothing is left to learn from in this iteration."""
         batch.advantages = torch.zeros(batch.ids.shape, dtype=torch.float32)
@@ -104,6 +108,11 @@ class AgentModule(Lifecycle):
             self.teacher_heads = consult(batch, networks, *asked, **shared)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
+
+    def scoring_passes(self) -> dict[str, float]:
+        """Passes over each row that `score` makes, by whose network makes them: `sdar plan` counts them."""
+        others = {"reference": self.needs_reference, "teacher": self.teacher is not None}
+        return {"policy": 1.0} | {who: 1.0 for who, reads in others.items() if reads}
 
     def correct(self, batch: Batch, allowed_logmass: Tensor) -> None:
         """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""

@@ -10,7 +10,8 @@ import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
@@ -130,6 +131,8 @@ class Sampler(Part, ABC):
     """True: its engine goes on sampling while the training process does something else."""
     own_engine = False
     """True: an engine of its own samples, with a copy of the weights that `load` brings up to date. False: the given network does."""
+    engine_share: float = 0.0
+    """Share of each rank's GPU that this engine takes while episodes are played, for `sdar plan`; 0: it runs on other GPUs."""
 
     @abstractmethod
     def bind(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], context: int) -> None:
@@ -361,6 +364,23 @@ class Protocol(Part, ABC):
         return sorted(found, key=lambda span: span[1:])
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """A policy's network before its weights are loaded: what `sdar plan` counts."""
+
+    network: "PreTrainedModel"
+    """On torch's meta device: sizes, and no weights."""
+    dtype: torch.dtype = torch.float32
+    """Of the weights as they are loaded."""
+    adapters: int = 0
+    """Parameters of adapters in float32, which are not in `network`. Where there are some, they alone are trained, and the initial weights
+    are the same network's with them off (`Policy.frozen`): no copy."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Arguments of the policy that take memory off, by what they do: ``dtype``, ``gradient_checkpointing``. `sdar plan` advises them."""
+
+
 @part_kind("policies")
 class Policy(ABC):
     """Where the model that learns comes from: weights, tokenizer, chat template."""
@@ -388,6 +408,50 @@ class Policy(ABC):
     def frozen(self, model: "PreTrainedModel") -> nn.Module:
         """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy."""
         return copy.deepcopy(model).requires_grad_(False).eval()
+
+    def blueprint(self) -> Blueprint:
+        """The network that `load_model` would give, without loading or downloading weights: `sdar plan` asks for it.
+
+        Raises:
+            PolicyError: its sizes cannot be read.
+            ConfigError: this policy does not tell them.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} is a policy whose sizes `sdar plan` cannot tell without loading it: it has no `blueprint`. Give the "
+            "PretrainedPolicy or FreshPolicy that it resembles for planning: --model.policy PretrainedPolicy --model.policy.path ..."
+        )
+
+    def found_in(self, folder: str) -> "Policy":
+        """The same policy, whose configuration and tokenizer are read from ``<folder>/<name>`` where that is a model's folder."""
+        return self
+
+    def resized(self, network: "PreTrainedModel", folder: Path, cut: list[str]) -> "Policy":
+        """The same policy with a small random network in place of its own, for the two steps of `sdar plan`.
+
+        Args:
+            network: Of the same architecture, as it shall be loaded.
+            folder: Not there yet, for a policy that loads from files.
+            cut: Gets a line for whatever else is not as in the settings.
+        """
+        small = copy.copy(self)
+        small.load_model = lambda: copy.deepcopy(network)  # type: ignore[method-assign]
+        return small
+
+
+@dataclass(frozen=True)
+class ModelCopy:
+    """A network that lies beside the policy's: what `sdar plan` counts."""
+
+    role: str
+    """What it is called, e.g. ``EMATeacher's copy``."""
+    policy: Policy | None = None
+    """Where its weights come from; None: they are a copy of the student's, adapters and all."""
+    follows: bool = False
+    """True: it moves with the student, so that checkpoints hold it."""
+    averages: bool = False
+    """True: its moves may be smaller than a narrow type holds, and its average in float32 lies beside it."""
+    key: str = ""
+    """Where `policy` stands below ``model.teacher`` in the settings, e.g. ``policy``."""
 
 
 class Elsewhere(ABC):
@@ -432,6 +496,10 @@ class Teacher(ABC):
     def external(self) -> set[str]:
         """Those of them that never change and come from elsewhere: no checkpoint holds them."""
         return set()
+
+    def copies(self) -> tuple[ModelCopy, ...] | None:
+        """Its `networks` before they are there: what `sdar plan` counts. None: it has networks, and does not tell of them."""
+        return () if type(self).networks is Teacher.networks else None
 
     def context(self, task: Task) -> int | None:
         """Largest number of tokens that the teacher of a task can attend to; None: as many as the student."""
@@ -645,6 +713,9 @@ class Judge(Part, ABC):
     """Labels the turns of finished episodes, knowing the gold answer and all that happened."""
 
     answers: ClassVar = {"__call__": returned.labels}
+
+    policy: Policy | None = None
+    """Whose network judges, where each rank loads one for it."""
 
     def check(self) -> None:
         """Called once before training: raise now what would fail after time on a GPU was spent.

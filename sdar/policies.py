@@ -1,5 +1,6 @@
 """Where the model that learns comes from: a directory or hub id, or fresh weights with a tokenizer made for a world."""
 
+import copy
 import os
 import random
 from collections import Counter
@@ -22,8 +23,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Environment, Policy
+from sdar.errors import ConfigError, PolicyError, first_line
+from sdar.parts import Blueprint, Environment, Policy
 from sdar.paths import resolve
 from sdar.registry import did_you_mean, register
 
@@ -125,6 +126,41 @@ class PretrainedPolicy(Policy):
             self._context = int(config.get_text_config().max_position_embeddings)
         return self._context
 
+    def blueprint(self) -> Blueprint:
+        try:
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            if Path(self.path).is_dir():
+                raise PolicyError(f"{self.path}/config.json cannot be used: {first_line(error)}") from error
+            raise PolicyError(
+                f"the sizes of {self.name} could not be read: there is no such directory here, and the hub was not reached or does not "
+                f"have it ({first_line(error)}). Its config.json is enough, no weights are read: put it to "
+                f"FOLDER/{self.name}/config.json (its tokenizer's files beside it, unless --dry_run false) and give --configs FOLDER, "
+                f"or run `hf download {self.name} --include '*.json'` where the hub can be reached."
+            ) from error
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
+        options = {name: name for name in ("dtype", "gradient_checkpointing")}
+        return Blueprint(network, DTYPES[self.dtype], 0, self.gradient_checkpointing, options)
+
+    def found_in(self, folder: str) -> "PretrainedPolicy":
+        local = Path(folder, self.name)
+        if not (local / "config.json").is_file():
+            return self
+        found = copy.copy(self)
+        found.path, found._context = str(local), None
+        return found
+
+    def resized(self, network: PreTrainedModel, folder: Path, cut: list[str]) -> "PretrainedPolicy":
+        network.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self.path, trust_remote_code=self.trust_remote_code).save_pretrained(folder)
+        small = copy.copy(self)
+        small.path, small._context = str(folder), None
+        if self.attention not in (None, "eager", "sdpa"):
+            cut.append(f"{self.name}: attention sdpa instead of {self.attention}, which is for GPUs")
+            small.attention = None
+        return small
+
     @contextmanager
     def _found(self) -> Iterator[None]:
         """Raise PolicyError where transformers finds nothing: it speaks of connections, whatever the path was meant to be."""
@@ -223,8 +259,14 @@ class FreshPolicy(Policy):
         return self._tokenizer
 
     def load_model(self) -> PreTrainedModel:
+        config = self._architecture()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            return Qwen3ForCausalLM(config)
+
+    def _architecture(self) -> Qwen3Config:
         tokenizer = self.load_tokenizer()
-        config = Qwen3Config(
+        return Qwen3Config(
             vocab_size=len(tokenizer),
             tie_word_embeddings=True,
             eos_token_id=tokenizer.eos_token_id,
@@ -232,12 +274,13 @@ class FreshPolicy(Policy):
             bos_token_id=None,
             **self.config,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return Qwen3ForCausalLM(config)
 
     def context(self) -> int:
         return int(self.config["max_position_embeddings"])
+
+    def blueprint(self) -> Blueprint:
+        with torch.device("meta"):
+            return Blueprint(Qwen3ForCausalLM(self._architecture()))
 
 
 TEMPLATE = (

@@ -72,6 +72,9 @@ class BehaviorCloning(AgentModule):
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Nothing to score: the loss needs no log-probabilities from before the update."""
 
+    def scoring_passes(self) -> dict[str, float]:
+        return {}
+
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         return -now.logp
 

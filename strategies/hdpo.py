@@ -56,6 +56,9 @@ class HDPO(Distillation, GRPO):
             return []
         return self.informed_requests(cliffs, self.privileged_attempts, extra=True)
 
+    def extra_attempts(self, group_size: int) -> int:
+        return min(group_size, self.privileged_attempts)
+
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         verified = batch.extra & (batch.success > 0)
         self.tally.add("hdpo/verified_share", float(verified.sum()), max(float(batch.extra.sum()), 1.0))

@@ -1,5 +1,6 @@
 """`sdar plan`: sizes, memory, counts and the two steps before it."""
 
+import copy
 import json
 import re
 from dataclasses import replace
@@ -20,13 +21,13 @@ from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
-from sdar.parts import Draw
+from sdar.parts import Blueprint, Draw, ModelCopy, Policy
 from sdar.plan import settings as plan_settings
 from sdar.plan.dry_run import rehearse, shrunk, tiny
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.samplers import ServerSampler, TorchSampler
-from sdar.strategies import GRPO, OPSD, SDAR, BehaviorCloning
-from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher
+from sdar.strategies import GRPO, HDPO, OPSD, SDAR, BehaviorCloning
+from sdar.teachers import EMATeacher, ExternalTeacher, InitialTeacher, LiveTeacher
 from sdar.types import Payload
 
 QWEN2 = {
@@ -134,7 +135,8 @@ def fresh(**kwargs) -> FreshPolicy:
     ],
 )
 def test_parameters_are_those_of_the_model_cards_and_nothing_is_allocated(hub, name, parameters):
-    model, adapters = plan_settings.blueprint(PretrainedPolicy(name), str(hub))
+    found = plan_settings.located(PretrainedPolicy(name), str(hub)).blueprint()
+    model, adapters = found.network, found.adapters
     sizes = plan_settings.architecture_of(model, name)
     assert (sizes.parameters, sizes.active, adapters) == (parameters, parameters, 0)
     assert {p.device.type for p in model.parameters()} == {"meta"}
@@ -143,7 +145,7 @@ def test_parameters_are_those_of_the_model_cards_and_nothing_is_allocated(hub, n
 
 def test_adapters_are_counted_as_the_trained_model_has_them():
     policy = LoRAPolicy(fresh(), rank=4)
-    found = plan_settings.network_of(policy, "policy", trains=True)
+    found = plan_settings.network_of(policy.blueprint(), policy.name, "policy", trains=True)
     trained = [p for p in policy.load_model().parameters() if p.requires_grad]
     assert found.trained == found.adapters == sum(p.numel() for p in trained) == 4 * found.architecture.sides
     assert found.loaded == sum(p.numel() * p.element_size() for p in policy.load_model().parameters())
@@ -161,13 +163,13 @@ def test_a_hub_that_cannot_be_reached_is_told_with_what_is_enough(monkeypatch, t
     def unreachable(*args, **kwargs):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nmore")
 
-    monkeypatch.setattr("sdar.plan.settings.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
     told = (
         r"the sizes of Nobody/Nothing-1B could not be read: .*We couldn't connect.*config.json is enough, no weights are read: put it to "
         r"FOLDER/Nobody/Nothing-1B/config.json .*--configs FOLDER"
     )
     with pytest.raises(PolicyError, match=told):
-        plan_settings.blueprint(PretrainedPolicy("Nobody/Nothing-1B"), str(tmp_path))
+        plan_settings.located(PretrainedPolicy("Nobody/Nothing-1B"), str(tmp_path)).blueprint()
 
 
 def test_a_policy_of_an_unknown_kind_is_refused_with_a_way_out():
@@ -176,9 +178,9 @@ def test_a_policy_of_an_unknown_kind_is_refused_with_a_way_out():
         load_tokenizer = load_model = context = lambda self: None
 
     with pytest.raises(
-        ConfigError, match=r"Own is a policy whose sizes .* cannot tell without loading it. Give the PretrainedPolicy"
+        ConfigError, match=r"Own is a policy whose sizes .* cannot tell without loading it: it has no `blueprint`. Give"
     ):
-        plan_settings.blueprint(Own())
+        Own().blueprint()
 
 
 @pytest.mark.parametrize(
@@ -342,8 +344,8 @@ def test_vllm_takes_its_share_while_episodes_are_played():
     run = a_run(work=work(in_process=False, engine=0.3))
     card = plan.GPUS["h100"]
     sets = plan.device_memory(run, card)
-    assert sets["rollout"]["vLLM"] == 0.3 * card.memory * plan.GIB
-    assert "vLLM" not in sets["update"] and "keys and values" not in sets["rollout"]
+    assert sets["rollout"]["the sampling engine"] == 0.3 * card.memory * plan.GIB
+    assert "the sampling engine" not in sets["update"] and "keys and values" not in sets["rollout"]
 
 
 def test_a_whole_vocabulary_costs_more_logits():
@@ -463,7 +465,7 @@ def played(folder, strategy=GRPO, layout="trajectory", sampler=Babbler, **kwargs
 @pytest.mark.parametrize("layout", ["trajectory", "turn"])
 def test_the_plans_counts_are_reached_when_every_episode_goes_to_the_horizon(tmp_path, layout):
     module, data, real = played(tmp_path, layout=layout)
-    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, row_tokens=real.row)))
+    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, expected=plan_settings.Expected(real.row))))
     assert (told["episodes"], told["turns"], told["rows"]) == (real.episodes, real.turns, real.rows)
     assert told["response tokens"] == real.responses == 3 * 2 * 3 * 5
     assert told["optimizer steps"] == 2
@@ -474,7 +476,7 @@ def test_the_plans_counts_are_reached_when_every_episode_goes_to_the_horizon(tmp
 
 def test_a_policy_that_stops_earlier_stays_below_the_plans_counts(tmp_path):
     module, data, real = played(tmp_path, sampler=Hasty)
-    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, row_tokens=real.row)))
+    told = plan.counts(a_run(work=plan_settings.work_of(module, data, 512, expected=plan_settings.Expected(real.row))))
     assert real.responses < told["response tokens"] and real.turns <= told["turns"] and real.tokens <= told["tokens of rows"]
 
 
@@ -540,13 +542,145 @@ def test_networks_are_those_that_a_method_keeps(tiny_policy_dir):
     assert roles(GRPO, policy=LoRAPolicy(fresh())) == []  # its adapters are switched off
 
 
+# ------------------------------------------------------------------ parts of somebody else
+
+
+class OwnPolicy(Policy):
+    """Weights from a place that this package does not know."""
+
+    name = "own/network"
+
+    def __init__(self):
+        self.config = Qwen3Config(**tiny_sizes(vocab_size=len(tokenizer()), max_position_embeddings=1024))
+
+    def load_tokenizer(self):
+        return tokenizer()
+
+    def load_model(self):
+        raise AssertionError("a plan loads no weights")
+
+    def context(self):
+        return self.config.max_position_embeddings
+
+    def blueprint(self):
+        with torch.device("meta"):
+            return Blueprint(AutoModelForCausalLM.from_config(self.config), torch.bfloat16, options={"dtype": "kind"})
+
+
+class Pair(LiveTeacher):
+    """The student of an iteration ago, and another model."""
+
+    def __init__(self, told=2):
+        self.told = told
+
+    def prepare(self, live, tokenizer, name):
+        self.nets = {"old": copy.deepcopy(live).requires_grad_(False), "other": fresh().load_model().requires_grad_(False)}
+
+    def networks(self):
+        return self.nets
+
+    def copies(self):
+        return (ModelCopy("the student of before", follows=True), ModelCopy("the other", fresh(), key="other"))[: self.told]
+
+
+class Halving(ServerSampler):
+    """Has an engine on the GPU that trains."""
+
+    engine_share = 0.5
+
+
+class OnceMore(HDPO):
+    """Plays each task that failed `more` times more, whatever the group's size."""
+
+    def __init__(self, more=3, tell=True, **kwargs):
+        super().__init__(**kwargs)
+        self.more, self.tell = more, tell
+
+    def extra_requests(self, groups):
+        return [
+            replace(request, attempt=100 + n)
+            for request in self.informed_requests(groups, 1, extra=True)
+            for n in range(self.more)
+        ]
+
+    def extra_attempts(self, group_size):
+        return self.more if self.tell else 0
+
+
+def test_a_policy_of_somebody_elses_is_planned_and_runs_the_two_steps():
+    module, data = untrained(GRPO, policy=OwnPolicy())
+    seen, cut = rehearse(module, data)
+    assert seen.notes == () and "own/network: 2 layers of width 64, random weights" in cut
+    run = plan_settings.describe(module, data, plan.Launch(precision="bf16-true"), seen)
+    real = AutoModelForCausalLM.from_config(module.policy.config)
+    assert run.policy.architecture.parameters == run.policy.trained == sum(p.numel() for p in real.parameters())
+    assert (run.policy.bytes, [n.role for n in run.others]) == (2, ["initial copy"])
+    wide = replace(run, policy=replace(run.policy, bytes=4))
+    assert "--model.policy.kind bfloat16" in [what for what, _ in plan.changes(wide)]
+    assert not any("gradient_checkpointing" in what for what, _ in plan.changes(wide))  # it has no such argument
+
+
+def test_the_networks_of_a_teacher_of_somebody_elses_are_those_that_it_tells_of():
+    module, data = untrained(OPSD, teacher=Pair())
+    seen, _ = rehearse(module, data)
+    run = plan_settings.describe(module, data, plan.Launch(), seen)
+    assert [(n.role, n.follows, n.trained) for n in run.others] == [
+        ("the student of before", True, 0),
+        ("the other", False, 0),
+    ]
+    assert run.others[0].numbers == run.policy.numbers and seen.notes == ()
+
+
+def test_a_teacher_that_tells_of_too_few_networks_or_of_none_is_named():
+    module, data = untrained(OPSD, teacher=Pair(told=1))
+    seen, _ = rehearse(module, data)
+    assert seen.notes == ("Pair holds 2 networks of its own, and its `copies` tells of 1.",)
+
+    class Silent(LiveTeacher):
+        networks = Pair.networks
+
+    module, data = untrained(OPSD, teacher=Silent())
+    notes = " ".join(plan_settings.describe(module, data, plan.Launch()).notes)
+    assert "Silent has networks of its own that are not counted here: it has no `copies` that tells of them." in notes
+
+
+def test_an_engine_of_somebody_elses_takes_the_share_that_it_tells():
+    module, data = untrained(GRPO)
+    module.sampler = module.val_sampler = Halving(["http://127.0.0.1:9"])
+    run = plan_settings.describe(module, data, plan.Launch(), expected=plan_settings.Expected(row_tokens=600))
+    assert plan.device_memory(run, plan.GPUS["h100"])["rollout"]["the sampling engine"] == 0.5 * 79.1 * plan.GIB
+
+
+def test_a_strategy_of_somebody_elses_is_planned_as_it_shares():
+    class Own(FSDP2Strategy):
+        def launch(self):
+            return plan.Launch("fsdp", 3, stays=True)
+
+    assert plan_settings.launch_of(given(devices=2), Own()) == plan.Launch("fsdp", 3, 2, stays=True)
+
+
+@pytest.mark.parametrize("tell", [True, False])
+def test_further_attempts_are_planned_as_told_and_others_are_named(tell):
+    module, data = untrained(OnceMore, tell=tell)
+    seen, _ = rehearse(module, data)
+    run = plan_settings.describe(module, data, plan.Launch(), seen)
+    assert run.work.extra == (9 if tell else 0)
+    silent = "OnceMore wanted 3 further episodes for a task with 2 attempts, and its `extra_attempts` says 0: the others are not counted."
+    assert seen.notes == (() if tell else (silent,))
+
+
+def test_hdpo_plays_at_most_as_often_again_as_before():
+    module, data = untrained(HDPO, privileged_attempts=20)
+    assert plan_settings.work_of(module, data, 512).extra == data.tasks_per_step * data.group_size
+
+
 # ------------------------------------------------------------------ tiny models
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_tiny_model_has_the_architecture_the_tokenizer_and_the_context(hub, name, tmp_path):
-    small = tiny(PretrainedPolicy(name, gradient_checkpointing=True), tmp_path, str(hub), [])
-    model, real = small.load_model(), plan_settings.blueprint(PretrainedPolicy(name), str(hub))[0]
+    small = tiny(plan_settings.located(PretrainedPolicy(name, gradient_checkpointing=True), str(hub)), tmp_path, [])
+    model, real = small.load_model(), plan_settings.located(PretrainedPolicy(name), str(hub)).blueprint().network
     assert type(model) is type(real)
     assert sum(p.numel() for p in model.parameters()) < 300_000
     assert model.get_output_embeddings().weight.shape[0] == len(small.load_tokenizer())

@@ -13,7 +13,7 @@ from sdar.errors import CheckpointError, ConfigError
 from sdar.plan.dry_run import rehearse
 from sdar.plan.report import as_json, report
 from sdar.plan.run import Launch, named
-from sdar.plan.settings import describe
+from sdar.plan.settings import Expected, describe
 from sdar.training.checkpoint_files import Written, check_form, read_checkpoint, read_parts
 from sdar.training.checkpoints import check_origin, fingerprints
 from sdar.training.export import check_export, write_policy
@@ -106,10 +106,11 @@ class AgentTrainer(Trainer):
         if plan_path is not None and not plan_path.parent.is_dir():
             raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
         model.policy.meet(datamodule.env)
-        run = describe(model, datamodule, launch, None, row_tokens, turns, response_tokens, configs)  # mistakes first
+        expected = Expected(row_tokens, turns, response_tokens)
+        run = describe(model, datamodule, launch, None, expected, configs)  # mistakes first
         if dry_run:
             seen, cut = rehearse(model, datamodule, launch.precision, configs)
-            run = describe(model, datamodule, launch, seen, row_tokens, turns, response_tokens, configs)
+            run = describe(model, datamodule, launch, seen, expected, configs)
             run = replace(run, cut=tuple(cut))
             print(
                 "\n".join(

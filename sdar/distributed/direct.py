@@ -10,6 +10,7 @@ from sdar.arguments import checked
 from sdar.distributed.ranks import ALONE
 from sdar.distributed.sharding import Replicated, Sharded, Sharding
 from sdar.errors import ConfigError
+from sdar.plan.run import Launch
 
 
 class Direct:
@@ -56,6 +57,10 @@ class Direct:
 
     def sharding(self, module: Sharded) -> Sharding:
         raise NotImplementedError
+
+    def launch(self) -> Launch:
+        """How ranks share networks, as `sdar plan` counts them; how many there are and their precision are filled in there."""
+        return Launch("ddp")
 
 
 @checked

@@ -16,6 +16,7 @@ from sdar.arguments import checked
 from sdar.distributed.direct import Direct
 from sdar.distributed.sharding import Sharded, Sharding, hollow, take
 from sdar.errors import ConfigError
+from sdar.plan.run import Launch
 
 R = TypeVar("R")
 
@@ -52,6 +53,9 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
         self.model = self.sharding(self.lightning_module).passes
+
+    def launch(self) -> Launch:
+        return Launch("fsdp", stage=3, stays=not self.reshard_after_forward)
 
     def sharding(self, module: Sharded) -> Sharding:
         if self._kept is None or self._kept.module is not module:  # a network is divided once, whatever is run with it

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sdar.distributed.store import open_store
-from sdar.errors import RankError, SdarError
+from sdar.errors import RankError, SdarError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -150,7 +150,7 @@ class Group(Ranks):
             raise
         except Exception as error:
             if not isinstance(error, SdarError) and isinstance(error, RuntimeError) and _is_about_others(error):
-                raise RankError(self._missing(str(error).strip().splitlines()[0][:200])) from error
+                raise RankError(self._missing(first_line(error))) from error
             with suppress(RuntimeError):
                 self._store.set(f"failed/{self.rank}", f"{self.beat}: {type(error).__name__}: {str(error)[:500]}")
             raise
@@ -186,7 +186,7 @@ class Group(Ranks):
         except RankError:
             raise
         except RuntimeError as error:
-            raise RankError(self._missing(str(error).splitlines()[0][:200])) from error
+            raise RankError(self._missing(first_line(error))) from error
 
     def _is_silent(self, rank: int, beats: dict[int, tuple[int, float]]) -> bool:
         """Whether a rank gave no sign since it was first looked at; looks once a second."""

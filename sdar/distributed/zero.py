@@ -21,6 +21,7 @@ from sdar.distributed.direct import Direct
 from sdar.distributed.sharding import Sharded, Sharding, hollow
 from sdar.distributed.zero_state import part_of, put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
 from sdar.errors import CheckpointError
+from sdar.plan.run import Launch
 from sdar.training.checkpoint_files import tensors_only
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -166,6 +167,17 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         put_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
+
+    def launch(self) -> Launch:
+        zero = self.config.get("zero_optimization") or {"stage": 0}
+        return Launch(
+            "zero",
+            stage=int(zero.get("stage", 2)),
+            offload_optimizer=bool(zero.get("offload_optimizer")),
+            offload_parameters=bool(zero.get("offload_param")),
+            bucket=int(zero.get("reduce_bucket_size", Launch.bucket)),
+            overlap=bool(zero.get("overlap_comm", Launch.overlap)),
+        )
 
     def sharding(self, module: Sharded) -> Sharding:
         return ShardedParameters(module) if self.zero_stage_3 else ShardedOptimizer(module)

@@ -10,11 +10,11 @@ from sdar.plan.run import GIB, GPU, Run
 def changes(run: Run) -> Iterator[tuple[str, Run]]:
     """Settings that take memory off a rank, and the run with each: first what costs least."""
     launch, work, policy = run.launch, run.work, run.policy
-    if launch.half and policy.bytes == 4 and run.key:  # the run casts them anyway, after they were made
+    if launch.half and policy.bytes == 4 and "dtype" in run.options:  # the run casts them anyway, after they were made
         networks = (replace(n, bytes=2) if n.sharded and n.role == "initial copy" else n for n in run.others)
-        yield f"--{run.key}.dtype bfloat16", replace(run, policy=replace(policy, bytes=2), others=tuple(networks))
-    if not run.checkpointing and run.key:
-        yield f"--{run.key}.gradient_checkpointing true", replace(run, checkpointing=True)
+        yield f"--{run.options['dtype']} bfloat16", replace(run, policy=replace(policy, bytes=2), others=tuple(networks))
+    if not run.checkpointing and "gradient_checkpointing" in run.options:
+        yield f"--{run.options['gradient_checkpointing']} true", replace(run, checkpointing=True)
     least = max(work.row, 1024)
     if work.micro_batch > least:
         small = max(least, work.micro_batch // 4)
@@ -32,9 +32,9 @@ def changes(run: Run) -> Iterator[tuple[str, Run]]:
         served = replace(work, in_process=False, engine=0.0, measured=0)
         yield "--model.sampler ServerSampler on other GPUs (docs/serving.md)", replace(run, work=served)
     for network in run.others:
-        if network.bytes == 4 and network.role.startswith("teacher"):
+        if network.bytes == 4 and network.dtype_option:
             other = tuple(replace(n, bytes=2) if n is network else n for n in run.others)
-            yield "--model.teacher.policy.dtype bfloat16", replace(run, others=other)
+            yield f"--{network.dtype_option} bfloat16", replace(run, others=other)
     if launch.ranks > 1:
         for stage in range(launch.stage + 1 if launch.kind == "zero" else 1, 4):
             higher = replace(launch, kind="zero", stage=stage)
@@ -43,7 +43,7 @@ def changes(run: Run) -> Iterator[tuple[str, Run]]:
         offloaded = replace(launch, kind="zero", stage=stage, offload_optimizer=True, offload_parameters=stage == 3)
         if not launch.offload_optimizer and stage >= launch.stage:
             yield f"--trainer.strategy deepspeed_stage_{stage}_offload", replace(run, launch=offloaded)
-    if not policy.adapters and run.key:
+    if not policy.adapters and run.options:
         adapters = 64 * policy.architecture.sides
         lora = replace(policy, adapters=adapters, trained=adapters)
         others = tuple(n for n in run.others if n.role != "initial copy")

@@ -8,24 +8,23 @@ import contextlib
 import copy
 import io
 import tempfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from sdar.data import TaskModule
-from sdar.errors import PolicyError
-from sdar.lora import LoRAPolicy
+from sdar.errors import PolicyError, first_line
 from sdar.module import AgentModule
 from sdar.parts import Judge, Policy, Sampler, Teacher
-from sdar.plan.settings import Seen, read_config, source_of
-from sdar.policies import FreshPolicy, PretrainedPolicy
+from sdar.plan.settings import Seen, located
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
-from sdar.teachers import LiveTeacher, RoutedTeacher
+from sdar.teachers import LiveTeacher
 from sdar.types import Batch, Episode
 
 SIZES = {
@@ -51,7 +50,7 @@ def rehearse(
 
     Args:
         precision: That of the run; float32 where the CPU has it not.
-        configs: As for `sdar.plan.settings.blueprint`.
+        configs: As for `sdar.plan.settings.located`.
     """
     cut: list[str] = []
     with contextlib.ExitStack() as undo:
@@ -74,7 +73,7 @@ def rehearse(
             put(module, "teacher", at_home(module.teacher))
             cut.append("model.teacher: the policy's own weights stand for those of the servers, which are not asked")
         for number, (owner, name, policy) in enumerate(list(policies(module))):
-            put(owner, name, tiny(policy, folder / str(number), configs, cut))
+            put(owner, name, tiny(located(policy, configs), folder / str(number), cut))
         for name in ("sampler", "val_sampler"):
             sampler = getattr(module, name)
             if sampler.own_engine:
@@ -109,7 +108,8 @@ def rehearse(
         undo.callback(module.sampler.reset)
         with contextlib.redirect_stdout(io.StringIO()):
             trainer.fit(module, datamodule=data)
-    return watch.seen(), cut
+        seen = watch.seen()  # while the settings are still those of the two steps
+    return seen, cut
 
 
 def policies(owner: Any, known: set[int] | None = None) -> Iterator[tuple[Any, str, Policy]]:
@@ -122,8 +122,7 @@ def policies(owner: Any, known: set[int] | None = None) -> Iterator[tuple[Any, s
         if isinstance(value, Policy):
             yield owner, name, value
         else:
-            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            for part in inner:
+            for part in _inner(value):
                 if isinstance(part, Teacher | Judge):
                     yield from policies(part, known)
 
@@ -135,13 +134,24 @@ class _StandIn(LiveTeacher):
 
 
 def at_home(teacher: Teacher) -> Teacher:
-    """The same teacher, of which nobody is asked elsewhere."""
-    if isinstance(teacher, RoutedTeacher):
-        routed = copy.copy(teacher)
-        routed.routes = {family: at_home(one) for family, one in teacher.routes.items()}
-        routed.default = None if teacher.default is None else at_home(teacher.default)
-        return routed
+    """The same teacher, and those that it is made of, of which nobody is asked elsewhere."""
+    near = copy.copy(teacher)
+    made_of = {name: value for name, value in vars(teacher).items() if any(isinstance(t, Teacher) for t in _inner(value))}
+    for name, value in made_of.items():
+        setattr(near, name, _each(value, lambda one: at_home(one) if isinstance(one, Teacher) else one))
+    if made_of:
+        return near
     return _StandIn() if teacher.elsewhere else teacher
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+
+
+def _each(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: change(one) for key, one in value.items()}
+    return type(value)(map(change, value)) if isinstance(value, list | tuple) else change(value)
 
 
 def in_process(sampler: Sampler) -> TorchSampler:
@@ -150,51 +160,28 @@ def in_process(sampler: Sampler) -> TorchSampler:
     return TorchSampler(**{name: getattr(sampler, name) for name in names if hasattr(sampler, name)})
 
 
-def tiny(policy: Policy, folder: Path, configs: str | None, cut: list[str]) -> Policy:
+def tiny(policy: Policy, folder: Path, cut: list[str]) -> Policy:
     """A policy of the same architecture, tokenizer and settings with a network of a few thousand numbers for each token it knows."""
-    if isinstance(policy, LoRAPolicy):
+    inner = {name: value for name, value in vars(policy).items() if isinstance(value, Policy)}
+    if inner:  # it stands on others
         small = copy.copy(policy)
-        small.base = tiny(policy.base, folder, configs, cut)
+        for name, value in inner.items():
+            setattr(small, name, tiny(value, folder / name, cut))
         return small
-    if isinstance(policy, FreshPolicy):
-        small = copy.copy(policy)
-        heads = min(policy.config["num_attention_heads"], 4)
-        groups = policy.config["num_attention_heads"] // policy.config["num_key_value_heads"]
-        small.config = policy.config | {
-            "hidden_size": 16 * heads,
-            "head_dim": 16,
-            "num_attention_heads": heads,
-            "num_key_value_heads": max(1, heads // groups),
-            "num_hidden_layers": min(policy.config["num_hidden_layers"], 2),
-            "intermediate_size": min(policy.config["intermediate_size"], 128),
-        }
-        cut.append(f"{policy.name}: 2 layers of width {16 * heads}")
-        return small
-    if not isinstance(policy, PretrainedPolicy):
-        cut.append(f"{type(policy).__name__} as it is: its architecture is not known here")
-        return policy
-    config = read_config(policy, configs)
-    source = source_of(policy, configs)
+    blueprint = policy.blueprint()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=policy.trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        tokens = len(policy.load_tokenizer())
+    except (OSError, ValueError, ImportError, PolicyError) as error:
         raise PolicyError(
-            f"the tokenizer of {policy.name} could not be read from {source} ({line[:200]}): the two steps need it. Put its files beside "
+            f"the tokenizer of {policy.name} could not be read ({first_line(error)}): the two steps need it. Put its files beside "
             "config.json, or leave the two steps out (--dry_run false)."
         ) from error
-    small_config = shrunk(config, len(tokenizer))
+    config = shrunk(blueprint.network.config, tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = AutoModelForCausalLM.from_config(small_config, trust_remote_code=policy.trust_remote_code)
-    network.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    small = copy.copy(policy)
-    small.path = str(folder)
-    if policy.attention not in (None, "eager", "sdpa"):
-        cut.append(f"{policy.name}: attention sdpa instead of {policy.attention}, which is for GPUs")
-        small.attention = None
-    cut.append(f"{policy.name}: {small_config.num_hidden_layers} layers of width {small_config.hidden_size}, random weights")
+        network = type(blueprint.network)(config).to(blueprint.dtype)
+    small = policy.resized(network, folder, cut)
+    cut.append(f"{policy.name}: {config.num_hidden_layers} layers of width {config.hidden_size}, random weights")
     return small
 
 
@@ -226,6 +213,7 @@ class _Watch(Callback):
         self.opening = self.answer = self.prompt = self.turns = self.told = 0
         self.prompts, self.count, self.row_tokens, self.scored = 0, 0, 0, 0.0
         self.sampled = self.splits = self.counts = False
+        self.module, self.further, self.attempts = module, 0, set[int]()
         make = module.rows
 
         def rows(episodes: list[Episode]) -> Batch | None:
@@ -244,6 +232,8 @@ class _Watch(Callback):
 
     def look(self, episodes: list[Episode]) -> None:
         self.counts = True  # what came before was a check at the start
+        self.further = max([self.further, *Counter(e.task.id for e in episodes if e.extra).values()])
+        self.attempts.add(sum(not e.extra for e in episodes))
         for episode in episodes:
             self.turns = max(self.turns, len(episode.turns))
             for number, turn in enumerate(episode.turns):
@@ -280,4 +270,23 @@ class _Watch(Callback):
             passes=self.scored / self.row_tokens,
             splits=self.splits,
             sampled=self.sampled,
+            notes=tuple(self.notes()),
         )
+
+    def notes(self) -> Iterator[str]:
+        """Where the run did otherwise than its method and its teacher tell the planner."""
+        method, data, teacher = type(self.module).__name__, self.trainer.datamodule, self.module.teacher
+        if self.further > (told := self.module.extra_attempts(data.group_size)):
+            yield (
+                f"{method} wanted {self.further} further episodes for a task with {data.group_size} attempts, and its `extra_attempts` "
+                f"says {told}: the others are not counted."
+            )
+        if self.attempts - {planned := data.tasks_per_step * data.group_size}:
+            yield (
+                f"{method} had {max(self.attempts)} episodes in an iteration of {planned} attempts: its rollouts may be fewer or more than "
+                "counted."
+            )
+        copies = () if teacher is None else teacher.copies()
+        held = 0 if teacher is None else len({id(network) for network in teacher.networks().values()})
+        if copies is not None and held != len(copies):
+            yield f"{part_name(teacher)} holds {held} networks of its own, and its `copies` tells of {len(copies)}."

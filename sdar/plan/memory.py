@@ -204,7 +204,7 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
             draw = together * policy.architecture.vocab * 8.0 * (8 if work.truncates else 4)
             put("reading prompts, drawing tokens", max(read, draw), "rollout")
         elif work.engine and gpu:
-            put("vLLM", work.engine * gpu.memory * GIB, "rollout")
+            put("the sampling engine", work.engine * gpu.memory * GIB, "rollout")
     if work.passes:
         told = max(work.pass_tokens, work.row + work.told)
         put("activations", max(passing(run, n, told) for n in networks), "score")

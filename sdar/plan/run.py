@@ -96,6 +96,8 @@ class Network:
     """True for a copy that moves with the policy: checkpoints hold it."""
     averages: bool = False
     """True for a copy whose moves may be smaller than a narrow type holds: its average in float32 lies beside it."""
+    dtype_option: str = ""
+    """The setting of the type that it is loaded in; empty where there is none."""
 
     @property
     def numbers(self) -> int:
@@ -193,7 +195,7 @@ class Work:
     truncates: bool = False
     """Whether top-p or top-k is used."""
     engine: float = 0.0
-    """Share of the GPU that vLLM takes while episodes are played."""
+    """Share of the GPU that the sampling engine takes while episodes are played."""
     payload: str = Payload.SAMPLED.value
     support: int = 0
 
@@ -240,8 +242,8 @@ class Run:
     checkpointing: bool = False
     """Whether activations of the policy are computed again in the backward pass."""
     head_trained: bool = True
-    key: str = "model.policy"
-    """Where a PretrainedPolicy stands in the settings; empty where there is none."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the policy that take memory off (``dtype``, ``gradient_checkpointing``), by their keys."""
     notes: tuple[str, ...] = ()
     cut: tuple[str, ...] = field(default=(), compare=False)
     """What the two steps before had smaller than the settings."""

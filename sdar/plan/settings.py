@@ -3,31 +3,24 @@
 Nothing is allocated and no weight is read: sizes come from ``config.json``, and from the architecture on torch's meta device.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
-from sdar.distributed import FSDP2Strategy
-from sdar.errors import ConfigError, PolicyError
-from sdar.lora import LoRAPolicy
-from sdar.parts import Judge, Policy, Teacher
+from sdar.errors import ConfigError, PolicyError, first_line
+from sdar.parts import Blueprint, Judge, Policy
 from sdar.plan.run import Architecture, Launch, Network, Run, Work
-from sdar.policies import DTYPES, FreshPolicy, PretrainedPolicy
-from sdar.samplers import VLLMSampler
-from sdar.teachers.weights import ExternalTeacher, FollowingTeacher, RoutedTeacher
+from sdar.registry import part_name
 
 if TYPE_CHECKING:
     from sdar.data import TaskModule
     from sdar.module import AgentModule
-
-VLLM_DEFAULT_SHARE = 0.9
-"""Of a GPU's memory."""
 
 
 def launch_of(given: Mapping[str, Any], strategy: object) -> Launch:
@@ -48,29 +41,14 @@ def launch_of(given: Mapping[str, Any], strategy: object) -> Launch:
     each = len(devices) if isinstance(devices, list) else max(1, devices)
     nodes = int(given["num_nodes"])
     ranks, precision = each * nodes, _precision(given["precision"])
-    if isinstance(config := getattr(strategy, "config", None), dict) and hasattr(strategy, "sharding"):
-        zero = config.get("zero_optimization") or {"stage": 0}
-        return Launch(
-            "zero",
-            int(zero.get("stage", 2)),
-            ranks,
-            nodes,
-            precision,
-            bool(zero.get("offload_optimizer")),
-            bool(zero.get("offload_param")),
-            int(zero.get("reduce_bucket_size", Launch.bucket)),
-            bool(zero.get("overlap_comm", Launch.overlap)),
-            counted,
-        )
-    if isinstance(strategy, FSDP2Strategy):
-        stays = not strategy.reshard_after_forward
-        return Launch("fsdp", 3, ranks, nodes, precision, counted=counted, stays=stays)
-    if ranks > 1 and not hasattr(strategy, "sharding"):
+    if ranks > 1 and not hasattr(strategy, "launch"):
         raise ConfigError(
             f"trainer.strategy is {strategy if isinstance(strategy, str) else type(strategy).__name__} with {ranks} processes: steps have "
             "several backward passes here. Use ddp, fsdp2, or deepspeed_stage_1, _2 or _3."
         )
-    return Launch("ddp" if ranks > 1 else "one", 0, ranks, nodes, precision, counted=counted)
+    launch = strategy.launch() if hasattr(strategy, "launch") else Launch()
+    kind = launch.kind if launch.kind not in ("one", "ddp") else "ddp" if ranks > 1 else "one"
+    return replace(launch, kind=kind, ranks=ranks, nodes=nodes, precision=precision, counted=counted)
 
 
 def _precision(given: object) -> str:
@@ -80,60 +58,6 @@ def _precision(given: object) -> str:
 
 
 # ------------------------------------------------------------------ sizes of a network
-
-
-def blueprint(policy: Policy, configs: str | None = None) -> tuple[PreTrainedModel, int]:
-    """The network of a policy without its weights (on the meta device), and the numbers of its adapters.
-
-    Args:
-        configs: Folder that is looked at before the hub: ``<configs>/<hub id>/config.json``.
-
-    Raises:
-        PolicyError: the sizes cannot be read.
-        ConfigError: a policy of an unknown kind.
-    """
-    if isinstance(policy, LoRAPolicy):
-        network, _ = blueprint(policy.base, configs)
-        layers = dict(network.named_modules())
-        sizes = [layers[name] for name in policy._targets(network)]
-        return network, sum(policy.rank * (layer.in_features + layer.out_features) for layer in sizes)
-    if isinstance(policy, FreshPolicy):
-        config = Qwen3Config(vocab_size=len(policy.load_tokenizer()), tie_word_embeddings=True, **policy.config)
-        with torch.device("meta"):
-            return Qwen3ForCausalLM(config), 0
-    if isinstance(policy, PretrainedPolicy):
-        config = read_config(policy, configs)
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=policy.trust_remote_code), 0
-    raise ConfigError(
-        f"{type(policy).__name__} is a policy whose sizes `sdar plan` cannot tell without loading it. Give the PretrainedPolicy or "
-        "FreshPolicy that it resembles for planning: --model.policy PretrainedPolicy --model.policy.path ..."
-    )
-
-
-def read_config(policy: PretrainedPolicy, configs: str | None = None) -> PreTrainedConfig:
-    """Its ``config.json``: from `configs`, a directory, the hub's cache or the hub.
-
-    Raises:
-        PolicyError: it is nowhere.
-    """
-    try:
-        return AutoConfig.from_pretrained(source_of(policy, configs), trust_remote_code=policy.trust_remote_code)
-    except (OSError, ValueError) as error:
-        if Path(policy.path).is_dir():
-            raise PolicyError(f"{policy.path}/config.json cannot be used: {_first_line(error)}") from error
-        raise PolicyError(
-            f"the sizes of {policy.name} could not be read: there is no such directory here, and the hub was not reached or does not "
-            f"have it ({_first_line(error)}). Its config.json is enough, no weights are read: put it to "
-            f"FOLDER/{policy.name}/config.json (its tokenizer's files beside it, unless --dry_run false) and give --configs FOLDER, "
-            f"or run `hf download {policy.name} --include '*.json'` where the hub can be reached."
-        ) from error
-
-
-def source_of(policy: PretrainedPolicy, configs: str | None) -> str:
-    """Where configuration and tokenizer are read from."""
-    local = Path(configs, policy.name) if configs else None
-    return str(local) if local and (local / "config.json").is_file() else policy.path
 
 
 def architecture_of(network: PreTrainedModel, name: str, context: int | None = None) -> Architecture:
@@ -184,14 +108,22 @@ def architecture_of(network: PreTrainedModel, name: str, context: int | None = N
     )
 
 
-def network_of(policy: Policy, role: str, configs: str | None = None, trains: bool = False, sharded: bool = True) -> Network:
+def network_of(blueprint: Blueprint, name: str, role: str, trains: bool = False, sharded: bool = True) -> Network:
     """A policy's network, in the type that it is loaded in."""
-    model, adapters = blueprint(policy, configs)
-    base = policy.base if isinstance(policy, LoRAPolicy) else policy
-    dtype = DTYPES[base.dtype] if isinstance(base, PretrainedPolicy) else torch.float32
-    architecture = architecture_of(model, policy.name)
-    trained = (adapters or architecture.parameters) if trains else 0
-    return Network(role, architecture, dtype.itemsize, adapters, trained, sharded)
+    architecture = architecture_of(blueprint.network, name)
+    trained = (blueprint.adapters or architecture.parameters) if trains else 0
+    return Network(role, architecture, blueprint.dtype.itemsize, blueprint.adapters, trained, sharded)
+
+
+def located(policy: Policy, configs: str | None) -> Policy:
+    """The policy and those that it stands on, as a folder of configurations and tokenizers has them: ``<configs>/<hub id>/``."""
+    if configs is None:
+        return policy
+    found = copy.copy(policy.found_in(configs))
+    for name, value in vars(found).items():
+        if isinstance(value, Policy):
+            setattr(found, name, located(value, configs))
+    return found
 
 
 def optimizer_numbers(optimizer: Callable[..., Any]) -> float:
@@ -226,6 +158,20 @@ class Seen:
     splits: bool
     sampled: bool
     """Whether a network played."""
+    notes: tuple[str, ...] = ()
+    """Where method and teacher did otherwise than they tell the planner."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What somebody knows better of a run than its settings do."""
+
+    row_tokens: int | None = None
+    """Of the longest row; None: from what was seen, or the policy's context."""
+    turns: float | None = None
+    """Of an episode in the mean; None: the most that the world allows."""
+    response_tokens: float | None = None
+    """Of a response in the mean; None: the most that the sampler allows."""
 
 
 def describe(
@@ -233,60 +179,35 @@ def describe(
     data: "TaskModule",
     launch: Launch,
     seen: Seen | None = None,
-    row_tokens: int | None = None,
-    turns: float | None = None,
-    response_tokens: float | None = None,
+    expected: Expected = Expected(),
     configs: str | None = None,
 ) -> Run:
     """Read off what a run with these settings holds and does.
 
     Args:
         seen: What its texts are like.
-        row_tokens: Tokens of the longest row; by default from `seen`, or the policy's context.
-        turns, response_tokens: Means that are expected; by default the most that the settings allow.
+        expected: What is known better than from the settings.
+        configs: As for `located`.
     """
-    notes = []
-    policy = network_of(module.policy, "policy", configs, trains=True)
-    base = module.policy.base if isinstance(module.policy, LoRAPolicy) else module.policy
-    own, teacher = type(module), module.teacher
-    others = []
-    if module.needs_reference or (teacher is not None and teacher.needs_initial):
-        if isinstance(module.policy, LoRAPolicy):
-            notes.append("The initial weights are the policy's with its adapters off: no copy.")
-        else:
-            others.append(replace(policy, role="initial copy", trained=0))
-    for part in _teachers(teacher):
-        if isinstance(part, FollowingTeacher):
-            averages = getattr(part, "rate", 1) < 1
-            role = f"{type(part).__name__}'s copy"
-            others.append(replace(policy, role=role, trained=0, follows=True, averages=averages))
-        elif part.elsewhere:
-            notes.append(
-                f"{type(part).__name__}: its servers hold and run the teacher; neither their memory nor their time is counted."
-            )
-        elif isinstance(part, ExternalTeacher):
-            others.append(network_of(part.policy, f"teacher {part.policy.name}", configs))
-        elif type(part).networks is not Teacher.networks:
-            notes.append(f"{type(part).__name__} has networks of its own that are not counted here.")
-    for name, judge in vars(module).items():
-        if isinstance(judge, Judge) and isinstance(getattr(judge, "policy", None), Policy):
-            others.append(network_of(judge.policy, f"{name} {judge.policy.name}", configs, sharded=False))
+    blueprint = located(module.policy, configs).blueprint()
+    policy = network_of(blueprint, module.policy.name, "policy", trains=True)
+    others, notes = _others(module, policy, configs)
     try:
         state = optimizer_numbers(module.optimizer)
     except Exception as error:  # one for GPUs only, say
         state = 2.0
-        notes.append(f"The optimizer made no step here ({_first_line(error)}): two numbers for each weight are assumed.")
-    work = work_of(module, data, policy.architecture.context, seen, row_tokens, turns, response_tokens)
-    if own.collect is not _agent_module().collect:
-        what = "rollouts may be fewer or more" if work.plays else "no network plays them"
-        notes.append(f"{own.__name__} collects its episodes in a way of its own: {what}.")
+        notes.append(f"The optimizer made no step here ({first_line(error)}): two numbers for each weight are assumed.")
+    work = work_of(module, data, policy.architecture.context, seen, expected)
+    if not work.plays:
+        notes.append(f"{type(module).__name__} collects its episodes in a way of its own: no network plays them.")
     if seen is None:
         notes.append(f"Nothing is known of the texts: every row is taken to have {work.row} tokens.")
     else:
-        notes.append(
+        notes += [
+            *seen.notes,
             f"Prompts are as long as in the two steps, whose longest episode had {seen.turns} of {data.env.horizon} turns; responses as "
-            "long as model.sampler.max_new_tokens, if nothing else is given."
-        )
+            "long as model.sampler.max_new_tokens, if nothing else is given.",
+        ]
     if work.layout == "trajectory" and work.splits:
         notes.append("The chat template tells the past otherwise than it was said: up to one row for each turn.")
     return Run(
@@ -295,11 +216,43 @@ def describe(
         launch,
         work,
         state,
-        bool(getattr(base, "gradient_checkpointing", False)),
+        blueprint.gradient_checkpointing,
         head_trained=not policy.adapters,
-        key="" if not isinstance(base, PretrainedPolicy) else "model.policy" if base is module.policy else "model.policy.base",
+        options={what: f"model.policy.{name}" for what, name in blueprint.options.items()},
         notes=tuple(notes),
     )
+
+
+def _others(module: "AgentModule", policy: Network, configs: str | None) -> tuple[list[Network], list[str]]:
+    """The networks beside the policy's, and what is to be said of them."""
+    others, notes, teacher = [], [], module.teacher
+    if module.needs_reference or (teacher is not None and teacher.needs_initial):
+        if policy.adapters:
+            notes.append("The initial weights are the policy's with its adapters off: no copy.")
+        else:
+            others.append(replace(policy, role="initial copy", trained=0))
+    copies = () if teacher is None else teacher.copies()
+    if copies is None:
+        notes.append(
+            f"{part_name(teacher)} has networks of its own that are not counted here: it has no `copies` that tells of them."
+        )
+    for one in copies or ():
+        if one.policy is None:
+            others.append(replace(policy, role=one.role, trained=0, follows=one.follows, averages=one.averages))
+            continue
+        blueprint = located(one.policy, configs).blueprint()
+        network = network_of(blueprint, one.policy.name, one.role)
+        option = f"model.teacher.{one.key}.{blueprint.options['dtype']}" if one.key and "dtype" in blueprint.options else ""
+        others.append(replace(network, follows=one.follows, averages=one.averages, dtype_option=option))
+    if teacher is not None and teacher.elsewhere:
+        notes.append(
+            f"{part_name(teacher)}: its servers hold and run the teacher; neither their memory nor their time is counted."
+        )
+    for name, judge in vars(module).items():
+        if isinstance(judge, Judge) and judge.policy is not None:
+            blueprint = located(judge.policy, configs).blueprint()
+            others.append(network_of(blueprint, judge.policy.name, f"{name} {judge.policy.name}", sharded=False))
+    return others, notes
 
 
 def work_of(
@@ -307,12 +260,11 @@ def work_of(
     data: "TaskModule",
     context: int,
     seen: Seen | None = None,
-    row_tokens: int | None = None,
-    turns: float | None = None,
-    response_tokens: float | None = None,
+    expected: Expected = Expected(),
 ) -> Work:
-    """What an iteration of these settings does at most (at these means, where they are given)."""
+    """What an iteration of these settings does at most (at the expected means, where they are given)."""
     sampler, horizon = module.sampler, data.env.horizon
+    row_tokens, turns, response_tokens = expected.row_tokens, expected.turns, expected.response_tokens
     most = int(getattr(sampler, "max_new_tokens", 512))
     for name, value, bound in (("turns", turns, horizon), ("response_tokens", response_tokens, most)):
         if value is not None and not 0 < value <= bound:
@@ -336,27 +288,15 @@ def work_of(
     else:
         row = row_tokens or min(context, seen.prompt + most)
         usual, prompt = min(row, seen.prompt_mean + said), min(seen.prompt, row - most)
-    extra = 0
-    if type(module).extra_requests is not _agent_module().extra_requests:
-        extra = data.tasks_per_step * min(data.group_size, int(getattr(module, "privileged_attempts", data.group_size)))
-    passes: dict[str, float] = {}
-    if type(module).score is _agent_module().score:
-        passes["policy"] = 1.0
-        if module.needs_reference:
-            passes["reference"] = 1.0
-        if module.teacher is not None:
-            passes["teacher"] = 1.0
-        if seen is not None and seen.passes > sum(passes.values()) + 0.25:  # rows of teachers are a little longer
-            passes["further"] = float(round(seen.passes - sum(passes.values()), 1))
-        if module.teacher is not None and module.teacher.elsewhere:
-            del passes["teacher"]  # a stand-in made it
-    elif seen is not None and seen.passes:
-        passes["policy"] = float(round(seen.passes, 1))
-    vllm = isinstance(sampler, VLLMSampler)
+    passes = module.scoring_passes()
+    if seen is not None and (further := seen.passes - sum(passes.values())) > 0.25:  # rows of teachers are a little longer
+        passes["further"] = round(further, 1)
+    if module.teacher is not None and module.teacher.elsewhere:
+        passes.pop("teacher", None)  # a stand-in made it
     work = Work(
         tasks=data.tasks_per_step,
         attempts=data.group_size,
-        extra=extra,
+        extra=data.tasks_per_step * module.extra_attempts(data.group_size),
         turns=taken,
         response=said,
         layout=data.layout,
@@ -373,27 +313,9 @@ def work_of(
         together=int(getattr(sampler, "batch_size", 256)),
         measured=data.val_batch * data.val_attempts if not module.val_sampler.own_engine else 0,
         truncates=bool(getattr(sampler, "top_k", 0)) or getattr(sampler, "top_p", 1.0) < 1.0,
-        engine=(sampler.memory or VLLM_DEFAULT_SHARE) if vllm else 0.0,
+        engine=sampler.engine_share,
         payload=module.payload.value,
         support=module.support,
     )
     rows = module.rows_per_update
     return work if rows is None else replace(work, updates=math.ceil(work.rows / rows))
-
-
-def _teachers(teacher: Teacher | None) -> Iterator[Teacher]:
-    if isinstance(teacher, RoutedTeacher):
-        for one in {id(t): t for t in (*teacher.routes.values(), teacher.default)}.values():
-            yield from _teachers(one)
-    elif teacher is not None:
-        yield teacher
-
-
-def _agent_module() -> type["AgentModule"]:
-    from sdar.module import AgentModule
-
-    return AgentModule
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

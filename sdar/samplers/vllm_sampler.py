@@ -20,6 +20,9 @@ from sdar.serving.engine import INCOMPLETE
 from sdar.serving.protocol import SampleRequest, Sampling
 from sdar.serving.vllm_engine import VLLMEngine, import_vllm
 
+VLLM_SHARE = 0.9
+"""Of the accelerator's memory, which vLLM takes by its own default."""
+
 
 @register("vllm")
 class VLLMSampler(TruncatingSampler):
@@ -60,6 +63,7 @@ class VLLMSampler(TruncatingSampler):
         super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
         VLLMEngine(model or "", dtype, None, memory, eager, options)  # says now what is wrong with them
         self.model, self.dtype, self.memory, self.eager, self.options = model, dtype, memory, eager, options
+        self.engine_share = memory or VLLM_SHARE
         self._held: list[VLLMEngine] = []  # shared by copies of this sampler
         self._told: Counter[str] = Counter()
 

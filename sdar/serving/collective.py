@@ -31,7 +31,7 @@ from torch import Tensor, distributed
 from yarl import URL
 
 from sdar.distributed.store import open_store
-from sdar.errors import EngineFault
+from sdar.errors import EngineFault, first_line
 from sdar.serving.background import in_background
 from sdar.serving.buckets import checksum, pack, view
 from sdar.serving.engine import Abandoned
@@ -423,7 +423,7 @@ def open_near(host: str, seconds: float) -> distributed.TCPStore:
         return open_store(host, seconds)
     except (RuntimeError, OSError) as error:
         raise EngineFault(
-            f"no port could be opened at {host} for servers to come for weights: {str(error).splitlines()[0]}. Look at what this "
+            f"no port could be opened at {host} for servers to come for weights: {first_line(error)}. Look at what this "
             "machine allows, or use sampler.transport files."
         ) from None
 
@@ -445,7 +445,7 @@ def interruptions() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error, EngineFault):
             raise
-        raise Interrupted(f"the weights were not received to their end: {str(error).splitlines()[0][:300]}") from None
+        raise Interrupted(f"the weights were not received to their end: {first_line(error, 300)}") from None
 
 
 def address_towards(host: str, port: int) -> str:

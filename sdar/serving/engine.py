@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from sdar.errors import ConfigError, ContextOverflowError, PolicyError
+from sdar.errors import ConfigError, ContextOverflowError, PolicyError, first_line
 from sdar.parts import Completion
 from sdar.registry import part_kind
 from sdar.serving.protocol import BadMessage, SampleRequest, ScoreRequest, Scores
@@ -162,9 +162,8 @@ class Engine(ABC):
         try:
             return AutoTokenizer.from_pretrained(self.model).get_vocab()
         except (OSError, ValueError, ImportError) as error:
-            line = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise PolicyError(
-                f"no tokenizer can be read beside the model {self.model} ({line[:200]}): a teacher's tokens cannot be compared with "
+                f"no tokenizer can be read beside the model {self.model} ({first_line(error)}): a teacher's tokens cannot be compared with "
                 "the student's. Save the tokenizer in the model's directory."
             ) from error
 

@@ -15,9 +15,16 @@ does not choose skills, which makes the choice the same in every turn. The SDAR 
 substring ("hat" is found in "that"), on WebShop and for Skill-GRPO; its teachers of ALFWorld and Search-QA go by the family, too.
 """
 
-from sdar.skills.bank import SkillBank as SkillBank
-from sdar.skills.bank import check_count as check_count
-from sdar.skills.skill import FACT_TEMPLATE as FACT_TEMPLATE
-from sdar.skills.skill import Skill as Skill
-from sdar.skills.skill import retrieval as retrieval
-from sdar.skills.skill import seeded as seeded
+from typing import TYPE_CHECKING
+
+from sdar.faces import lazy
+
+if TYPE_CHECKING:
+    from sdar.skills.bank import SkillBank as SkillBank
+    from sdar.skills.bank import check_count as check_count
+    from sdar.skills.skill import FACT_TEMPLATE as FACT_TEMPLATE
+    from sdar.skills.skill import Skill as Skill
+    from sdar.skills.skill import retrieval as retrieval
+    from sdar.skills.skill import seeded as seeded
+
+__getattr__, __dir__, __all__ = lazy(__name__)

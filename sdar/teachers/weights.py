@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from sdar.distributed.sharding import held
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
-from sdar.parts import Elsewhere, Policy, Teacher
-from sdar.registry import did_you_mean, register
+from sdar.parts import Elsewhere, ModelCopy, Policy, Teacher
+from sdar.registry import did_you_mean, part_name, register
 from sdar.types import Task
 
 
@@ -46,6 +47,10 @@ class FollowingTeacher(Teacher):
 
     def networks(self) -> dict[str, nn.Module]:
         return {"copy": self.copy}
+
+    def copies(self) -> tuple[ModelCopy, ...]:
+        averages = getattr(self, "rate", 1) < 1
+        return (ModelCopy(f"{part_name(self)}'s copy", follows=True, averages=averages),)
 
     def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
         return self.copy
@@ -137,6 +142,9 @@ class ExternalTeacher(Teacher):
     def networks(self) -> dict[str, nn.Module]:
         return {} if self.network is None else {"external": self.network}
 
+    def copies(self) -> tuple[ModelCopy, ...]:
+        return (ModelCopy(f"teacher {self.policy.name}", self.policy, key="policy"),)
+
     def external(self) -> set[str]:
         return {"external"}
 
@@ -200,6 +208,10 @@ class RoutedTeacher(Teacher):
 
     def networks(self) -> dict[str, nn.Module]:
         return {f"{family}/{name}": network for family, t in self._named() for name, network in t.networks().items()}
+
+    def copies(self) -> tuple[ModelCopy, ...] | None:
+        told = [teacher.copies() for teacher in self._all()]
+        return None if None in told else tuple(replace(c, key="") for copies in told for c in copies or ())
 
     def external(self) -> set[str]:
         return {f"{family}/{name}" for family, t in self._named() for name in t.external()}
