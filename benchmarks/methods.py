@@ -39,7 +39,7 @@ METHODS = {
     "gated_opsd": [*SKILLS, *FROZEN, *coef(2), *NO_KL],
     "grpo_opsd": [*SKILLS, *FROZEN, *coef(2), *NO_KL],
     "skill_sd": [*SKILLS, *FROZEN, *coef(1), *NO_KL],
-    "rlsd": [*SKILLS, *FROZEN, *NO_KL, "--model.lam.first", "0"],
+    "rlsd": [*SKILLS, *FROZEN, *NO_KL],
     "opsd": [*SKILLS, *FROZEN],
     "hdpo": [*SKILLS, *FROZEN, *coef(1), *NO_KL],
     "sdpo": [],
@@ -48,7 +48,7 @@ METHODS = {
     "opd": TEACHER,
     "top_k_opd": TEACHER,
     "sod": TEACHER,
-    "tcod": [*TEACHER, "--model.controller.every", "3", "--model.controller.first", "0"],
+    "tcod": [*TEACHER, "--model.controller.every", "3"],
     "tip": TEACHER,
     "topd": [*TEACHER, "--model.window", "16"],
 }

@@ -4,10 +4,16 @@ import os
 import secrets
 import socket
 import tempfile
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from sdar.sandbox.base import CodeRunner
+
+class Runner(Protocol):
+    """What is asked of a `CodeRunner`."""
+
+    local: bool
+
+    def run(self, code: str) -> Any: ...
+
 
 PROBE = """
 import fcntl, os, resource, socket
@@ -37,7 +43,7 @@ print(done)
 """
 
 
-def weakness(runner: "CodeRunner") -> str:
+def weakness(runner: Runner) -> str:
     """What a runner lets an attack do; empty for a good one."""
     secret = secrets.token_hex(16)
     os.environ["SDAR_SANDBOX_PROBE"] = secret
