@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from sdar import registry
-from sdar.cli.parser import annotated, arguments, defaults, known_names, parameters
+from sdar.cli.signatures import annotated, arguments, defaults, known_names, parameters
 from sdar.data import TaskModule
 from sdar.errors import UnknownPartError
 

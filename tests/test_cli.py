@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from sdar import Gate, Retriever, registry
 from sdar.cli import main
 from sdar.cli.commands import COMMANDS
-from sdar.cli.parser import findings
 from sdar.data import Step
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
@@ -261,7 +260,7 @@ MISTAKES = {
         ["--model.retriever", "ToyRetreiver"],
         "model.retriever: there is no Retriever … Did you mean 'ToyRetriever'?",
     ),
-    "listed part": (["--model.gates", "[ToyGat]"], "model.gates: there is no Gate 'ToyGat'. Did you mean 'ToyGate'?"),
+    "listed part": (["--model.gates", "[ToyGat]"], "model.gates[0]: there is no Gate 'ToyGat'. Did you mean 'ToyGate'?"),
     "part of another kind": (
         ["--model.gate", "UCBRetriever"],
         "model.gate: 'UCBRetriever' is a Retriever and does not fit here: a Gate",
@@ -300,7 +299,7 @@ MISTAKES = {
     ),
     "callback": (
         ["--trainer.callbacks+=ModelCheckpint"],
-        "trainer.callbacks: there is no Callback … Did you mean 'ModelCheckpoint'?",
+        "trainer.callbacks[0]: there is no Callback … Did you mean 'ModelCheckpoint'?",
     ),
     "checkpoint key": (
         ["--checkpoint.every_n_iteration", "2"],
@@ -345,10 +344,13 @@ MISTAKES_IN_FILES = {
         "model.gate (in wrong.yaml): there is no Gate 'ToyGat'. Did you mean 'ToyGate'?",
     ),
     "class path": ({"model": model(gate={"class_path": "ToyGat"})}, "model.gate (in wrong.yaml): … Did you mean 'ToyGate'?"),
-    "listed part": ({"model": model(gates=["ToyGate", "ToyGat"])}, "model.gates (in wrong.yaml): there is no Gate 'ToyGat'"),
+    "listed part": (
+        {"model": model(gates=["ToyGate", "ToyGat"])},
+        "model.gates[1] (in wrong.yaml): there is no Gate 'ToyGat'",
+    ),
     "argument of a part": (
         {"model": model(gates=["ToyGate", {"class_path": "ToyGate", "init_args": {"slop": 1}}])},
-        "model.gates.slop (in wrong.yaml): ToyGate takes no 'slop'. Did you mean 'slope'?",
+        "model.gates[1].slop (in wrong.yaml): ToyGate takes no 'slop'. Did you mean 'slope'?",
     ),
     "value": (
         {"model": model(gate={"class_path": "ToyGate", "init_args": {"slope": "x"}})},
@@ -368,10 +370,7 @@ MISTAKES_IN_FILES = {
         "model.gate (in wrong.yaml): 'slope' stands beside",
     ),
     **{
-        f"level of {name}": (
-            {name: {"trainer": {"max_steps": 1}}},
-            f"{name}.trainer.max_steps (in wrong.yaml): … leave the {name!r} level out",
-        )
+        f"level of {name}": ({name: {"trainer": {"max_steps": 1}}}, f"{name} (in wrong.yaml): … leave the {name!r} level out")
         for name in ("fit", "plan", "serve-policy")
     },
 }
@@ -502,11 +501,6 @@ def test_a_file_of_the_working_directory_stands_behind_installed_packages(sdar, 
     (folder / "own_parts.py").write_text("import wave\nassert hasattr(wave, 'open')\n")
     assert sdar("list", "gates", "--plugin", "own_parts")[0] == 0
     assert sys.path[-1] == os.getcwd() and not Path("CODE_RAN").exists()
-
-
-def test_an_unknown_report_is_shown_as_it_is() -> None:
-    assert findings("") == []
-    assert findings('Parser key "a.b":\n  Something new')[0].keys == ("a", "b")
 
 
 # ------------------------------------------------------------------ errors of parts

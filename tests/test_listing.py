@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from sdar import registry
-from sdar.cli.parser import arguments
+from sdar.cli.signatures import arguments
 from sdar.listing import named, part
 
 registry.load_parts()

@@ -30,8 +30,10 @@ import sdar
 from sdar import registry, versions
 from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import fail
-from sdar.cli.parser import Parser, check_config_files, drop_logger, find_config_files
+from sdar.cli.parser import Parser, explained, settings_of_run, settings_of_tool
+from sdar.cli.settings import Settings
 from sdar.cli.trainer import AgentTrainer
+from sdar.cli.words import find_command, find_config_files
 from sdar.command_help import HelpFormatter
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
@@ -43,6 +45,9 @@ from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.training.resume import settings
 from sdar.training.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.training.runs import Runs, discard
+
+SKIPPED = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
+"""Commands that make a model -> arguments of the Trainer's method that no user gives."""
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -68,14 +73,22 @@ def run(args: list[str]) -> int:
     """Run a command that needs a configuration, and return the exit code."""
     _prepare()
     args = find_config_files(args)
-    check_config_files(args)
-    for line in _complaints():
-        sys.stderr.write(f"warning: {line}\n")
-    with warnings.catch_warnings():
+    settings = _settings(args)
+    for line in [*(f"warning: {line}" for line in _complaints()), *(settings.notes if settings else ())]:
+        sys.stderr.write(f"{line}\n")
+    with warnings.catch_warnings(), explained(settings):
         for message in MEANINGLESS:
             warnings.filterwarnings("ignore", message)
         AgentCLI(args)
     return 0
+
+
+def _settings(args: list[str]) -> Settings | None:
+    """The settings of a command line, with names that exist; None: it asks for the command's help."""
+    if {"-h", "--help"} & {*args}:
+        return None
+    command = find_command(args)
+    return settings_of_run(command, args, SKIPPED[command])
 
 
 def use_tool(name: str, *args: str) -> int:
@@ -84,7 +97,8 @@ def use_tool(name: str, *args: str) -> int:
     tool = pydoc.locate(COMMANDS[name].tool)
     told = {"prog": f"sdar {name}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
     try:
-        auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
+        with explained(settings_of_tool(tool, list(args))):
+            auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
     except KeyboardInterrupt:  # how a server is stopped
         return 130
     except ConfigError:
@@ -123,7 +137,7 @@ class AgentCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs=_parser_settings(args, self._commands),
+            parser_kwargs=_parser_settings(self._commands),
             trainer_class=AgentTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
@@ -134,8 +148,7 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
-        return {name: skipped for name, skipped in known.items() if name in self._commands}
+        return {name: skipped for name, skipped in SKIPPED.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"data": {"class_path": "sdar.data.TaskModule"}})
@@ -321,13 +334,12 @@ class AgentCLI(LightningCLI):
         return ""
 
 
-def _parser_settings(args: list[str], commands: list[str]) -> dict[str, Any]:
+def _parser_settings(commands: list[str]) -> dict[str, Any]:
     return {
         "prog": "sdar",
         "description": HELP,
         "usage": USAGE,
         "formatter_class": HelpFormatter,
-        "logger": drop_logger(args),
         "allow_abbrev": False,
         "dump_header": _header(),
         **{
