@@ -19,7 +19,7 @@ root_doc = "docs/README"
 html_theme = "furo"
 html_show_sourcelink = html_copy_source = False
 myst_heading_anchors = 4
-default_role = "code"
+default_role, highlight_language = "code", "text"
 autodoc_default_options = dict.fromkeys(["members", "imported-members", "show-inheritance"], True) | {
     "special-members": "__call__"
 }

@@ -3,6 +3,7 @@
 import inspect
 import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,32 @@ def test_the_classes_and_keys_that_the_glossary_names_exist() -> None:
     assert len(named) > 40 and len(keys) > 20
     absent = [name for name in named if (cls := classes.get(name.split(".")[0])) is None or not has(cls, name)]
     assert absent == [] and [key for key in keys if key.split(".")[-1] not in known] == []
+
+
+def test_the_rooms_of_the_architecture_page_exist_and_none_is_missing() -> None:
+    """The picture names what the text names, and can so be read as text."""
+    page, picture = ((ROOT / f"docs/architecture.{form}").read_text(encoding="utf-8") for form in ("md", "svg"))
+    named, drawn = set(re.findall(r"`(sdar\.[a-z_.]+)`", page)), set(re.findall(r"\bsdar\.[a-z_.]*[a-z]", picture))
+    assert [room for room in sorted(named | drawn) if find_spec(room) is None] == []
+    folders = {f"sdar.{path.parent.name}" for path in (ROOT / "sdar").glob("*/__init__.py")}
+    assert folders - named == set() and drawn - named == set() and len(drawn) > 20
+
+
+def test_no_part_imports_what_carries_it() -> None:
+    """As docs/architecture.md says; imports for annotations count, too."""
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("| `sdar.")][:5]
+    rooms = [room.replace(".", "/") for line in lines for room in re.findall(r"`(sdar\.[a-z_]+)`", line)]
+    files = [
+        file
+        for room in rooms
+        for file in ([ROOT / f"{room}.py"] if (ROOT / f"{room}.py").is_file() else (ROOT / room).glob("*.py"))
+    ]
+    above = re.compile(
+        r"^\s*(?:from|import) (sdar\.(?:data|module|strategies|distillation|training|evaluate|cli|plan))\b", re.MULTILINE
+    )
+    found = {str(file.relative_to(ROOT)): above.findall(file.read_text(encoding="utf-8")) for file in files}
+    assert len(rooms) > 15 and len(files) > 80 and {name: rooms for name, rooms in found.items() if rooms} == {}
 
 
 def has(cls: type, name: str) -> bool:
