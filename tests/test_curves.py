@@ -51,3 +51,10 @@ def test_the_numbers_beside_a_curve_are_those_of_its_runs(method: str) -> None:
     after = {name: ", ".join(f"{100 * r['after'][0]:.1f}" for r in RESULTS[name]) for name in (method, "grpo")}
     assert f"20,000 environment steps: {after[method]} % (seeds 0, 1, 2)" in page
     assert set(re.findall(r"GRPO: ([\d., ]+) %", page)) <= {after["grpo"]}
+
+
+@pytest.mark.parametrize("method", RESULTS)
+def test_a_picture_shows_the_runs_that_are_there(method: str) -> None:
+    picture = (ROOT / f"docs/methods/curves/{method}.svg").read_text(encoding="utf-8")
+    command = "python benchmarks/methods.py --table-only --pictures docs/methods/curves"
+    assert benchmark.drawn_from(RESULTS, method) in picture, f"draw it again: {command}"
