@@ -72,3 +72,32 @@ class RankError(SdarError, RuntimeError):
 def first_line(error: BaseException, most: int = 200) -> str:
     """Its first line that is not empty, or its class where it says nothing: for a message that quotes it."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
+
+
+def check_least(owner: str, least: float, unit: str = "", /, **values: float | None) -> None:
+    """Refuse settings of `owner` below a bound; None is a setting that was left out.
+
+    Raises:
+        ConfigError: the first that is smaller, or no number.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{_key(owner, name)} is {value}: it must be at least {least}{unit and f' {unit}'}.")
+
+
+def check_positive(owner: str, unit: str = "", /, **values: float | None) -> None:
+    """Refuse settings that are not above 0, as `check_least` does."""
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"{_key(owner, name)} is {value}: it must be more than 0{unit and f' {unit}'}.")
+
+
+def check_share(owner: str, what: str = "a probability", /, **values: float | None) -> None:
+    """Refuse settings outside of [0, 1], as `check_least` does; `what` says of what they are a share."""
+    for name, value in values.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{_key(owner, name)} is {value}: it is {what} in [0, 1].")
+
+
+def _key(owner: str, name: str) -> str:
+    return f"{owner}.{name}" if owner else name

@@ -12,7 +12,7 @@ from jsonargparse import lazy_instance
 from torch import Tensor
 
 from sdar.data import Step
-from sdar.errors import ConfigError, PolicyError
+from sdar.errors import ConfigError, PolicyError, check_share
 from sdar.module import AgentModule
 from sdar.parts import PrivilegedView, Retriever
 from sdar.registry import register
@@ -51,13 +51,7 @@ class BehaviorCloning(AgentModule):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (
-            ("informed_share", informed_share),
-            ("astray_share", astray_share),
-            ("astray_chance", astray_chance),
-        ):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"model.{name} is {value}: it is a probability in [0, 1].")
+        check_share("model", informed_share=informed_share, astray_share=astray_share, astray_chance=astray_chance)
         self.retriever, self.view = retriever, view
         self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdar.distillation import Distillation
 from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, check_share
 from sdar.functional import window_distance
 from sdar.parts import Divergence, PrivilegedView, Teacher
 from sdar.registry import part_name, register
@@ -59,9 +59,7 @@ class TOPD(Distillation):
         **kwargs,
     ):
         super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
-        for name, value in (("loss_share", loss_share), ("surface_share", surface_share)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"model.{name} is {value}: it is a share of tokens, in [0, 1].")
+        check_share("model", "a share of tokens,", loss_share=loss_share, surface_share=surface_share)
         if window < 1 or candidates < 1 or trajectory_coef < 0:
             raise ConfigError(
                 f"model.window is {window}, candidates {candidates}, trajectory_coef {trajectory_coef}: a window and a row need at "

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 import sdar.envs  # noqa: F401  (its protocols are registered)
 from sdar.arguments import checked
 from sdar.data.panels import Panel, check_disjoint
-from sdar.errors import ConfigError, PanelError
+from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
 from sdar.registry import did_you_mean, part_name, parts
 from sdar.rollout import EnvPool, Rollout
@@ -107,17 +107,9 @@ class TaskModule(LightningDataModule):
         deadline: float | None = None,
     ):
         super().__init__()
-        for name, value, least in (
-            ("tasks_per_step", tasks_per_step, 1),
-            ("group_size", group_size, 1),
-            ("history", history, 0),
-            ("val_attempts", val_attempts, 1),
-            ("val_batch", val_batch, 1),
-            ("workers", workers, 0),
-            ("threads", threads, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"data.{name} is {value}: it must be at least {least}.")
+        check_least("data", 1, tasks_per_step=tasks_per_step, group_size=group_size)
+        check_least("data", 1, val_attempts=val_attempts, val_batch=val_batch)
+        check_least("data", 0, history=history, workers=workers, threads=threads)
         if deadline is not None and not (workers or threads):
             raise ConfigError(
                 f"data.deadline is {deadline} seconds, but the world runs in this process, where a call cannot be stopped. Set "

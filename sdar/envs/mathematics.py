@@ -18,7 +18,7 @@ from sdar.envs.duplicates import distinct
 from sdar.envs.math_checking import is_correct, last_boxed
 from sdar.envs.math_problems import FAMILIES, LEVELS, Problem
 from sdar.envs.math_protocol import ANSWER, PYTHON
-from sdar.errors import ConfigError, PanelError
+from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, Expert, StepResult
 from sdar.paths import resolve
 from sdar.reading import excerpt, is_written_list, read_json_lines, read_name
@@ -134,13 +134,9 @@ class MathEnv(Environment):
         output_chars: int = 2000,
         verify_python: str | None = None,
     ):
-        for name, value, least in (
-            ("horizon", horizon, 1),
-            ("max_tool_calls", max_tool_calls, 0),
-            ("output_chars", output_chars, 80),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(f"env.{name} is {value}: it must be at least {least}.")
+        check_least("env", 1, horizon=horizon)
+        check_least("env", 0, max_tool_calls=max_tool_calls)
+        check_least("env", 80, output_chars=output_chars)
         if reward not in ("binary", "signed", "sod"):
             raise ConfigError(f"env.reward is {reward!r}: rewards are binary, signed and sod.")
         if level not in LEVELS:

@@ -13,7 +13,7 @@ from sdar.envs.search_encyclopedia import GENERATOR, make_encyclopedia
 from sdar.envs.search_protocol import read_action, write_action
 from sdar.envs.search_questions import Question, Questions, choose, file_questions, found_by, generated_questions, told
 from sdar.envs.search_scoring import exact_match, f1, format_reward, found_gold, substring_match
-from sdar.errors import ConfigError, PanelError
+from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, Expert, StepResult
 from sdar.paths import resolve
 from sdar.registry import register
@@ -120,9 +120,8 @@ class SearchEnv(Environment):
         horizon: int = 4,
         split: Literal["train", "seen", "unseen"] = "train",
     ):
-        for name, number, least in (("horizon", horizon, 1), ("top_k", top_k, 1), ("max_chars", max_chars, 20)):
-            if number < least:
-                raise ConfigError(f"env.{name} is {number}: it must be at least {least}.")
+        check_least("env", 1, horizon=horizon, top_k=top_k)
+        check_least("env", 20, max_chars=max_chars)
         if max_searches is not None and not 0 <= max_searches < horizon:
             raise ConfigError(
                 f"env.max_searches is {max_searches} with env.horizon {horizon}: it is 0 to {horizon - 1}, for the last turn "

@@ -21,7 +21,7 @@ from sdar.envs.webshop import SEARCH_ACTION
 from sdar.envs.webshop_data import split_ranges
 from sdar.envs.webshop_engine import parse_action
 from sdar.envs.webshop_pages import BACK, BUY, MODES, SUB_PAGES, Mode, Node, Page
-from sdar.errors import ConfigError, EnvironmentFault, PanelError
+from sdar.errors import ConfigError, EnvironmentFault, PanelError, check_least
 from sdar.http_client import check_url, same_origin, shown
 from sdar.parts import Environment, StepResult
 from sdar.registry import did_you_mean, register
@@ -106,9 +106,9 @@ class WebShopHTTPEnv(Environment):
         pause: float = 0.5,
     ):
         check_url(url, "env.url", "http://127.0.0.1:3000")
-        for name, value, least in (("goals", goals, 6), ("horizon", horizon, 1), ("retries", retries, 0), ("pause", pause, 0)):
-            if not value >= least:
-                raise ConfigError(f"env.{name} is {value}: it must be at least {least}.")
+        check_least("env", 6, goals=goals)
+        check_least("env", 1, horizon=horizon)
+        check_least("env", 0, retries=retries, pause=pause)
         if not timeout > 0:
             raise ConfigError(f"env.timeout is {timeout} seconds: every request would be late. Give a positive number.")
         if mode not in MODES:

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from sdar.errors import ConfigError
+from sdar.errors import check_least
 from sdar.judges import prompts
 from sdar.parts import Judge, Policy
 from sdar.registry import register
@@ -50,8 +50,7 @@ class CausalJudge(Judge):
         self.template = template or prompts.TEMPLATE
         prompts.check_wording(self.template, good, bad, sees)
         self.sees = sees
-        if micro_batch_tokens < 1:
-            raise ConfigError(f"judge.micro_batch_tokens is {micro_batch_tokens}: it must be at least 1.")
+        check_least("judge", 1, micro_batch_tokens=micro_batch_tokens)
         self.policy = policy
         self.good, self.bad = good, bad
         self.micro_batch_tokens = micro_batch_tokens

@@ -14,7 +14,7 @@ import msgspec
 from yarl import URL
 
 from sdar import http_client
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, check_least, check_positive
 from sdar.http_client import check_url, hide, shown
 from sdar.judges import prompts
 from sdar.parts import Judge
@@ -91,14 +91,9 @@ class EndpointJudge(Judge):
         self.template = template or prompts.TEMPLATE
         prompts.check_wording(self.template, good, bad, sees)
         self.sees = sees
-        for name, value, fits, least in (
-            ("concurrency", concurrency, concurrency >= 1, "at least 1"),
-            ("timeout", timeout, timeout > 0, "more than 0 seconds"),
-            ("retries", retries, retries >= 0, "at least 0"),
-            ("patience", patience, patience > 0, "more than 0 seconds"),
-        ):
-            if not fits:
-                raise ConfigError(f"judge.{name} is {value}: it must be {least}.")
+        check_least("judge", 1, concurrency=concurrency)
+        check_least("judge", 0, retries=retries)
+        check_positive("judge", "seconds", timeout=timeout, patience=patience)
         self.url = _address(url)
         self.model = model
         self.api_key_env = api_key_env

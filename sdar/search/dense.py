@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import torch
 
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, check_least
 from sdar.paths import resolve
 from sdar.reading import convert, path_below
 from sdar.registry import register
@@ -71,9 +71,7 @@ class DenseBackend(SearchBackend):
     ):
         if dtype is not None:
             check_dtype("DenseBackend.dtype", dtype)
-        for name, value in (("batch_size", batch_size), ("probes", probes), ("ef_search", ef_search)):
-            if value is not None and value < 1:
-                raise ConfigError(f"DenseBackend.{name} is {value}: it must be at least 1.")
+        check_least("DenseBackend", 1, batch_size=batch_size, probes=probes, ef_search=ef_search)
         self.index, self.model, self.device, self.batch_size = index, model, device, batch_size
         self.probes, self.ef_search, self.dtype, self.faiss_index = probes, ef_search, dtype, faiss_index
 

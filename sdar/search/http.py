@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, Literal, get_args
 
 from sdar import http_client
-from sdar.errors import ConfigError, EnvironmentFault
+from sdar.errors import ConfigError, EnvironmentFault, check_least, check_positive
 from sdar.http_client import check_url, read_token, shown
 from sdar.reading import parse_json
 from sdar.registry import register
@@ -64,15 +64,10 @@ class HTTPBackend(SearchBackend):
         check_url(url, "HTTPBackend.url", "http://127.0.0.1:8000/retrieve")
         if form not in get_args(RequestForm):
             raise ConfigError(f"HTTPBackend.form is {form!r}: the two forms are {' and '.join(get_args(RequestForm))}.")
-        for name, value, fits, least in (
-            ("timeout", timeout, timeout > 0, "more than 0 seconds"),
-            ("retries", retries, retries >= 0, "at least 0"),
-            ("pause", pause, pause >= 0, "at least 0 seconds"),
-            ("batch", batch, batch >= 1, "at least 1"),
-            ("cache", cache, cache >= 0, "at least 0"),
-        ):
-            if not fits:
-                raise ConfigError(f"HTTPBackend.{name} is {value}: it must be {least}.")
+        check_positive("HTTPBackend", "seconds", timeout=timeout)
+        check_least("HTTPBackend", 0, retries=retries, cache=cache)
+        check_least("HTTPBackend", 0, "seconds", pause=pause)
+        check_least("HTTPBackend", 1, batch=batch)
         self.url, self.form = url, form
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.batch, self.cache = batch, cache

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, check_least
 from sdar.paths import resolve
 from sdar.search import bm25, dense
 from sdar.search.shards import IndexFolder, corpus_identity, open_corpus, parse_passage, read_corpus, write_passages
@@ -140,9 +140,7 @@ def build_index(
                 )
     if dtype is not None:
         dense.check_dtype("dtype", dtype)
-    for name, value in (("max_length", max_length), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} is {value}: it must be at least 1.")
+    check_least("", 1, max_length=max_length, batch_size=batch_size)
     dense_builder = _Dense if faiss_index is None else _Published
     builder = _BM25(k1, b) if kind == "bm25" else dense_builder(**{k: given[k] for k in OPTIONS["dense"]})
     shard = shard_passages or builder.shard

@@ -20,7 +20,7 @@ import msgspec
 import torch
 
 from sdar.arguments import checked
-from sdar.errors import ConfigError, EngineFault, PolicyError
+from sdar.errors import ConfigError, EngineFault, PolicyError, check_least, check_positive
 from sdar.http_client import check_url
 from sdar.parts import Completion
 from sdar.scoring import micro_batches
@@ -69,15 +69,9 @@ class Patience:
 
     def check(self, part: str) -> None:
         """Raise ConfigError where the settings of a `part` could not work."""
-        for name, value, fits, least in (
-            ("timeout", self.timeout, self.timeout > 0, "more than 0 seconds"),
-            ("load_timeout", self.load_timeout, self.load_timeout > 0, "more than 0 seconds"),
-            ("retries", self.retries, self.retries >= 0, "at least 0"),
-            ("outage", self.outage, self.outage >= 0, "at least 0 seconds"),
-            ("pause", self.pause, self.pause >= 0, "at least 0 seconds"),
-        ):
-            if not fits:
-                raise ConfigError(f"{part}.{name} is {value}: it must be {least}.")
+        check_positive(part, "seconds", timeout=self.timeout, load_timeout=self.load_timeout)
+        check_least(part, 0, retries=self.retries)
+        check_least(part, 0, "seconds", outage=self.outage, pause=self.pause)
 
 
 @dataclass

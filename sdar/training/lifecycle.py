@@ -16,7 +16,7 @@ from sdar.corrections import NoCorrection
 from sdar.data import Played, Step, TaskModule
 from sdar.distributed.ranks import ALONE, Group, Ranks
 from sdar.distributed.sharding import Sharding, sharding_of
-from sdar.errors import ConfigError, StoppedError
+from sdar.errors import ConfigError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler
 from sdar.rollout import Rollout
@@ -92,19 +92,12 @@ class Lifecycle(Updating):
     ):
         super().__init__()
         self.automatic_optimization = False
-        for name, value, least in (
-            ("updates_per_rollout", updates_per_rollout, 1),
-            ("rows_per_update", 1 if rows_per_update is None else rows_per_update, 1),
-            ("micro_batch_tokens", micro_batch_tokens, 1),
-            ("max_grad_norm", max_grad_norm, 1e-12),
-            ("max_env_steps", 1 if max_env_steps is None else max_env_steps, 1),
-            ("max_skipped_steps", max_skipped_steps, 0),
-            ("max_empty_iterations", max_empty_iterations, 1),
-            ("log_episodes_every", log_episodes_every, 0),
-            ("max_mismatch", 0.0 if max_mismatch is None else max_mismatch, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"model.{name} is {value}: it must be at least {least}.")
+        check_least("model", 1, updates_per_rollout=updates_per_rollout, rows_per_update=rows_per_update)
+        check_least("model", 1, micro_batch_tokens=micro_batch_tokens, max_env_steps=max_env_steps)
+        check_least("model", 1, max_empty_iterations=max_empty_iterations)
+        check_least("model", 0, max_skipped_steps=max_skipped_steps, log_episodes_every=log_episodes_every)
+        check_least("model", 0, max_mismatch=max_mismatch)
+        check_least("model", 1e-12, max_grad_norm=max_grad_norm)
         if rows_per_update is not None and updates_per_rollout > 1:
             raise ConfigError(
                 f"model.rows_per_update is {rows_per_update} and model.updates_per_rollout is {updates_per_rollout}: both say into how "
