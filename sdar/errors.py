@@ -71,7 +71,7 @@ class RankError(SdarError, RuntimeError):
 
 def first_line(error: BaseException, most: int = 200) -> str:
     """Its first line that is not empty, or its class where it says nothing: for a message that quotes it."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:most]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip()[:most]
 
 
 def check_least(owner: str, least: float, unit: str = "", /, **values: float | None) -> None:
