@@ -75,7 +75,10 @@ def test_the_classes_and_keys_that_the_glossary_names_exist() -> None:
     parts = {cls for plural in registry.kinds() for cls in registry.parts(plural).values()}
     classes |= {cls.__name__: cls for cls in parts}
     classes |= {
-        name: value for room in map(import_module, NOUNS) for name, value in vars(room).items() if isinstance(value, type)
+        name: value
+        for room in map(import_module, NOUNS)
+        for name in dir(room)
+        if isinstance(value := getattr(room, name), type)
     }
     known = {name for cls in classes.values() for name in constructed(cls)}
     named = set(re.findall(r"`([A-Z][a-z]\w+(?:\.\w+)?)`", GLOSSARY))
