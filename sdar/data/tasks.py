@@ -126,8 +126,22 @@ class TaskModule(LightningDataModule):
         self.workers, self.threads = workers, threads
         self.deadline = 30.0 if deadline is None else deadline
         self._pool: EnvPool | None = None
+        self.left_out = frozenset(leave_out)
+        self._untested: PanelError | None = None  # who named no test splits hears of them when they are played
+        self._make_panels(train_tasks, val_tasks, val_splits, test_splits, panel_seed, dict(panel_files or {}))
+
+    def _make_panels(
+        self,
+        train_tasks: int,
+        val_tasks: int,
+        val_splits: list[str],
+        test_splits: list[str] | None,
+        seed: int,
+        files: dict[str, str],
+    ) -> None:
+        """The panels of training, validation and tests, no two of which share a task."""
+        env = self.env
         split = getattr(env, "split", "train")
-        files = dict(panel_files or {})
         tested = ["unseen"] if test_splits is None else test_splits
         if split != "train" and "train" in {*val_splits, *tested}:
             raise ConfigError(
@@ -143,7 +157,7 @@ class TaskModule(LightningDataModule):
         def panel(name: str, count: int, settings: str) -> Panel:
             if name not in files:
                 try:
-                    return Panel.generate(env, name, count, panel_seed)
+                    return Panel.generate(env, name, count, seed)
                 except PanelError as error:
                     raise PanelError(f"{settings}: {error}") from error
             loaded = Panel.load(files[name])
@@ -151,10 +165,8 @@ class TaskModule(LightningDataModule):
             return loaded
 
         self.train_panel = panel(split, train_tasks, f"data.train_tasks is {train_tasks}")
-        self.left_out = frozenset(leave_out)
         asked = f"with data.val_tasks {val_tasks}"
         measured = {name: panel(name, val_tasks, f"data.val_splits names {name!r}, {asked}") for name in val_splits}
-        self._untested: PanelError | None = None  # who named no test splits hears of them when they are played
         try:
             measured |= {
                 name: panel(name, val_tasks, f"data.test_splits names {name!r}, {asked}")

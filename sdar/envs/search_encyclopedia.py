@@ -5,7 +5,7 @@ Names share their parts (given names, families, adjectives, towns in their upper
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -218,90 +218,104 @@ def a(noun: str) -> str:
 
 
 def _articles(world: Encyclopedia, rng: random.Random, chronicles: int) -> list[tuple[str, str]]:
-    """Some forty to eighty words each."""
-    people, works, towns = list(world.people.values()), list(world.works.values()), list(world.towns.values())
-    organisations = list(world.organisations.values())
+    """Title and text, some forty to eighty words each."""
+    kinds = (_of_people, _of_works, _of_organisations, _of_towns, _of_rivers, _of_regions)
+    return [*(article for of in kinds for article in of(world, rng)), *_of_years(world, rng, chronicles)]
+
+
+def _of_people(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    people = list(world.people.values())
     of: dict[str, list[Work]] = {}
-    for w in works:
+    for w in world.works.values():
         of.setdefault(w.creator, []).append(w)
-    on: dict[str, list[str]] = {}
-    for t in towns:
-        on.setdefault(t.river, []).append(t.name)
-    out = []
     for p in people:
         known = " and ".join(f"the {w.form} {w.name}" for w in of.get(p.name, [])[:2])
-        out.append(
-            (
-                p.name,
-                f"{p.name} ({p.born}-{p.died}) was {a(p.maker)}. Born in {p.birthplace} in {p.born}, the child of "
-                f"{a(p.trade)}, {p.name} "
-                + (f"learned the craft from {p.teacher} and " if p.teacher else "had no teacher and ")
-                + f"later settled in {p.home}, where {rng.choice(('a street', 'a small square', 'a school', 'an inn'))} still "
-                f"has that name. {f'Best known for {known}.' if known else 'No finished work is preserved.'} "
-                f"{rng.choice(people).name} left a portrait of {p.name} in words. {p.name} died in {p.died}.",
-            )
+        yield (
+            p.name,
+            f"{p.name} ({p.born}-{p.died}) was {a(p.maker)}. Born in {p.birthplace} in {p.born}, the child of "
+            f"{a(p.trade)}, {p.name} "
+            + (f"learned the craft from {p.teacher} and " if p.teacher else "had no teacher and ")
+            + f"later settled in {p.home}, where {rng.choice(('a street', 'a small square', 'a school', 'an inn'))} still "
+            f"has that name. {f'Best known for {known}.' if known else 'No finished work is preserved.'} "
+            f"{rng.choice(people).name} left a portrait of {p.name} in words. {p.name} died in {p.died}.",
         )
+
+
+def _of_works(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    works = list(world.works.values())
+    towns = list(world.towns.values())
     for w in works:
-        out.append(
-            (
-                w.name,
-                f"{w.name} is {a(w.form)} by {w.creator}. It was finished in {w.year} and is set in {w.setting}, "
-                f"{rng.choice(('at the time of a great flood', 'during one long winter', 'on the eve of a fair'))}. "
-                f"A {rng.choice(TRADES)} and a {rng.choice(TRADES)} "
-                f"{rng.choice(('quarrel over', 'search for', 'inherit', 'lose'))} a {rng.choice(NOUNS).lower()}. Critics in "
-                f"{rng.choice(towns).name} preferred {rng.choice(works).name}, but {w.name} is the one that was "
-                f"{rng.choice(('copied most often', 'translated first', 'forbidden twice', 'never forgotten'))}.",
-            )
+        yield (
+            w.name,
+            f"{w.name} is {a(w.form)} by {w.creator}. It was finished in {w.year} and is set in {w.setting}, "
+            f"{rng.choice(('at the time of a great flood', 'during one long winter', 'on the eve of a fair'))}. "
+            f"A {rng.choice(TRADES)} and a {rng.choice(TRADES)} "
+            f"{rng.choice(('quarrel over', 'search for', 'inherit', 'lose'))} a {rng.choice(NOUNS).lower()}. Critics in "
+            f"{rng.choice(towns).name} preferred {rng.choice(works).name}, but {w.name} is the one that was "
+            f"{rng.choice(('copied most often', 'translated first', 'forbidden twice', 'never forgotten'))}.",
         )
-    for o in organisations:
-        out.append(
-            (
-                o.name,
-                f"The {o.name} is {a(o.kind)} in {o.seat}. It was founded in {o.year} by {o.founder}, with money from the "
-                f"trade in {rng.choice(PRODUCTS)}. Its rooms hold letters of {rng.choice(people).name} and an early copy of "
-                f"{rng.choice(works).name}. The {o.name} is older than its present building and "
-                f"{rng.choice(('open on Sundays', 'closed in winter', 'run by volunteers', 'owned by the town'))}.",
-            )
+
+
+def _of_organisations(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    people = list(world.people.values())
+    works = list(world.works.values())
+    for o in world.organisations.values():
+        yield (
+            o.name,
+            f"The {o.name} is {a(o.kind)} in {o.seat}. It was founded in {o.year} by {o.founder}, with money from the "
+            f"trade in {rng.choice(PRODUCTS)}. Its rooms hold letters of {rng.choice(people).name} and an early copy of "
+            f"{rng.choice(works).name}. The {o.name} is older than its present building and "
+            f"{rng.choice(('open on Sundays', 'closed in winter', 'run by volunteers', 'owned by the town'))}.",
         )
+
+
+def _of_towns(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    towns = list(world.towns.values())
     for t in towns:
-        out.append(
-            (
-                t.name,
-                f"{t.name} is a town in {t.region}, on the {t.river}. It is known for its {t.product}. A charter of "
-                f"{t.chartered} names {t.name} for the first time; by then {rng.choice(towns).name} already had a wall. About "
-                f"{rng.randint(2, 90)},{rng.randint(100, 999)} people live in {t.name}, and a "
-                f"{rng.choice(('market', 'horse fair', 'regatta', 'procession'))} is held there every "
-                f"{rng.choice(('spring', 'summer', 'autumn'))}.",
-            )
+        yield (
+            t.name,
+            f"{t.name} is a town in {t.region}, on the {t.river}. It is known for its {t.product}. A charter of "
+            f"{t.chartered} names {t.name} for the first time; by then {rng.choice(towns).name} already had a wall. About "
+            f"{rng.randint(2, 90)},{rng.randint(100, 999)} people live in {t.name}, and a "
+            f"{rng.choice(('market', 'horse fair', 'regatta', 'procession'))} is held there every "
+            f"{rng.choice(('spring', 'summer', 'autumn'))}.",
         )
+
+
+def _of_rivers(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    on: dict[str, list[str]] = {}
+    for t in world.towns.values():
+        on.setdefault(t.river, []).append(t.name)
     for r in world.rivers.values():
         banks = on.get(r.name, [])[:3]
-        out.append(
-            (
-                r.name,
-                f"The {r.name} is a river of {r.length} kilometres. It rises in the hills of {r.source} and flows into the "
-                f"{r.sea}. "
-                + (f"On its banks lies {', then '.join(banks)}. " if banks else "No town lies on its banks. ")
-                + f"Barges used the {r.name} until the railway came; {rng.choice(list(world.rivers))} was never deep enough "
-                "for them.",
-            )
+        yield (
+            r.name,
+            f"The {r.name} is a river of {r.length} kilometres. It rises in the hills of {r.source} and flows into the "
+            f"{r.sea}. "
+            + (f"On its banks lies {', then '.join(banks)}. " if banks else "No town lies on its banks. ")
+            + f"Barges used the {r.name} until the railway came; {rng.choice(list(world.rivers))} was never deep enough "
+            "for them.",
         )
+
+
+def _of_regions(world: Encyclopedia, rng: random.Random) -> Iterator[tuple[str, str]]:
+    people = list(world.people.values())
     for region, capital in world.capitals.items():
-        out.append(
-            (
-                region,
-                f"{region} is a region whose capital is {capital}. It borders on {rng.choice(list(world.capitals))}. People "
-                f"of {region} drink {rng.choice(('cider', 'strong tea', 'sour milk', 'black beer'))} and are said to count in "
-                f"dozens. {rng.choice(people).name} travelled through {region} on foot.",
-            )
+        yield (
+            region,
+            f"{region} is a region whose capital is {capital}. It borders on {rng.choice(list(world.capitals))}. People "
+            f"of {region} drink {rng.choice(('cider', 'strong tea', 'sour milk', 'black beer'))} and are said to count in "
+            f"dozens. {rng.choice(people).name} travelled through {region} on foot.",
         )
+
+
+def _of_years(world: Encyclopedia, rng: random.Random, chronicles: int) -> Iterator[tuple[str, str]]:
     for year in sorted(rng.sample(range(1720, 1960), min(chronicles, 240))):
-        events = [f"{p.name} was born" for p in people if p.born == year][:3]
-        events += [f"{w.name} was finished" for w in works if w.year == year][:3]
-        events += [f"the {o.name} was founded" for o in organisations if o.year == year][:2]
+        events = [f"{p.name} was born" for p in world.people.values() if p.born == year][:3]
+        events += [f"{w.name} was finished" for w in world.works.values() if w.year == year][:3]
+        events += [f"the {o.name} was founded" for o in world.organisations.values() if o.year == year][:2]
         told = "; ".join(events) or "nothing of note happened"
-        out.append((f"Year {year}", f"What is remembered of the year {year}: {told}."))
-    return out
+        yield (f"Year {year}", f"What is remembered of the year {year}: {told}.")
 
 
 def _short_articles(world: Encyclopedia) -> list[tuple[str, str]]:

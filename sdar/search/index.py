@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -110,37 +110,10 @@ def build_index(
         raise ConfigError(f"corpus {corpus} does not exist: name a JSONL file of passages (it may end in .gz).")
     if shard_passages is not None and shard_passages < 1:
         raise ConfigError(f"shard_passages is {shard_passages}: a shard holds at least 1 passage.")
-    given: dict[str, Any] = {
-        "k1": k1,
-        "b": b,
-        "model": model,
-        "neighbours": neighbours,
-        "query_prefix": query_prefix,
-        "passage_prefix": passage_prefix,
-        "normalize": normalize,
-        "max_length": max_length,
-        "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
-        "faiss_index": faiss_index,
-    }
-    for name, value in given.items():
-        if value is not None and name not in OPTIONS[kind]:
-            raise ConfigError(
-                f"{name} is {value!r}, but a {kind} index has no such setting: it could not take effect. Remove it."
-            )
-    if faiss_index is not None:
-        if not resolve(faiss_index).is_file():
-            raise ConfigError(f"faiss_index {faiss_index} does not exist: name the file of a FAISS index.")
-        for name in ENCODING:
-            if given[name] is not None:
-                raise ConfigError(
-                    f"{name} is {given[name]!r}, but faiss_index is there already: nothing is encoded, so it could not take effect. "
-                    "Remove it."
-                )
-    if dtype is not None:
-        dense.check_dtype("dtype", dtype)
-    check_least("", 1, max_length=max_length, batch_size=batch_size)
+    given: dict[str, Any] = {"k1": k1, "b": b, "model": model, "neighbours": neighbours, "normalize": normalize}
+    given |= {"query_prefix": query_prefix, "passage_prefix": passage_prefix, "max_length": max_length}
+    given |= {"batch_size": batch_size, "device": device, "dtype": dtype, "faiss_index": faiss_index}
+    _check(kind, given)
     dense_builder = _Dense if faiss_index is None else _Published
     builder = _BM25(k1, b) if kind == "bm25" else dense_builder(**{k: given[k] for k in OPTIONS["dense"]})
     shard = shard_passages or builder.shard
@@ -156,7 +129,37 @@ def build_index(
         print(f"{kind} index of {source}: {cost}", flush=True)
     if estimate_only:
         return cost
-    lines = read_corpus(source, skip=index.passages)
+    _fill(index, builder, corpus, shard, cost, progress)
+    if progress:
+        backend = "BM25Backend" if kind == "bm25" else "DenseBackend"
+        print(f"{target}: {index.passages:,} passages are indexed. {backend} searches them: index: {target}", flush=True)
+    return _finished(index, builder)
+
+
+def _check(kind: Kind, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError for settings of `build_index` that could not take effect, or not work."""
+    for name, value in given.items():
+        if value is not None and name not in OPTIONS[kind]:
+            raise ConfigError(
+                f"{name} is {value!r}, but a {kind} index has no such setting: it could not take effect. Remove it."
+            )
+    if given["faiss_index"] is not None:
+        if not resolve(given["faiss_index"]).is_file():
+            raise ConfigError(f"faiss_index {given['faiss_index']} does not exist: name the file of a FAISS index.")
+        for name in ENCODING:
+            if given[name] is not None:
+                raise ConfigError(
+                    f"{name} is {given[name]!r}, but faiss_index is there already: nothing is encoded, so it could not take effect. "
+                    "Remove it."
+                )
+    if given["dtype"] is not None:
+        dense.check_dtype("dtype", given["dtype"])
+    check_least("", 1, max_length=given["max_length"], batch_size=given["batch_size"])
+
+
+def _fill(index: IndexFolder, builder: "_BM25 | _Dense", corpus: str | Path, shard: int, cost: Cost, progress: bool) -> None:
+    """Index what is not in the folder yet, shard by shard."""
+    lines = read_corpus(resolve(corpus), skip=index.passages)
     with tqdm(total=cost.passages, initial=index.passages, unit=" passages", disable=not progress) as bar:
         for passages in _batches(lines, shard):
             part = index.part(f"shard-{len(index.manifest['shards']):05d}")
@@ -172,10 +175,6 @@ def build_index(
         builder.join(index)
     index.manifest["complete"] = True
     index.save()
-    if progress:
-        backend = "BM25Backend" if kind == "bm25" else "DenseBackend"
-        print(f"{target}: {index.passages:,} passages are indexed. {backend} searches them: index: {target}", flush=True)
-    return _finished(index, builder)
 
 
 class _BM25:

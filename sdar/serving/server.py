@@ -53,6 +53,87 @@ STATUS = {
 """How a failure is told; any other is 500."""
 
 
+class PolicyServer:
+    """What a server answers: a coroutine for each path, from the request's body to the answer's."""
+
+    def __init__(self, engine: Engine, trainers: Sequence[str], frozen: bool, max_scores: int, load_timeout: float):
+        self.engine, self.loop = engine, EngineLoop(engine)
+        self.trainers, self.frozen = trainers, frozen
+        self.max_scores, self.load_timeout = max_scores, load_timeout
+        self.counts: Counter[str] = Counter()
+        self.instance = secrets.token_hex(8)  # a server that was restarted has another
+
+    async def within(self, seconds: float, work: Any) -> Any:
+        """What the engine's thread answers; when nobody waits any more, it is told so, and drops the work."""
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(work), seconds)
+        except TimeoutError:
+            raise Abandoned(f"the deadline of {seconds:g} s passed") from None
+
+    async def sample(self, body: bytes) -> bytes:
+        asked = await asyncio.to_thread(read, body, SampleRequest)
+        completions = await self.within(asked.deadline, self.loop.sample(asked))
+        self.counts["completions"] += len(completions)
+        self.counts["tokens"] += sum(len(c.ids) for c in completions)
+        return await asyncio.to_thread(write_completions, asked.version, completions)
+
+    async def score(self, body: bytes) -> bytes:
+        asked = await asyncio.to_thread(read, body, ScoreRequest)
+        if (numbers := asked.numbers()) > self.max_scores:
+            raise TooLarge(
+                f"the answer would hold {numbers} numbers, at most {self.max_scores} are told at once: ask for fewer rows or likeliest "
+                "tokens"
+            )
+        scores = await self.within(asked.deadline, self.loop.score(asked))
+        self.counts["scored_rows"] += len(scores)
+        self.counts["scored_tokens"] += sum(asked.counts())
+        return await asyncio.to_thread(write_scores, asked.version, scores)
+
+    async def tokens(self, _: bytes) -> bytes:
+        return await asyncio.to_thread(lambda: said(tokens=self.engine.tokens()))
+
+    async def load(self, body: bytes) -> bytes:
+        asked = await asyncio.to_thread(read, body, LoadRequest)
+        return await self._take(asked, lambda wanted: read_weights(asked, wanted, self.engine.parameters), self.load_timeout)
+
+    async def receive(self, body: bytes) -> bytes:
+        asked = await asyncio.to_thread(read, body, ReceiveRequest)
+        if stranger := refuse_stranger(asked.host, self.trainers):
+            raise Forbidden(stranger)
+        check_size(asked.version, sum(bucket.size for bucket in asked.buckets), self.engine.parameters)
+        asked = msgspec.structs.replace(asked, deadline=min(asked.deadline, self.load_timeout))
+        return await self._take(asked, lambda wanted: receive(asked, self.engine.device, wanted), asked.deadline)
+
+    async def _take(self, asked: LoadRequest | ReceiveRequest, weights: Any, seconds: float) -> bytes:
+        if self.frozen:
+            raise Forbidden("this server was started to keep its weights (frozen): give samplers servers of their own")
+        await self.within(seconds, self.loop.load(asked.version, weights, seconds))
+        return said(version=asked.version)
+
+    async def forget(self, body: bytes) -> bytes:
+        self.loop.forget(read(body, ForgetRequest).client)  # when the engine finds the time
+        return said()
+
+    async def health(self, _: bytes) -> bytes:
+        engine = self.engine
+        return said(
+            engine=type(engine).__name__,
+            instance=self.instance,
+            version=engine.version,
+            scores=engine.scores,
+            frozen=self.frozen,
+            vocab_size=engine.vocab_size,
+            context=engine.context,
+            max_scores=self.max_scores,
+            counts={**self.counts, **self.loop.counts, **engine.counts},
+        )
+
+    async def life(self, _: web.Application) -> Any:
+        await asyncio.wrap_future(self.loop.open())
+        yield
+        await asyncio.to_thread(self.loop.close)
+
+
 def make_app(
     engine: Engine,
     max_request_bytes: int = 2**30,
@@ -65,9 +146,7 @@ def make_app(
 ) -> web.Application:
     """The aiohttp application: ``POST /sample``, ``POST /score``, ``POST /load``, ``POST /receive``,
     ``POST /forget``, ``GET /health``, ``GET /tokens``. `serve_policy` tells of the arguments."""
-    loop = EngineLoop(engine)
-    counts: Counter[str] = Counter()
-    instance = secrets.token_hex(8)  # a server that was restarted has another
+    server = PolicyServer(engine, trainers, frozen, max_scores, load_timeout)
 
     async def body_of(request: web.Request) -> bytes:
         try:
@@ -77,91 +156,23 @@ def make_app(
 
     def handler(answer: Any) -> Any:
         async def handle(request: web.Request) -> web.Response:
-            counts[f"requests{request.path}"] += 1
+            server.counts[f"requests{request.path}"] += 1
             try:
                 body = await answer(await body_of(request))
                 return web.Response(body=body, content_type="application/json")
             except Exception as error:  # the client is told, the server goes on
                 status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 500)
-                counts[f"status/{status}"] += 1
+                server.counts[f"status/{status}"] += 1
                 told = str(error) if type(error) in STATUS else f"{type(error).__name__}: {error}"
                 return web.json_response({"protocol": PROTOCOL, "error": told, "version": engine.version}, status=status)
 
         return handle
 
-    async def within(seconds: float, work: Any) -> Any:
-        """What the engine's thread answers; when nobody waits any more, it is told so, and drops the work."""
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(work), seconds)
-        except TimeoutError:
-            raise Abandoned(f"the deadline of {seconds:g} s passed") from None
-
-    async def sample(body: bytes) -> bytes:
-        asked = await asyncio.to_thread(read, body, SampleRequest)
-        completions = await within(asked.deadline, loop.sample(asked))
-        counts["completions"] += len(completions)
-        counts["tokens"] += sum(len(c.ids) for c in completions)
-        return await asyncio.to_thread(write_completions, asked.version, completions)
-
-    async def score(body: bytes) -> bytes:
-        asked = await asyncio.to_thread(read, body, ScoreRequest)
-        if (numbers := asked.numbers()) > max_scores:
-            raise TooLarge(
-                f"the answer would hold {numbers} numbers, at most {max_scores} are told at once: ask for fewer rows or likeliest tokens"
-            )
-        scores = await within(asked.deadline, loop.score(asked))
-        counts["scored_rows"] += len(scores)
-        counts["scored_tokens"] += sum(asked.counts())
-        return await asyncio.to_thread(write_scores, asked.version, scores)
-
-    async def tokens(_: bytes) -> bytes:
-        return await asyncio.to_thread(lambda: said(tokens=engine.tokens()))
-
-    async def load(body: bytes) -> bytes:
-        asked = await asyncio.to_thread(read, body, LoadRequest)
-        return await take(asked, lambda wanted: read_weights(asked, wanted, engine.parameters), load_timeout)
-
-    async def come(body: bytes) -> bytes:
-        asked = await asyncio.to_thread(read, body, ReceiveRequest)
-        if stranger := refuse_stranger(asked.host, trainers):
-            raise Forbidden(stranger)
-        check_size(asked.version, sum(bucket.size for bucket in asked.buckets), engine.parameters)
-        asked = msgspec.structs.replace(asked, deadline=min(asked.deadline, load_timeout))
-        return await take(asked, lambda wanted: receive(asked, engine.device, wanted), asked.deadline)
-
-    async def take(asked: LoadRequest | ReceiveRequest, weights: Any, seconds: float) -> bytes:
-        if frozen:
-            raise Forbidden("this server was started to keep its weights (frozen): give samplers servers of their own")
-        await within(seconds, loop.load(asked.version, weights, seconds))
-        return said(version=asked.version)
-
-    async def forget(body: bytes) -> bytes:
-        loop.forget(read(body, ForgetRequest).client)  # when the engine finds the time
-        return said()
-
-    async def health(_: bytes) -> bytes:
-        return said(
-            engine=type(engine).__name__,
-            instance=instance,
-            version=engine.version,
-            scores=engine.scores,
-            frozen=frozen,
-            vocab_size=engine.vocab_size,
-            context=engine.context,
-            max_scores=max_scores,
-            counts={**counts, **loop.counts, **engine.counts},
-        )
-
-    async def life(_: web.Application) -> Any:
-        await asyncio.wrap_future(loop.open())
-        yield
-        await asyncio.to_thread(loop.close)
-
     app = web.Application(client_max_size=max_request_bytes, middlewares=[http_server.guard(hosts, token)])
-    app.cleanup_ctx.append(life)
-    posts = (("sample", sample), ("score", score), ("load", load), ("receive", come), ("forget", forget))
-    app.add_routes([web.post(f"/{name}", handler(f)) for name, f in posts])
-    app.add_routes([web.get(f"/{name}", handler(f)) for name, f in (("health", health), ("tokens", tokens))])
+    app.cleanup_ctx.append(server.life)
+    posts = ("sample", "score", "load", "receive", "forget")
+    app.add_routes([web.post(f"/{name}", handler(getattr(server, name))) for name in posts])
+    app.add_routes([web.get(f"/{name}", handler(getattr(server, name))) for name in ("health", "tokens")])
     return app
 
 
