@@ -1,7 +1,6 @@
 """`sdar list`: what a configuration can name, all of it, one kind, or one part with everything that is known of it."""
 
 import inspect
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +8,6 @@ import yaml
 
 from sdar import registry
 from sdar.cli.signatures import annotated, arguments, defaults, known_names, parameters
-from sdar.data import TaskModule
 from sdar.errors import UnknownPartError
 
 
@@ -75,7 +73,7 @@ def module_of(cls: type) -> str:
     """The shortest module of its package that has the class under its name: what one imports from."""
     above = cls.__module__.split(".")
     modules = (".".join(above[:n]) for n in range(1, len(above) + 1))
-    return next((m for m in modules if getattr(sys.modules.get(m), cls.__name__, None) is cls), cls.__module__)
+    return next((m for m in modules if registry.locate(f"{m}.{cls.__name__}") is cls), cls.__module__)
 
 
 def _kind(plural: str) -> str:
@@ -96,8 +94,8 @@ def _kind(plural: str) -> str:
 
 def _documentation(cls: type) -> str:
     """The docstrings of a class and of its constructor, where it has one of its own."""
-    constructor = inspect.getdoc(cls.__init__) if "__init__" in vars(cls) else None  # type: ignore[misc]
-    return "\n\n".join(filter(None, [inspect.getdoc(cls), constructor]))
+    constructor = getattr(vars(cls).get("__init__"), "__doc__", None)
+    return "\n\n".join(filter(None, [inspect.getdoc(cls), inspect.cleandoc(constructor or "")]))
 
 
 def _place(plural: str) -> tuple[str, bool]:
@@ -107,7 +105,7 @@ def _place(plural: str) -> tuple[str, bool]:
     if plural == "strategies":
         return "model", False
     strategies = sorted(set(known_names([registry.kinds()["strategies"]]).values()), key=lambda cls: cls.__name__)
-    owners = [("data", TaskModule), *(("model", cls) for cls in strategies)]
+    owners = [("data", registry.locate("sdar.data.TaskModule")), *(("model", cls) for cls in strategies)]
     for head, owner in owners:
         for cls in owner.__mro__:
             for name, declared in parameters(cls).items():

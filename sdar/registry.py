@@ -9,10 +9,11 @@ import difflib
 import importlib
 import inspect
 import os
+import pydoc
 import sys
 from collections.abc import Callable, Iterable
 from importlib.metadata import entry_points
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sdar.arguments import checked
 from sdar.errors import ConfigError, DuplicatePartError, UnknownPartError
@@ -44,15 +45,46 @@ SHELVES = (
 )
 """Packages whose import registers the parts that come with sdar: the first plugins."""
 
+PLUGINS = "sdar.plugins"
+"""The group of entry points by which an installed package names modules with parts of its own."""
+
 _warned: set[str] = set()
 _kinds: dict[str, type] = {}
 _parts: dict[str, dict[str, type]] = {}
+_reads_sources = False
+
+
+def read_sources() -> bool:
+    """Let kinds and parts be told from here on as the package's sources say them (`sdar.outline`), which takes a tenth of a second,
+    until something is imported. False: parts were imported already, or an installed plugin has some."""
+    global _reads_sources
+    _reads_sources = not _kinds and not entry_points(group=PLUGINS)
+    return _reads_sources
+
+
+def locate(path: str) -> Any:
+    """What a dotted path names, where kinds and parts are told from; None: nothing."""
+    if _reads_sources:
+        from sdar import outline
+
+        return outline.locate(path)
+    return pydoc.locate(path)
+
+
+def _told() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
+    if _reads_sources:
+        from sdar import outline
+
+        return outline.registered()
+    return _kinds, _parts
 
 
 def part_kind(plural: str) -> Callable[[T], T]:
     """Declare a base class as a kind of part, listed under `plural` (``sdar list gates``)."""
 
     def declare(base: T) -> T:
+        global _reads_sources
+        _reads_sources = False
         _kinds[plural] = base
         _parts[plural] = {}
         return checked(base)
@@ -104,24 +136,26 @@ def register(name: str) -> Callable[[T], T]:
 
 def kinds() -> dict[str, type]:
     """Plural name -> base class, for every kind of part."""
-    return dict(_kinds)
+    return dict(_told()[0])
 
 
 def parts(plural: str) -> dict[str, type]:
     """Short name -> class of every registered part of one kind, sorted by name."""
-    if plural not in _kinds:
+    known, found = _told()
+    if plural not in known:
         raise UnknownPartError(
-            f"{plural!r} is no kind of part.{did_you_mean(plural, _kinds)} Kinds: {', '.join(sorted(_kinds))}."
+            f"{plural!r} is no kind of part.{did_you_mean(plural, known)} Kinds: {', '.join(sorted(known))}."
         )
-    return dict(sorted(_parts[plural].items()))
+    return dict(sorted(found[plural].items()))
 
 
 def names(base: type | None = None) -> dict[str, type]:
     """Every name, short or class name, that YAML may use for a part below `base` (all parts by default)."""
     found: dict[str, type] = {}
-    for plural, kind in _kinds.items():
+    bases, registered = _told()
+    for plural, kind in bases.items():
         if base is None or issubclass(kind, base) or issubclass(base, kind):
-            for short, cls in _parts[plural].items():
+            for short, cls in registered[plural].items():
                 found[short] = cls
                 found[cls.__name__] = cls
     return found
@@ -150,7 +184,7 @@ def load_parts(plugins: Iterable[str] = ()) -> None:
     """Import everything that registers parts: our shelves, installed entry points, then `plugins` by module name."""
     for shelf in SHELVES:
         importlib.import_module(shelf)
-    for point in entry_points(group="sdar.plugins"):
+    for point in entry_points(group=PLUGINS):
         try:
             point.load()
         except Exception as error:  # somebody else's package: this command may need nothing of it

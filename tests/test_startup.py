@@ -1,29 +1,7 @@
 """Commands that need no model answer without the libraries that a model needs."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-
-HEAVY = {"torch", "lightning", "transformers", "torchmetrics", "aiohttp", "numpy"}
-
-PROBE = """
-import contextlib, io, json, sys
-out, err = io.StringIO(), io.StringIO()
-with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    {code}
-print(json.dumps([code, out.getvalue(), err.getvalue(), sorted({{name.partition('.')[0] for name in sys.modules}})]))
-"""
-
-
-def fresh(code: str) -> tuple[int, str, str, set[str]]:
-    """What `code` leaves in a fresh interpreter: its variable `code`, output, errors, and the packages that it imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(code=code)], capture_output=True, text=True, timeout=120, check=True
-    )
-    status, out, err, modules = json.loads(done.stdout)
-    return status, out, err, set(modules)
+from fresh import HEAVY, fresh
 
 
 def test_importing_the_package_imports_none_of_them() -> None:
@@ -37,6 +15,13 @@ def test_importing_the_package_imports_none_of_them() -> None:
         (["--version"], 0, "sdar 0."),
         (["list", "--help"], 0, "sdar list SDAR"),
         ([], 2, "a command is needed: fit, "),
+        (["list"], 0, "gap, GapGate: "),
+        (["list", "gates"], 0, "beta: float = 5.0"),
+        (["list", "SDAR"], 0, "from sdar import SDAR"),
+        (["list", "gatse"], 2, "'gatse' is no kind of part and no part. Did you mean 'gates'?"),
+        (["fit", "--model.gate.help", "GapGate"], 0, "gap, GapGate (gates)"),
+        (["fit"], 2, "fit needs a configuration"),
+        (["completion", "bash"], 0, "complete -o default -F _sdar sdar"),
         (["plna", "-c", "conf/quickstart/sdar.yaml"], 2, "there is no command 'plna'. Did you mean 'plan'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -13,6 +13,7 @@ from sdar import registry
 from sdar.cli.commands import COMMANDS, HELP, USAGE, no_command, unknown_command
 from sdar.cli.failure import fail
 from sdar.errors import ConfigError, SdarError
+from sdar.outline import UnreadableError
 
 
 def main(args: list[str] | None = None) -> int:
@@ -24,6 +25,10 @@ def main(args: list[str] | None = None) -> int:
             print(f"sdar {sdar.__version__}")
         elif args[:1] in (["-h"], ["--help"]) or (args[:1] == ["list"] and asks_for_help):
             print(f"usage: {USAGE}\n\n{HELP}")
+        elif args[:1] == ["completion"]:
+            from sdar.cli.completion import complete
+
+            print(complete(args[1:]))
         elif not args:
             raise ConfigError(no_command())
         elif not args[0].startswith("-") and args[0] not in COMMANDS:
@@ -38,20 +43,32 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str], plugins: list[str]) -> int:
-    load(plugins)
-    if args[0] == "list":
-        from sdar.listing import listing
-
-        print("\n\n".join(listing(args[1:])))
-    elif told := help_of_part(args):
+    if plugins or not registry.read_sources():
+        load(plugins)
+    try:
+        told = _told(args)
+    except UnreadableError:
+        load(plugins)
+        told = _told(args)
+    if told:
         print(told)
-    elif args[0] in COMMANDS and len(args) == 1 and COMMANDS[args[0]].needs_settings:
+        return 0
+    command = COMMANDS.get(args[0])
+    if command and command.needs_settings and len(args) == 1:
         raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml.")
-    else:
-        from sdar.cli.run import run, use_tool
+    load(plugins)
+    from sdar.cli.run import run, use_tool
 
-        return use_tool(*args) if args[0] in COMMANDS and COMMANDS[args[0]].tool else run(args)
-    return 0
+    return use_tool(*args) if command and command.tool else run(args)
+
+
+def _told(args: list[str]) -> str | None:
+    """What is known of parts, if that is what a command line asks for."""
+    if args[0] != "list":
+        return help_of_part(args)
+    from sdar.listing import listing
+
+    return "\n\n".join(listing(args[1:]))
 
 
 def help_of_part(args: list[str]) -> str | None:

@@ -118,6 +118,10 @@ examples:
         "sample for training runs over HTTP",
         tool="sdar.serving.server.serve_policy",
     ),
+    Command(
+        "completion",
+        "words for your shell: sdar completion bash (or zsh)",
+    ),
 )
 COMMANDS = {command.name: command for command in _TABLE}
 """Name -> command, in the order of `sdar --help`."""

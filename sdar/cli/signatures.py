@@ -1,10 +1,10 @@
 """What a class, a function or a command takes from a configuration: its arguments, and what may stand at each of them."""
 
 import collections.abc
+import dataclasses
 import enum
 import importlib
 import inspect
-import pydoc
 import re
 import sys
 import types
@@ -16,6 +16,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from sdar import outline, registry
 from sdar.registry import kinds, names
 
 EMPTY = inspect.Parameter.empty
@@ -204,7 +205,7 @@ def imported(path: str) -> Any:
 
 
 def locate(path: str) -> type | None:
-    found = pydoc.locate(path)
+    found = registry.locate(path)
     return found if isinstance(found, type) else None
 
 
@@ -225,10 +226,22 @@ def type_name(annotation: Any) -> str:
 
 @cache
 def _defaults(cls: type) -> dict[str, Any]:
+    if outline.is_outline(cls):
+        return {name: None if p.required else _as_configured(p.default) for name, p in outline.arguments(cls).items()}
     parser = ArgumentParser(exit_on_error=False)
     accepted = parser.add_class_arguments(cls, "part", fail_untyped=False)
     values = parser.get_defaults(skip_validation=True)
     return {key.removeprefix("part."): values.get(key) for key in accepted}
+
+
+def _as_configured(default: Any) -> Any:
+    """A default that was read from the source, as the parser holds it."""
+    if isinstance(default, outline.Spec):
+        given = {name: _as_configured(value) for name, value in default.given.items()}
+        return Namespace(class_path=f"{default.cls.__module__}.{default.cls.__qualname__}", init_args=Namespace(**given))
+    if dataclasses.is_dataclass(default) and not isinstance(default, type):
+        return Namespace(**dataclasses.asdict(default))
+    return default
 
 
 def _arguments(cls: type) -> dict[str, Argument]:
