@@ -59,11 +59,13 @@ def source_pages(app):
 
 def plain(app, what, name, thing, options, lines):
     """Docstrings are plain text: bars mean nothing there, nor do hanging indents before the sections (Args and so on)."""
-    above, free = "", True
-    for i, line in enumerate(lines):
+    out, free = [""], True
+    for line in lines:
         free = free and not re.fullmatch(r"\s*(Args|Returns|Raises|Attributes):", line)
-        above = line.lstrip() if free and re.match(r"[^\s*-]", above) else line
-        lines[i] = re.sub(r"`+[^`]+`+|\|", lambda found: r"\|" if found[0] == "|" else found[0], above)
+        line = line.lstrip() if free and re.match(r"[^\s*-]", out[-1]) else line
+        out += [""] * line.startswith(("Value", "Gradient"))  # a paragraph each
+        out.append(re.sub(r"`+[^`]+`+|\|", lambda found: r"\|" if found[0] == "|" else found[0], line))
+    lines[:] = out
 
 
 def setup(app):

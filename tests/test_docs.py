@@ -1,6 +1,7 @@
 """The documentation as a whole: its index has every page, its links lead somewhere, its glossary has every kind of part."""
 
 import inspect
+import pydoc
 import re
 from importlib import import_module
 from importlib.util import find_spec
@@ -95,6 +96,17 @@ def test_the_rooms_of_the_architecture_page_exist_and_none_is_missing() -> None:
     assert [room for room in sorted(named | drawn) if find_spec(room) is None] == []
     folders = {f"sdar.{path.parent.name}" for path in (ROOT / "sdar").glob("*/__init__.py")}
     assert folders - named == set() and drawn - named == set() and len(drawn) > 20
+
+
+def test_modules_that_pages_and_docstrings_name_exist() -> None:
+    code = [file for top in ("sdar", "strategies", "gates", "retrievers") for file in (ROOT / top).rglob("*.py")]
+    texts = [file.read_text(encoding="utf-8") for file in [*(ROOT / page for page in PAGES), *code]]
+    named = {name for text in texts for name in re.findall(r"`(sdar(?:\.\w+)+)(?:\(\))?`", text)} - {
+        "sdar.plugins"
+    }  # an entry point
+    paths = {name: ROOT / name.replace(".", "/") for name in named}
+    modules = {name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").is_file()}
+    assert len(modules) > 40 and [name for name in sorted(named - modules) if pydoc.locate(name) is None] == []
 
 
 def test_no_part_imports_what_carries_it() -> None:
