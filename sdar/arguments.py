@@ -44,7 +44,8 @@ def _check(part: Any, signature: inspect.Signature, args: tuple[Any, ...], kwarg
         given = signature.bind_partial(part, *args, **kwargs).arguments
     except TypeError:  # the constructor has said so
         given = {}
-    for name, value in ({**given} | kwargs).items():
+    handed_on = [name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
+    for name, value in ({name: value for name, value in given.items() if name not in handed_on} | kwargs).items():
         if value is not part:
             _check_number(type(part), name, value)
 

@@ -107,7 +107,7 @@ class ToyMethod(AgentModule):
         raise NotImplementedError
 
 
-for hook in [name for name in vars(AgentModule) if name.startswith("on_") and name not in vars(ToyMethod)]:
+for hook in [name for name in dir(AgentModule) if name.startswith("on_") and name not in vars(ToyMethod)]:
     setattr(ToyMethod, hook, getattr(LightningModule, hook))  # there is no model to report about
 
 
@@ -316,6 +316,29 @@ MISTAKES = {
         "model.retriever, model.policy: missing, SDAR needs it. A policy is a file of conf/policy, e.g. -c conf/policy/",
     ),
     "module": (["--model.gate", "torhc.ToyGate"], "model.gate: no module named 'torhc'. Did you mean 'torch'?"),
+    "class of another kind": (
+        ["--model.gate", "sdar.retrievers.NoRetriever"],
+        "model.gate: 'sdar.retrievers.NoRetriever' is a Retriever and does not fit here: a Gate is needed.",
+    ),
+    "part that is not chosen": (
+        ["--model.retriever.bank", "x"],
+        "model.retriever.bank: no Retriever is chosen yet. Name it before its settings, e.g. --model.retriever ToyRetriever.",
+    ),
+    "listed part that is not chosen": (["--model.gates.slope", "1"], "model.gates.slope: no Gate is chosen yet."),
+    "key of another part": (
+        ["--model.slope", "2"],
+        "model.slope: GatedToyMethod takes no 'slope'. Did you mean 'model.gate.slope'?",
+    ),
+    "key of the trainer": (["--max_steps", "2"], "max_steps: there is no 'max_steps'. Did you mean 'trainer.max_steps'?"),
+    "argument of an optimizer": (
+        ["--model", "GRPO", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lrr", "1"],
+        "model.optimizer.lrr: SGD takes no 'lrr'. Did you mean 'lr'?",
+    ),
+    "value that begins with a dash": (
+        ["--model.coef", "-1e-3"],
+        "model.coef: a value must follow. One that begins with a dash is joined to it: --model.coef=-1e-3.",
+    ),
+    "settings of a number": (["--model.coef.x", "1"], "model.coef: must be float, not {'x': 1}."),
     "class in a module": (
         ["--model.gate", "sdar.gates.GapGat"],
         "model.gate: module 'sdar.gates' has no class 'GapGat'. Did you mean 'GapGate'?",
@@ -357,6 +380,19 @@ MISTAKES_IN_FILES = {
         "model.gate.slope (in wrong.yaml): must be float",
     ),
     "no part at all": ({"model": model(gate=3)}, "model.gate (in wrong.yaml): must be a Gate, given by name or as class_path"),
+    "no arguments at all": (
+        {"model": {"class_path": "GatedToyMethod", "init_args": None}},
+        "model (in wrong.yaml): init_args is None, but it holds arguments by name.",
+    ),
+    "listed part that is not chosen": (
+        {"model": model(gates=[{"slope": 1}])},
+        "model.gates[0].slope (in wrong.yaml): no Gate is chosen yet. Name it there, e.g. class_path: ToyGate.",
+    ),
+    "key of a group": (
+        {"checkpoint": {"dirpat": "x"}},
+        "checkpoint.dirpat (in wrong.yaml): 'checkpoint' has no such setting. Did you mean 'checkpoint.dirpath'?",
+    ),
+    "dotted key": ({"trainer.max_stps": 3}, "trainer.max_stps (in wrong.yaml): … Did you mean 'trainer.max_steps'?"),
     "init_arg": (
         {"model": model(gate={"class_path": "ToyGate", "init_arg": {"slope": 1}})},
         "model.gate (in wrong.yaml): 'init_arg' stands beside class_path. Did you mean 'init_args'?",
