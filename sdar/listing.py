@@ -93,9 +93,15 @@ def _kind(plural: str) -> str:
 
 
 def _documentation(cls: type) -> str:
-    """The docstrings of a class and of its constructor, where it has one of its own."""
+    """The docstrings of a class and of its constructor, where it has one of its own, and what its bases say of the arguments that it
+    takes for them."""
     constructor = getattr(vars(cls).get("__init__"), "__doc__", None)
-    return "\n\n".join(filter(None, [inspect.getdoc(cls), inspect.cleandoc(constructor or "")]))
+    texts = [inspect.getdoc(cls), inspect.cleandoc(constructor or "")]
+    for base in cls.__mro__[1:]:
+        if parameters(base).keys() & arguments(cls).keys():
+            told = inspect.cleandoc(base.__doc__ or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+            texts.append(told and f"Of {base.__name__}:\n{told}")
+    return "\n\n".join(filter(None, texts))
 
 
 def _place(plural: str) -> tuple[str, bool]:

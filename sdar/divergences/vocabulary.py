@@ -10,7 +10,11 @@ from sdar.types import Payload, StudentTokens, TokenView
 
 
 class VocabularyDivergence(Divergence):
-    """Args: temperature: divides the log-probabilities of both sides, which already are at the sampler's temperature."""
+    """A loss from both distributions as they are.
+
+    Args:
+        temperature: Divides the log-probabilities of both sides, which already are at the sampler's temperature.
+    """
 
     def __init__(self, temperature: float = 1.0) -> None:
         if temperature <= 0:

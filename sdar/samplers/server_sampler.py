@@ -7,7 +7,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -33,11 +33,6 @@ class ServerSampler(TruncatingSampler):
 
     Args:
         urls: The servers, e.g. ``[http://127.0.0.1:8000]``.
-        max_new_tokens: Longest response, in tokens.
-        temperature: Softmax temperature; 0 is greedy.
-        top_k: Keep the k likeliest tokens (0: all).
-        top_p: Keep the likeliest tokens that together reach this mass.
-        forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
         transport: How weights travel. files: they are written once, for the servers to read. collective: the first process keeps them
             in memory and broadcasts them, by NCCL where it and all servers have an accelerator of their own, else by gloo; servers
             must reach it at ports that the system chooses.
@@ -57,11 +52,7 @@ class ServerSampler(TruncatingSampler):
     def __init__(
         self,
         urls: list[str],
-        max_new_tokens: int = 512,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        forbid: list[str] | None = None,
+        *,
         transport: Literal["files", "collective"] = "files",
         weights_folder: str | None = None,
         timeout: float = 600.0,
@@ -70,8 +61,9 @@ class ServerSampler(TruncatingSampler):
         outage: float = 900.0,
         pause: float = 0.5,
         token_env: str | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
+        super().__init__(**kwargs)
         if transport != "files" and weights_folder is not None:
             raise ConfigError(
                 f"sampler.weights_folder is {weights_folder}, and with sampler.transport {transport} nothing is written: leave one of both "

@@ -1,6 +1,7 @@
 """Sampling in the training process with plain torch: batched, one key-value cache kept between the turns of an episode."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,24 +23,11 @@ class TorchSampler(TruncatingSampler):
     depend on what else is in the batch.
 
     Args:
-        max_new_tokens: Longest response, in tokens.
-        temperature: Softmax temperature; 0 is greedy.
-        top_k: Keep the k likeliest tokens (0: all).
-        top_p: Keep the likeliest tokens that together reach this mass.
-        forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
         batch_size: Most prompts in one forward pass.
     """
 
-    def __init__(
-        self,
-        max_new_tokens: int = 512,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        forbid: list[str] | None = None,
-        batch_size: int = 256,
-    ):
-        super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
+    def __init__(self, *, batch_size: int = 256, **kwargs: Any):
+        super().__init__(**kwargs)
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
         self.batch_size = batch_size

@@ -32,11 +32,6 @@ class VLLMSampler(TruncatingSampler):
     engine in another process or environment: `ServerSampler`.
 
     Args:
-        max_new_tokens: Longest response, in tokens.
-        temperature: Softmax temperature; 0 is greedy.
-        top_k: Keep the k likeliest tokens (0: all).
-        top_p: Keep the likeliest tokens that together reach this mass.
-        forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
         model: Directory or hub id of the model whose weights are trained; by default where its tokenizer comes from.
         dtype: Type of the weights that sample; auto: that of the model's settings. Another one than the training's shows up in
             `rollout/mismatch`.
@@ -49,18 +44,15 @@ class VLLMSampler(TruncatingSampler):
 
     def __init__(
         self,
-        max_new_tokens: int = 512,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        forbid: list[str] | None = None,
+        *,
         model: str | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         memory: float | None = None,
         eager: bool = False,
         options: dict[str, Any] | None = None,
+        **kwargs: Any,
     ):
-        super().__init__(max_new_tokens, temperature, top_k, top_p, forbid)
+        super().__init__(**kwargs)
         VLLMEngine(model or "", dtype, None, memory, eager, options)  # says now what is wrong with them
         self.model, self.dtype, self.memory, self.eager, self.options = model, dtype, memory, eager, options
         self.engine_share = memory or VLLM_SHARE

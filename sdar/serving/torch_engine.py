@@ -132,7 +132,13 @@ class TorchEngine(Engine):
         kept = self._kept.pop(request.client, None)
         if kept is None or (kept.rollout, kept.sampling) != (request.rollout, request.sampling):
             s = request.sampling
-            sampler = TorchSampler(s.max_new_tokens, s.temperature, s.top_k, s.top_p, batch_size=self.batch_size)
+            sampler = TorchSampler(
+                max_new_tokens=s.max_new_tokens,
+                temperature=s.temperature,
+                top_k=s.top_k,
+                top_p=s.top_p,
+                batch_size=self.batch_size,
+            )
             sampler.bind_ids(s.stop_ids, s.forbidden_ids, s.vocab_size, self.context)
             kept = _Kept(request.rollout, s, sampler)
         kept.used = time.monotonic()

@@ -298,7 +298,9 @@ def sampled(logp: Tensor, row: SimpleNamespace) -> Tensor:
 
 @by_layout
 def test_opsd_is_the_jsd_on_full_logits_behind_student_and_teacher_prompts(small, layout):
-    strategy = drifted(small.strategy(OPSD, policy=double(small.policy()), sampler=TorchSampler(6, temperature=1.1)))
+    strategy = drifted(
+        small.strategy(OPSD, policy=double(small.policy()), sampler=TorchSampler(max_new_tokens=6, temperature=1.1))
+    )
     seen = one_step(small, strategy, small.data(layout=layout))
     values = []
     for row in rows(seen.batch):
