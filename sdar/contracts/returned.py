@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdar.errors import PartError
 from sdar.registry import part_name
+from sdar.types import Completion, Retrieval
 
 Check = Callable[..., None]
 
@@ -107,8 +108,6 @@ def coefficient(part: Any, told: Any, iteration: int) -> None:
 
 def retrieval(part: Any, told: Any, task: Any, *_: Any, **__: Any) -> None:
     """A Retrieval of texts."""
-    from sdar.types import Retrieval
-
     expected = "a retriever returns a Retrieval(skill_ids=(ids...), text=...)"
     if not isinstance(told, Retrieval):
         raise _wrong(part, expected, _shown(told), f"for task {task.id}")
@@ -167,8 +166,6 @@ def request(part: Any, told: Any, asked: Any, *_: Any, **__: Any) -> None:
 
 def completions(part: Any, told: Any, model: Any, prompts: Sequence[Any], *_: Any) -> None:
     """One completion a prompt, its lists of one length; a response may be empty."""
-    from sdar.parts import Completion
-
     expected = "a sampler returns one Completion a prompt, in their order"
     if not isinstance(told, list | tuple) or len(told) != len(prompts):
         raise _wrong(part, expected, f"{_shown(told)} for {len(prompts)} prompts")
