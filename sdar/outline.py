@@ -260,15 +260,26 @@ def registered() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
     return kinds, {plural: {name: cls for name, cls in named if issubclass(cls, base)} for plural, base in kinds.items()}
 
 
+def mentions_class(name: str) -> bool:
+    """Whether a file of this package defines a class of this name, registered or not."""
+    return any(re.search(rf"^\s*class {re.escape(name)}\b", text, re.MULTILINE) for _, text in _texts())
+
+
 def _modules() -> Iterator[str]:
     """Modules of this package whose files register something."""
+    for path, text in _texts():
+        if _PARTS.search(text):
+            parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+            yield ".".join(parts[:-1] if path.name == "__init__.py" else parts)
+
+
+def _texts() -> Iterator[tuple[Path, str]]:
+    """Every file of this package with what stands in it."""
     for folder, folders, files in os.walk(PACKAGE, followlinks=True):
         folders[:] = sorted(f for f in folders if (Path(folder, f) / "__init__.py").exists())
         for file in sorted(f for f in files if f.endswith(".py")):
             path = Path(folder, file)
-            if _PARTS.search(path.read_text(encoding="utf-8")):
-                parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
-                yield ".".join(parts[:-1] if file == "__init__.py" else parts)
+            yield path, path.read_text(encoding="utf-8")
 
 
 def _roles(node: ast.ClassDef) -> Iterator[tuple[str, str]]:

@@ -62,6 +62,11 @@ def read_sources() -> bool:
     return _reads_sources
 
 
+def reads_sources() -> bool:
+    """Whether kinds and parts are told from the sources now."""
+    return _reads_sources
+
+
 def locate(path: str) -> Any:
     """What a dotted path names, where kinds and parts are told from; None: nothing."""
     if _reads_sources:

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from sdar import registry
 from sdar.cli import main
 from sdar.cli.commands import COMMANDS
-from sdar.cli.parser import settings_of_run
-from sdar.cli.run import SKIPPED
+from sdar.cli.roots import settings_of
 from sdar.cli.settings import Settings, parts
 from sdar.cli.signatures import Argument, Expected, Signature, arguments, signature
 from sdar.cli.words import Source, Text, options, sources
 from sdar.cli.yaml_values import RefusedYAML, read_value
 from sdar.errors import ConfigError
+from sdar.outline import UnreadableError
 from sdar.paths import installed_settings
 
 registry.load_parts()
@@ -91,13 +91,13 @@ def test_a_part_needs_what_its_constructor_has_no_default_for(cls: type) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_in_every_world_has_only_names_that_exist(method: str) -> None:
     for world in WORLDS:
-        settings_of_run("fit", ["fit", *files(world, method)], SKIPPED["fit"])
+        settings_of(["fit", *files(world, method)]).check_missing()
 
 
 @pytest.mark.parametrize("command", FIT)
 def test_the_keys_of_a_command_are_those_of_the_parser(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, *files("quickstart", "grpo"), "--print_config"]) == 0
-    known = settings_of_run(command, [command, *files("quickstart", "grpo"), "--print_config"], SKIPPED[command]).root.takes()
+    known = settings_of([command]).root.takes()
     printed = yaml.safe_load(capsys.readouterr().out).keys()
     assert known.keys() - {"config", "plugin", "print_config"} == printed
 
@@ -166,7 +166,7 @@ def test_one_misspelt_word_of_a_whole_configuration_is_told_with_its_place(data:
 
 def read(content: dict[str, Any]) -> Settings:
     """The settings of `sdar fit` with one file."""
-    settings = Settings(settings_of_run("fit", ["fit", "--print_config"], SKIPPED["fit"]).root.signature)
+    settings = settings_of(["fit"])
     settings.read([Source(content, Path("a.yaml"))])
     return settings
 
@@ -177,6 +177,73 @@ def test_a_wrong_value_is_found_among_right_ones() -> None:
     )
     assert settings.wrong_value() == "model.optimizer.lr (in a.yaml): must be float or Tensor, not 'fast'."
     assert read({"model": {"class_path": "GRPO", "init_args": {"kl_coef": 0.1}}}).wrong_value() is None
+
+
+# ------------------------------------------------------------------ before anything is imported
+
+WRONG = [
+    "fit --model SDRA",
+    "fit --model SDAR --model.gate gapp",
+    "fit --model SDAR --model.gate UCBRetriever",
+    "fit --model SDAR --model.gate Gate",
+    "fit --model SDAR --model.gate.bta 3",
+    "fit --model SDAR --model.beta 3",
+    "fit --model SDAR --model.transforms [gap,gep]",
+    "fit --model SDAR --model.retriever.skills x",
+    "fit --model SDAR --model.teacher InitialTeacher --model.teacher.policy x",
+    "fit --model GRPO --model.optimizer.lr 1e-3 --model.sampler.max_new_token 3",
+    "fit --model SDAR --model GRPO --model.gate.beta 3",
+    "fit --data TaskModul",
+    "fit --data.env household --data.env.horizn 3",
+    "fit --data.envs household",
+    "fit --trainer.max_step 3",
+    "fit --trainer.callbacks [ModelCheckpoint] --trainer.strategy ddp --checkpoint.evry 1",
+    "validate --ckpt_pth x",
+    "plan --gpuu h100",
+    "export --too x",
+    "serve-search --backend BM25Backnd",
+    "serve-search --backend BM25Backend --backend.indx x",
+    "build-index --corpsu x",
+]
+
+
+def refusal(words: list[str]) -> str:
+    with pytest.raises(ConfigError) as refused:
+        settings_of(words)
+    return str(refused.value).partition(" Choose one of")[0]  # other tests have parts of their own
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_mistake_is_told_from_the_sources_as_from_the_imported_classes(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported = refusal(line.split())
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    assert refusal(line.split()) == imported
+
+
+@pytest.mark.parametrize("command", [name for name, command in COMMANDS.items() if command.needs_settings or command.tool])
+def test_a_command_takes_the_same_as_its_sources_say(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken() -> dict[str, Any]:
+        found = dict(parts(settings_of([command]).root, usual=True, deep=2))
+        return {key: {n: a.required for n, a in part.takes().items()} for key, part in found.items() if key.count(".") == 0}
+
+    imported = taken()
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    assert taken() == imported and ("trainer" in imported) == COMMANDS[command].needs_settings
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_valid_passes_from_the_sources(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    for world in WORLDS:
+        settings_of(["fit", *files(world, method)])
+
+
+def test_what_the_sources_do_not_say_is_left_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    settings_of(["fit", "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lrr", "3", "--trainer.logger", "CSVLoger"])
+    for name in ("sdar.gates.GapGat", "no_such_package.Gate", "Function"):  # a class of the package, but no part
+        with pytest.raises(UnreadableError):
+            settings_of(["fit", "--model", "SDAR", "--model.gate", name])
 
 
 # ------------------------------------------------------------------ merging

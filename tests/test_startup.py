@@ -22,6 +22,17 @@ def test_importing_the_package_imports_none_of_them() -> None:
         (["fit", "--model.gate.help", "GapGate"], 0, "gap, GapGate (gates)"),
         (["fit"], 2, "fit needs a configuration"),
         (["completion", "bash"], 0, "complete -o default -F _sdar sdar"),
+        (
+            ["fit", "-c", "conf/quickstart/sdar.yaml", "--model", "SDRA"],
+            2,
+            "there is no strategy 'SDRA'. Did you mean 'SDAR'?",
+        ),
+        (
+            ["fit", "-c", "conf/quickstart/sdar.yaml", "--model.gate.bta", "3"],
+            2,
+            "GapGate takes no 'bta'. Did you mean 'beta'?",
+        ),
+        (["fit", "-c", "conf/quickstart/sdr.yaml"], 2, "Did you mean conf/quickstart/sdar.yaml?"),
         (["plna", "-c", "conf/quickstart/sdar.yaml"], 2, "there is no command 'plna'. Did you mean 'plan'?"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

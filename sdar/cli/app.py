@@ -6,6 +6,7 @@ a model built. A mistake ends with exit code 2 and one message before that; a fa
 
 import re
 import sys
+from contextlib import suppress
 from itertools import pairwise
 
 import sdar
@@ -56,10 +57,24 @@ def _run(args: list[str], plugins: list[str]) -> int:
     command = COMMANDS.get(args[0])
     if command and command.needs_settings and len(args) == 1:
         raise ConfigError(f"{args[0]} needs a configuration: give a file, e.g. sdar {args[0]} -c conf/quickstart/sdar.yaml.")
+    if registry.reads_sources():
+        _look(args)
     load(plugins)
     from sdar.cli.run import run, use_tool
 
     return use_tool(*args) if command and command.tool else run(args)
+
+
+def _look(args: list[str]) -> None:
+    """
+    Raises:
+        ConfigError: a misspelt word of a command line or its files, as far as the sources tell for sure.
+    """
+    from sdar.cli.roots import settings_of
+    from sdar.cli.words import find_config_files
+
+    with suppress(UnreadableError):  # told when it is imported
+        settings_of(find_config_files(args))
 
 
 def _told(args: list[str]) -> str | None:

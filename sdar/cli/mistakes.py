@@ -15,6 +15,7 @@ from sdar.cli.signatures import UNIONS, Argument, Expected, Signature, imported,
 from sdar.cli.values import plain
 from sdar.cli.words import Text
 from sdar.errors import ConfigError
+from sdar.outline import UnreadableError
 from sdar.reading import MOST_DIGITS
 from sdar.registry import did_you_mean, kinds, names
 
@@ -80,6 +81,7 @@ def find_path(path: str, expected: Expected, place: Place) -> type | None:
 
     Raises:
         ConfigError: there is none, or it is no part of the expected kind.
+        UnreadableError: names are told from the sources, which do not say it.
     """
     if not all(word.isidentifier() for word in path.split(".")):
         if expected.texts:
@@ -100,6 +102,8 @@ def find_path(path: str, expected: Expected, place: Place) -> type | None:
     except AttributeError as error:
         near = did_you_mean(name, [known for known in vars(sys.modules.get(module, typing)) if not known.startswith("_")])
         raise ConfigError(f"{place}: module {module!r} has no class {name!r}.{near}") from error
+    except UnreadableError:
+        raise
     except Exception as error:
         raise ConfigError(f"{place}: importing {module} failed with {type(error).__name__}: {error}") from error
     if isinstance(found, type) and not issubclass(found, expected.parts):

@@ -30,10 +30,11 @@ import sdar
 from sdar import registry, versions
 from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import fail
-from sdar.cli.parser import Parser, explained, settings_of_run, settings_of_tool
+from sdar.cli.parser import Parser, explained
+from sdar.cli.roots import needs_all, settings_of
 from sdar.cli.settings import Settings
 from sdar.cli.trainer import AgentTrainer
-from sdar.cli.words import find_command, find_config_files
+from sdar.cli.words import find_config_files
 from sdar.command_help import HelpFormatter
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
@@ -45,9 +46,6 @@ from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.training.resume import settings
 from sdar.training.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.training.runs import Runs, discard
-
-SKIPPED = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
-"""Commands that make a model -> arguments of the Trainer's method that no user gives."""
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -87,8 +85,10 @@ def _settings(args: list[str]) -> Settings | None:
     """The settings of a command line, with names that exist; None: it asks for the command's help."""
     if {"-h", "--help"} & {*args}:
         return None
-    command = find_command(args)
-    return settings_of_run(command, args, SKIPPED[command])
+    settings = settings_of(args)
+    if needs_all(args):
+        settings.check_missing()
+    return settings
 
 
 def use_tool(name: str, *args: str) -> int:
@@ -97,7 +97,7 @@ def use_tool(name: str, *args: str) -> int:
     tool = pydoc.locate(COMMANDS[name].tool)
     told = {"prog": f"sdar {name}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
     try:
-        with explained(settings_of_tool(tool, list(args))):
+        with explained(_settings([name, *args])):
             auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
     except KeyboardInterrupt:  # how a server is stopped
         return 130
@@ -148,7 +148,8 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        return {name: skipped for name, skipped in SKIPPED.items() if name in self._commands}
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
+        return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"data": {"class_path": "sdar.data.TaskModule"}})

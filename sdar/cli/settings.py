@@ -15,10 +15,11 @@ from jsonargparse import Namespace
 
 from sdar.cli import mistakes
 from sdar.cli.mistakes import SPEC_KEYS, Place
-from sdar.cli.signatures import Argument, Expected, Signature, known_names, named, signature
+from sdar.cli.signatures import Argument, Expected, Signature, is_certain, known_names, named, signature
 from sdar.cli.values import fits, plain, value_of
 from sdar.cli.words import Source, Text
 from sdar.errors import ConfigError
+from sdar.registry import reads_sources
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Settings:
 
     def _put_name(self, now: Node | None, argument: Argument, name: str, place: Place) -> Node:
         expected = argument.expected
-        if _is_file(name, place):
+        if _is_file(name, place) or not all(map(is_certain, expected.parts)):
             return Part(None)
         found = named(name, expected.parts) if "." not in name else mistakes.find_path(name, expected, place)
         if found is None and "." not in name and not expected.texts:
@@ -199,10 +200,11 @@ class Settings:
     def _unchosen(self, argument: Argument, written: dict[str, Any], place: Place) -> Node:
         expected = argument.expected
         bases = expected.parts or (expected.listed.parts if expected.listed else ())
-        if expected.texts or not bases or "class_path" in written or (expected.listed and not place.words):
+        left = expected.texts or not bases or "class_path" in written or (expected.listed and not place.words)
+        if left or not all(map(is_certain, bases)):
             return Value(written, place.file)
         key = next(iter(written.get("init_args", written) or [""]), "")
-        taking = [cls.__name__ for cls in known_names(bases).values() if key and key in signature(cls).arguments]
+        taking = [cls.__name__ for cls in known_names(bases).values() if key and (s := signature(cls)) and key in s.arguments]
         raise ConfigError(mistakes.not_chosen(place, bases, written, key, taking))
 
     def places(self, name: str) -> list[str]:
@@ -267,7 +269,7 @@ def _is_file(name: str, place: Place) -> bool:
 def _keeps(argument: Argument, node: Node) -> bool:
     """Whether what was written for another class's argument of the same name fits this one."""
     if isinstance(node, Value):
-        return fits(argument.hint, node.written)
+        return reads_sources() or fits(argument.hint, node.written)
     if isinstance(node, Part) and node.signature and node.signature.cls and argument.expected.parts:
         return issubclass(node.signature.cls, argument.expected.parts)
     return argument.expected.has_parts

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
@@ -85,12 +85,21 @@ class Signature:
 
 
 @cache
-def signature(cls: type) -> Signature:
-    return Signature(cls.__name__, cls)
+def signature(cls: type) -> Signature | None:
+    """None: a library's class of which only the source was read, which does not tell for sure what it takes."""
+    return Signature(cls.__name__, cls) if is_certain(cls) else None
 
 
-def function_arguments(function: Callable[..., Any], skipped: Iterable[str] = ()) -> dict[str, Argument]:
+def is_certain(cls: type) -> bool:
+    """Whether all that a configuration may give to a class, and all classes below it, are known."""
+    return not outline.is_outline(cls) or cls.__module__.partition(".")[0] == outline.PACKAGE.name
+
+
+def function_arguments(function: Callable[..., Any] | outline.Function, skipped: Iterable[str] = ()) -> dict[str, Argument]:
     """The arguments of a function that a command line gives."""
+    if isinstance(function, outline.Function):
+        found = outline.arguments(function).items()
+        return {name: replace(_outlined(p), usual=None) for name, p in found if name not in skipped}
     hints = _hints(function)
     declared = inspect.signature(function).parameters
     return {
@@ -156,7 +165,7 @@ def known_names(bases: Iterable[type]) -> dict[str, type]:
     """Every name that may stand where one of `bases` is expected: registered parts, and any other imported class."""
     bases = [*bases]
     found = {name: cls for base in bases for name, cls in registered(base).items()}
-    for cls in (cls for base in bases for cls in _subclasses(base)):
+    for cls in (cls for base in bases for cls in (base, *_subclasses(base))):
         if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and _is_nameable(cls):
             found.setdefault(cls.__name__, cls)
     return found
@@ -169,12 +178,15 @@ def registered(base: type) -> dict[str, type]:
 
 def named(name: str, bases: Iterable[type]) -> type | None:
     """The class that a name without a dot stands for where one of `bases` is expected, abstract ones included."""
+    bases = [*bases]
     for base in bases:
         if cls := registered(base).get(name):
             return cls
-    return next(
-        (cls for base in bases for cls in (base, *_subclasses(base)) if cls.__name__ == name and _is_nameable(cls)), None
-    )
+    below = (cls for base in bases for cls in (base, *_subclasses(base)))
+    found = next((cls for cls in below if cls.__name__ == name and _is_nameable(cls)), None)
+    if found is None and name not in names() and any(map(outline.is_outline, bases)) and outline.mentions_class(name):
+        raise outline.UnreadableError(f"{name} may be a part without a registered name")
+    return found
 
 
 def kind_of(bases: Iterable[type]) -> str:
@@ -189,7 +201,12 @@ def imported(path: str) -> Any:
 
     Raises:
         ModuleNotFoundError, AttributeError: it does not exist. Whatever else a module's import raises.
+        UnreadableError: names are told from the sources, which do not say it.
     """
+    if registry.reads_sources():
+        if (found := registry.locate(path)) is None:
+            raise outline.UnreadableError(path)
+        return found
     module, _, name = path.rpartition(".")
     try:
         owner = importlib.import_module(module)
@@ -245,12 +262,24 @@ def _as_configured(default: Any) -> Any:
 
 
 def _arguments(cls: type) -> dict[str, Argument]:
+    if outline.is_outline(cls):
+        return {name: _outlined(p) for name, p in outline.arguments(cls).items()}
     found = {}
     for name, usual in _defaults(cls).items():
         declared, hint = _declared(cls, name), _hint(cls, name)
         required = declared is not None and declared.default is EMPTY
         found[name] = Argument(name, hint, required, usual, expected(hint))
     return found
+
+
+def _outlined(p: outline.Parameter) -> Argument:
+    """An argument as the source tells it; one that it does not tell is the parser's."""
+    try:
+        return Argument(
+            p.name, p.annotation, p.required, None if p.required else _as_configured(p.default), expected(p.annotation)
+        )
+    except outline.UnreadableError:
+        return Argument(p.name, required=p.required)
 
 
 def _declared(cls: type, name: str) -> inspect.Parameter | None:

@@ -1,0 +1,67 @@
+"""The settings of each command: what stands at the head of its keys, and the tree that words and files make of it.
+
+Classes are told by `registry.locate`: as imported, or as their sources say, so that a misspelt word is told before torch is imported.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from jsonargparse import Namespace
+
+from sdar import registry
+from sdar.cli.commands import COMMANDS
+from sdar.cli.settings import Settings
+from sdar.cli.signatures import Argument, Expected, Signature, function_arguments
+from sdar.cli.words import Source, asks_for_help, find_command, sources
+
+TASKS = "sdar.data.TaskModule"
+"""What stands at ``data`` where a configuration names nothing."""
+
+GIVEN_BY_US = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
+"""Arguments of the Trainer's methods that are no settings."""
+
+
+def settings_of(words: list[str]) -> Settings:
+    """The settings of a command line.
+
+    Raises:
+        ConfigError: a name that nothing has, a key that nothing takes.
+        UnreadableError: classes are told from their sources, which do not say enough.
+    """
+    command = COMMANDS[find_command(words)]
+    behind = words.index(command.name)
+    if command.tool:
+        arguments, read = function_arguments(registry.locate(command.tool)), []
+    else:
+        arguments, read = _of_run(command.name), [Source(_level(s, command.name), s.file) for s in sources(words[:behind])]
+    given = [*arguments.values(), *(Argument(name) for name in ("config", "plugin", "print_config"))]
+    settings = Settings(Signature("this command", given={argument.name: argument for argument in given}))
+    if not asks_for_help(words):
+        settings.read([*read, *sources(words[behind + 1 :])])
+    return settings
+
+
+def needs_all(words: Iterable[str]) -> bool:
+    """Whether a command line has to give all that is needed: to be run, not to be shown."""
+    return not asks_for_help(words) and not any(word.startswith("--print_config") for word in words)
+
+
+def _of_run(command: str) -> dict[str, Argument]:
+    """The arguments of a command that makes a model, the world and a Trainer."""
+    strategy, world = registry.kinds()["strategies"], registry.locate(TASKS)
+    trainer = registry.locate("sdar.cli.trainer.AgentTrainer")
+    given = [
+        Argument("model", strategy | None, True, None, Expected((strategy,))),
+        Argument("data", world, False, Namespace(class_path=TASKS), Expected((world,))),
+        Argument("trainer", expected=Expected(group=trainer)),
+        Argument("checkpoint", expected=Expected(group=registry.locate("sdar.training.checkpoints.RunCheckpoint"))),
+        Argument("seed_everything", bool | int),
+    ]
+    own = function_arguments(getattr(trainer, command), GIVEN_BY_US)
+    return {argument.name: argument for argument in given} | own
+
+
+def _level(source: Source, command: str) -> dict[str, Any]:
+    """What a file before the command says of it."""
+    inner = source.content.get(command)
+    return inner if isinstance(inner, dict) else {}
