@@ -24,7 +24,10 @@ def step(scorer: Scorer, model: Qwen3ForCausalLM, batch: Batch, heads: list, kep
     began = time.process_time()
     now = scorer(model, batch.ids, batch.attention_mask, kept)
     zero = torch.zeros_like(now.logp)
-    tokens = TokenView(zero, zero, zero, zero, kept, batch.turn_ids, zero, VOCAB, ids=batch.ids)
+    tokens = TokenView(
+        student_logp=zero, teacher_logp=zero, gap=zero, entropy=zero, response_mask=kept, turn_ids=batch.turn_ids, advantages=zero,
+        vocab_size=VOCAB, ids=batch.ids,
+    )  # fmt: skip
     everything = torch.ones(len(batch), dtype=torch.bool)
     teachers = [(heads[0], batch.teacher_hidden, everything)]
     (now.compare(ReverseKL(), tokens, teachers).sum() / kept.sum()).backward()

@@ -115,6 +115,8 @@ class Distillation(Taught):
         ratio_cap: Multiply by min(student / old, ratio_cap), detached; None: do not.
     """
 
+    learns_everywhere = False
+
     def __init__(
         self,
         divergence: Divergence,
@@ -137,7 +139,7 @@ class Distillation(Taught):
         self.distill_coef = scheduled(distill_coef)
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
-        self.payload, self.support = divergence.needs()
+        self.payload, self.top_k = divergence.needs()
         self.needs_spans |= span is not None
 
     def setup(self, stage: str) -> None:
@@ -169,42 +171,46 @@ class Distillation(Taught):
             return None
         self.tally.add("distill/coef", self.distill_coef(self.iteration))
         if not self.hears_teacher():
-            batch.weights = torch.zeros(batch.ids.shape)
+            batch.distill_weights = torch.zeros(batch.ids.shape)
             return batch
         chosen = self.chosen(batch, episodes)
         self.tally.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
-        if batch.teacher_top_ids is not None:
+        if batch.has("teacher_top_ids"):
             covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)
             self.tally.tokens("support/covers_sampled", covered, batch.response_mask)
             self.tally.tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
         if self.gate is not None:
             self.gate.observe(self.tokens(batch, batch.old_logp, batch.old_entropy), self.tally)
-        batch.weights = chosen.float()
+        batch.distill_weights = chosen.float()
         if self.turn_weight is not None:
             turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
-            batch.weights *= turns.spread(self.turn_weight(tokens, turns, self.tally))
-        learns = chosen.any(1) | ~batch.extra if self.learns_everywhere else chosen.any(1)
-        rows = learns.nonzero()[:, 0]  # the others carry no loss
+            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.tally))
+        return self.learned_rows(batch)
+
+    def learned_rows(self, batch: Batch) -> Batch | None:
+        """The rows that carry a loss: those with a weight, and every attempt where the method learns from attempts anyway."""
+        learned = (batch.distill_weights > 0).any(1)
+        rows = (learned | ~batch.extra if self.learns_everywhere else learned).nonzero()[:, 0]
         return batch.select(rows) if len(rows) else None
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """The term's mean is over the chosen tokens, that of everything else over all: the weights make up for it."""
         for update in super().updates(batch):
-            update.weights *= self.normalizer(update) / (update.weights > 0).sum().clamp_min(1)
+            update.distill_weights *= self.normalizer(update) / (update.distill_weights > 0).sum().clamp_min(1)
             yield update
 
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         loss, coef = super().token_loss(batch, now), self.distill_coef(self.iteration)
         if coef == 0:
             return loss
-        weights = batch.weights
+        weights = batch.distill_weights
         if self.gate is not None:
             gate = self.gate(self.tokens(batch, now.logp, now.entropy))
-            self.tally.tokens("gate/mean", gate, batch.response_mask)
-            self.tally.tokens("gate/active_share", gate > 0.5, batch.response_mask)
+            self.tally.tokens("gate/mean", gate, batch.loss_mask)
+            self.tally.tokens("gate/active_share", gate > 0.5, batch.loss_mask)
             weights = weights * gate
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now)
-        self.tally.tokens("distill/divergence", divergence, batch.weights > 0)
+        self.tally.tokens("distill/divergence", divergence, batch.distill_weights > 0)
         return loss + coef * weights * divergence

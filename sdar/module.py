@@ -13,10 +13,13 @@ and sets ``teacher``, ``view``, ``retriever`` and ``controller`` when it has the
 teacher, a loss term); both call ``super()``, so that they add up. Everything else is here, once.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from sdar.data import Step
+from sdar.errors import ConfigError
 from sdar.functional import log_prob_gap, masked_mean
 from sdar.parts import Divergence
 from sdar.registry import part_kind
@@ -35,6 +38,23 @@ class AgentModule(Lifecycle):
     Args:
         **kwargs: Those of `Lifecycle`.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What a method says of itself in class attributes follows from what it overrides, unless it says otherwise."""
+        super().__init_subclass__(**kwargs)
+        own = vars(cls)
+        for switch, hook in (("learns_everywhere", "token_loss"), ("teacher_acts", "extra_requests")):
+            inherited = any(getattr(base, switch, False) for base in cls.__bases__)
+            if inherited and own.get(switch) is False:
+                raise ConfigError(
+                    f"{cls.__name__} says {switch} = False, and a base of it needs the opposite. Leave the line out."
+                )
+            setattr(cls, switch, inherited or own.get(switch, hook in own))
+        if "collect" in own and "plays_attempts" not in own:
+            raise ConfigError(
+                f"{cls.__name__} makes its episodes itself (`collect`) and does not say whether they are attempts that the sampler plays: "
+                "set plays_attempts = True or False in it. False: sampler and trainer are not compared before training."
+            )
 
     # ------------------------------------------------------------------ the algorithm box
 
@@ -104,7 +124,7 @@ class AgentModule(Lifecycle):
             batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens, **shared).logp
         if self.hears_teacher():
             networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode.tolist()]
-            asked = (self.scorer, self.micro_batch_tokens, self.payload, self.support)
+            asked = (self.scorer, self.micro_batch_tokens, self.payload, self.top_k)
             self.teacher_heads = consult(batch, networks, *asked, **shared)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
@@ -144,11 +164,11 @@ class AgentModule(Lifecycle):
     def loss(self, part: Batch, tokens: Tensor) -> Tensor:
         """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
         now = self.student(part)
-        self.tally.tokens("train/entropy", now.entropy, part.response_mask)
+        self.tally.tokens("train/entropy", now.entropy, part.loss_mask)
         loss = self.token_loss(part, now)
-        if part.importance is not None:
+        if part.has("importance"):
             loss = part.importance * loss
-        return self.ranks.world * masked_mean(loss, part.response_mask, tokens)
+        return self.ranks.world * masked_mean(loss, part.loss_mask, tokens)
 
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         """Per-token loss ``[batch, time]`` from the rows and the current student (which carries the gradient)."""
@@ -172,16 +192,18 @@ class AgentModule(Lifecycle):
 
     def normalizer(self, update: Batch) -> Tensor:
         """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
-        attempts = update.response_mask[~update.extra].sum()
-        return attempts if attempts else update.response_mask.sum()
+        attempts = update.loss_mask[~update.extra].sum()
+        return attempts if attempts else update.loss_mask.sum()
 
     def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
         """What gates, weights and objectives may know of each token, detached, with this student's side."""
-        teacher_logp = torch.zeros_like(logp) if batch.teacher_logp is None else batch.teacher_logp
+        known = {
+            name: getattr(batch, name) for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp") if batch.has(name)
+        }
+        if batch.has("teacher_logp"):
+            known["gap"] = log_prob_gap(batch.teacher_logp, logp.detach())
         return TokenView(
             student_logp=logp.detach(),
-            teacher_logp=teacher_logp,
-            gap=log_prob_gap(teacher_logp, logp.detach()),
             entropy=entropy.detach(),
             response_mask=batch.response_mask,
             turn_ids=batch.turn_ids,
@@ -190,15 +212,14 @@ class AgentModule(Lifecycle):
             old_logp=batch.old_logp,
             ids=batch.ids,
             group_success=batch.group_success[:, None].expand_as(logp),
-            teacher_top_ids=batch.teacher_top_ids,
-            teacher_top_logp=batch.teacher_top_logp,
             iteration=self.iteration,
+            **known,
         )
 
     def compare(self, divergence: Divergence, batch: Batch, now: StudentPass) -> Tensor:
         """A divergence between the current student and the teacher, per token ``[batch, time]``."""
         teachers = [
             (head.to(batch.ids.device), batch.teacher_hidden[..., : head.weight.shape[1]], batch.teacher_index == i)
-            for i, head in enumerate(self.teacher_heads if batch.teacher_hidden is not None else [])
+            for i, head in enumerate(self.teacher_heads if batch.has("teacher_hidden") else [])
         ]
         return now.compare(divergence, self.tokens(batch, now.logp, now.entropy), teachers)

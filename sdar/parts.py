@@ -611,12 +611,14 @@ class AdvantageEstimator(Part, ABC):
 
 @part_kind("advantage_transforms")
 class AdvantageTransform(Part, ABC):
-    """Reshapes advantages by what the teacher thinks of the tokens, once before the updates; detached."""
+    """Reshapes advantages token by token, once before the updates; detached. Mostly by what a teacher thinks of them."""
 
     answers: ClassVar = {"__call__": returned.reshaped}
 
     gradient_estimand: str
     """What the expected gradient of the policy loss follows with these advantages, on-policy."""
+    needs_teacher: bool = False
+    """True: refused where there is no teacher. False: it may still read one's side, which raises where there is none."""
     span: str | None = None
     """Only tokens inside this tag of the protocol are reshaped; None: all."""
 

@@ -1,7 +1,7 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -233,7 +233,7 @@ class StudentPass:
         response = nn.functional.pad(self.predicts, (1, 0))
         if payload == Payload.SAMPLED:
             return divergence(StudentTokens(self.logp, self.entropy), tokens).where(response, 0.0)
-        if not teachers if payload == Payload.FULL else tokens.teacher_top_ids is None:
+        if not teachers if payload == Payload.FULL else not tokens.has("teacher_top_ids"):
             raise ConfigError(
                 f"{part_name(divergence)} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
                 "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
@@ -264,7 +264,7 @@ class StudentPass:
     ) -> Tensor:  # fmt: skip
         if states is not None:
             with torch.no_grad():
-                tokens = replace(tokens, teacher_logits=self.scorer.log_probs(states, head))
+                tokens = tokens.including(teacher_logits=self.scorer.log_probs(states, head))
         logits = self.scorer.log_probs(hidden, self.scorer.head(self.model))
         return divergence(StudentTokens(logp, entropy, logits), tokens)
 
@@ -308,9 +308,8 @@ def consult(
             field = fields[name]
             if name == "hidden":
                 values = nn.functional.pad(values, (0, wide - values.shape[-1]))
-            filled = getattr(batch, field)
-            if filled is None:
-                filled = values.new_zeros(*batch.ids.shape, *values.shape[1:])
+            empty = values.new_zeros(*batch.ids.shape, *values.shape[1:])
+            filled = getattr(batch, field) if batch.has(field) else empty
             filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
             own = batch.response_mask & (batch.teacher_index == i)[:, None]
             filled[own] = values.to(filled.dtype)  # the same tokens, in order

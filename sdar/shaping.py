@@ -23,6 +23,7 @@ class GapAdvantage(AdvantageTransform):
     """
 
     gradient_estimand = "-E[A grad student_logp] + coef * w * grad KL(student || teacher) (with w taken as a constant)"
+    needs_teacher = True
 
     def __init__(self, coef: float | Schedule = 1.0, turn_weight: TurnWeight | None = None, clip: float | None = None):
         self.coef, self.turn_weight = scheduled(coef), turn_weight
@@ -55,6 +56,7 @@ class EvidenceRatio(AdvantageTransform):
     """
 
     gradient_estimand = "-E[A ((1 - lam) + lam clip(exp(sign(A) gap))) grad student_logp]"
+    needs_teacher = True
 
     def __init__(self, lam: float | Schedule = 0.5, clip: float = 0.2, negative_only: bool = False, span: str | None = None):
         _check_share(lam)
@@ -89,6 +91,7 @@ class BeliefRevision(AdvantageTransform):
     """
 
     gradient_estimand = "-E[A ((1 - lam) + lam clip(1 + band sign(A) z)) grad student_logp]"
+    needs_teacher = True
 
     def __init__(self, lam: float | Schedule = 0.5, band: float = 0.2, decay: float = 0.95):
         _check_share(lam)

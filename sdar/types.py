@@ -11,12 +11,14 @@ template tells the past otherwise than it was said (thinking removed), so does a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from sdar.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -206,25 +208,68 @@ class Row:
     turn: int
     """First turn of the row (its only one in the turn layout, and where the template rewrites every response)."""
     spans: list[int] = field(default_factory=list)
-    """Per token: 0, or 1 + the number of the tag (of the protocol) that it stands in."""
+    """Per token: 0, or 1 + the number of the tag (of the protocol) that it stands in. Empty where nobody asked."""
     teacher_ids: list[int] | None = None
     """The privileged view: another beginning, the same tail. None until a teacher asks."""
     told: bool = False
     """True when the teacher's beginning holds something that the student's does not."""
 
 
-@dataclass
-class Batch:
-    """Rows as right-padded tensors ``[batch, time]``; position t of every per-token tensor is about token t of `ids`."""
+class _Later:
+    """See `later`."""
+
+    def __init__(self, remedy: str):
+        self.remedy = remedy
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.owner, self.name = owner.__name__, name
+
+    def __get__(self, noun: Any, owner: type | None = None) -> Any:
+        if noun is None:
+            return None  # the default that dataclass sees
+        if self.name not in vars(noun):
+            raise ConfigError(f"{self.owner}.{self.name} was not filled in: {self.remedy}")
+        return vars(noun)[self.name]
+
+    def __set__(self, noun: Any, value: Any) -> None:
+        if value is None:
+            vars(noun).pop(self.name, None)
+        else:
+            vars(noun)[self.name] = value
+
+
+def later(remedy: str) -> Any:
+    """A field that an iteration fills in when a method needs it. Whoever reads it before is told what to do; `has` only looks."""
+    return _Later(remedy)
+
+
+class Filled:
+    """A noun of which some fields are filled in later."""
+
+    def has(self, name: str) -> bool:
+        """Whether a field was filled in."""
+        return name in vars(self)
+
+
+NO_TEACHER = "no teacher reads these rows. Give the method a teacher, or use nothing that asks one."
+SCORED = "rows are scored behind `credit`, with the weights before the update: read it in `weigh` or `token_loss`."
+
+
+@dataclass(repr=False, eq=False)
+class Batch(Filled):
+    """Rows as right-padded tensors ``[batch, time]``; position t of every per-token tensor is about token t of `ids`.
+
+    Raises:
+        ConfigError: a field is read that was not filled in.
+    """
 
     ids: Tensor
     attention_mask: Tensor
     response_mask: Tensor
+    """What the model said. Never narrowed."""
     turn_ids: Tensor
     behaviour_logp: Tensor
     kept_logmass: Tensor
-    spans: Tensor
-    """0, or 1 + the number of the protocol's tag that a token stands in."""
     episode: Tensor
     """[batch] index of the episode of each row."""
     group: Tensor
@@ -237,45 +282,55 @@ class Batch:
     """[batch] True where the teacher sees more than the student."""
     extra: Tensor
     """[batch] True where the row's episode was no attempt: it has no policy gradient."""
-    teacher_ids: Tensor | None = None
-    teacher_attention_mask: Tensor | None = None
-    teacher_response_mask: Tensor | None = None
-    advantages: Tensor | None = None
-    weights: Tensor | None = None
+    spans: Tensor = later("set `needs_spans = True` in the method: tags are looked for only then.")
+    """0, or 1 + the number of the protocol's tag that a token stands in."""
+    teacher_ids: Tensor = later(NO_TEACHER)
+    teacher_attention_mask: Tensor = later(NO_TEACHER)
+    teacher_response_mask: Tensor = later(NO_TEACHER)
+    loss_mask: Tensor = later("a batch has it from the beginning.")
+    """The response tokens whose loss is computed; all of them, unless a method leaves some to no term at all."""
+    advantages: Tensor = later("`credit` fills them in.")
+    distill_weights: Tensor = later("`Distillation.weigh` fills them in.")
     """Turn weights, spans and filters of the distillation term, as one number a token."""
-    old_logp: Tensor | None = None
-    old_entropy: Tensor | None = None
-    importance: Tensor | None = None
+    old_logp: Tensor = later(SCORED)
+    old_entropy: Tensor = later(SCORED)
+    importance: Tensor = later(SCORED)
     """What each token's loss is multiplied by, because its engine had another density than the trainer."""
-    ref_logp: Tensor | None = None
-    teacher_logp: Tensor | None = None
-    teacher_top_ids: Tensor | None = None
-    """[batch, time, k]"""
-    teacher_top_logp: Tensor | None = None
+    ref_logp: Tensor = later("set `needs_reference = True` in the method: the frozen policy reads the rows only then.")
+    teacher_logp: Tensor = later(NO_TEACHER)
+    teacher_top_ids: Tensor = later("the rows were not scored with Payload.TOP_K.")
+    """[batch, time, k] the teacher's likeliest tokens."""
+    teacher_top_logp: Tensor = later("the rows were not scored with Payload.TOP_K.")
     """[batch, time, k] over the whole vocabulary, so that what is missing to 1 is the tail."""
-    teacher_hidden: Tensor | None = None
+    teacher_hidden: Tensor = later("the rows were not scored with Payload.FULL.")
     """[batch, time, hidden] states that the teacher predicts each token from."""
-    teacher_index: Tensor | None = None
+    teacher_index: Tensor = later(NO_TEACHER)
     """[batch] which of several teachers read the row."""
+    soft_target_ids: Tensor = later("`TOPD.weigh` fills them in.")
+    """[batch, time, window] tokens of a teacher's future that an optimal transport sends to this place."""
+    soft_target_logp: Tensor = later("`TOPD.weigh` fills them in.")
+    """[batch, time, window] logs of their shares; -inf where none is sent."""
+
+    def __post_init__(self) -> None:
+        if not self.has("loss_mask"):
+            self.loss_mask = self.response_mask
 
     def __len__(self) -> int:
         return self.ids.shape[0]
 
     def select(self, rows: Tensor) -> "Batch":
         """The given rows, cut to the longest of them (teacher and student views separately)."""
-        out = {f.name: getattr(self, f.name) for f in fields(self)}
-        out = {k: v if v is None else v[rows] for k, v in out.items()}
+        out = {name: values[rows] for name, values in vars(self).items()}
         teacher = {"teacher_ids", "teacher_attention_mask", "teacher_response_mask"}
         time = int(out["attention_mask"].sum(1).max())
         for k, v in out.items():
-            if v is not None and v.dim() > 1:
+            if v.dim() > 1:
                 length = int(out["teacher_attention_mask"].sum(1).max()) if k in teacher else time
                 out[k] = v[:, :length]
         return Batch(**out)
 
     def to(self, device: torch.device) -> "Batch":
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device) for k, v in moved.items()})
+        return Batch(**{name: values.to(device) for name, values in vars(self).items()})
 
 
 class Payload(StrEnum):
@@ -289,17 +344,20 @@ class Payload(StrEnum):
     """The whole distribution, made from hidden states chunk by chunk."""
 
 
-@dataclass
-class TokenView:
+@dataclass(repr=False, eq=False, kw_only=True)
+class TokenView(Filled):
     """What is known about each token when it is weighed: ``[batch, time]``, all detached. Nats, unless said otherwise.
 
     An objective over the vocabulary gets a chunk of the response tokens instead: ``[tokens]``, and ``[tokens, ...]`` for what
     is about several ids.
+
+    Raises:
+        ConfigError: something is read that nobody found out.
     """
 
     student_logp: Tensor
-    teacher_logp: Tensor
-    gap: Tensor
+    teacher_logp: Tensor = later(NO_TEACHER)
+    gap: Tensor = later(NO_TEACHER)
     """teacher_logp - student_logp; positive: the teacher endorses the sampled token."""
     entropy: Tensor
     """Of the student's next-token distribution."""
@@ -308,23 +366,26 @@ class TokenView:
     advantages: Tensor
     vocab_size: int
     """Size of the student's vocabulary: ln(vocab_size) is the largest entropy."""
-    old_logp: Tensor | None = None
+    old_logp: Tensor = later(SCORED)
     """Log-probability of the sampled token with the weights that started the iteration's updates."""
-    ids: Tensor | None = None
+    ids: Tensor = later("the sampled tokens were not told.")
     """The sampled tokens."""
-    group_success: Tensor | None = None
+    group_success: Tensor = later("how the group went was not told.")
     """Share of the attempts at the token's task that succeeded."""
-    teacher_top_ids: Tensor | None = None
-    teacher_top_logp: Tensor | None = None
-    teacher_logits: Tensor | None = None
+    teacher_top_ids: Tensor = later("the rows were not scored with Payload.TOP_K.")
+    teacher_top_logp: Tensor = later("the rows were not scored with Payload.TOP_K.")
+    teacher_logits: Tensor = later("only an objective that needs Payload.FULL has them.")
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary (Payload.FULL)."""
     iteration: int = 0
     """The training iteration, from 0."""
 
     def at(self, tokens: Tensor) -> "TokenView":
         """What is known about some tokens: an index (or mask) of the leading axes."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenView(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in values.items()})
+        return TokenView(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+    def including(self, **others: Tensor) -> "TokenView":
+        """The same with some fields filled in, or with other values."""
+        return TokenView(**vars(self) | others)
 
 
 class Density(Protocol):

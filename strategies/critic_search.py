@@ -60,9 +60,11 @@ class CriticSearch(GRPO):
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         batch = super().credit(batch, episodes)
-        if batch is None or self.turn_coef == 0:  # a judge costs too much to be asked for nothing
+        if batch is None or self.turn_coef == 0 or batch.extra.all():  # a judge costs too much to be asked for nothing
             return batch
-        turns = Turns(batch)
+        attempts = (~batch.extra).nonzero()[:, 0]  # extra episodes are compared with nothing
+        compared = batch.select(attempts)
+        turns = Turns(compared)
         seen = turns.episode.unique().tolist()
         answers = [self.view.text(episodes[e], (), 0, self.env) for e in seen]
         if blank := [episodes[e].task.id for e, answer in zip(seen, answers, strict=True) if not answer.strip()]:
@@ -80,10 +82,11 @@ class CriticSearch(GRPO):
         known = torch.tensor([label is not None for label in said])
         reward = torch.tensor([0.0 if label is None else label for label in said], dtype=torch.float32)
         advantage = torch.zeros(len(turns), dtype=torch.float32)
-        group = batch.group[turns.row][known]  # as one state each: a label that is alone in its group says nothing
+        group = compared.group[turns.row][known]  # as one state each: a label that is alone in its group says nothing
         advantage[known] = anchor_advantages(reward[known], group, torch.zeros_like(group), normalize_std=True)
         self.tally.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
         self.tally.add("judge/unlabelled_share", float((~known).sum()), len(known))
         kept = 1.0 if self.mix == "sum" else 1.0 - self.turn_coef
-        batch.advantages = kept * batch.advantages + self.turn_coef * turns.spread(advantage)
+        advantages = kept * compared.advantages + self.turn_coef * turns.spread(advantage)
+        batch.advantages[attempts, : advantages.shape[1]] = advantages
         return batch

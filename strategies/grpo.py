@@ -20,7 +20,7 @@ from sdar.functional import k3
 from sdar.module import AgentModule
 from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLoss
 from sdar.policy_losses import PPO
-from sdar.registry import register
+from sdar.registry import part_name, register
 from sdar.rollout.groups import by_group
 from sdar.scoring import StudentPass
 from sdar.turns import Turns
@@ -47,7 +47,6 @@ class GRPO(AgentModule):
     """
 
     policy_coef = 1.0
-    learns_everywhere = True
 
     def __init__(
         self,
@@ -81,10 +80,10 @@ class GRPO(AgentModule):
         self.needs_spans = any(t.span is not None for t in self.transforms)
 
     def setup(self, stage: str) -> None:
-        if self.transforms and self.teacher is None:
+        if self.teacher is None and (asking := [part_name(t) for t in self.transforms if t.needs_teacher]):
             raise ConfigError(
-                f"model.transforms reshape advantages by what a teacher thinks, and {type(self).__name__} has no teacher. Use a "
-                "strategy with one, such as SOD or RLSD."
+                f"model.transforms: {' and '.join(asking)} reshape advantages by what a teacher thinks, and {type(self).__name__} has "
+                "no teacher. Use a strategy with one, such as SOD or RLSD."
             )
         if self.drop_flat_groups and self.teacher is not None:
             raise ConfigError(

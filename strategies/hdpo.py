@@ -35,8 +35,6 @@ class HDPO(Distillation, GRPO):
         privileged_attempts: How often each such task is played with the solution; at most as often as without.
     """
 
-    teacher_acts = True
-
     def __init__(
         self,
         divergence: Divergence = lazy_instance(TopKJensenShannon, k=64, tail="bucket"),

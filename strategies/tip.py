@@ -70,11 +70,13 @@ class TIP(Distillation):
         jsd = self.distance(batch) if self.gamma else torch.zeros_like(batch.old_logp)
         importance = token_importance(batch.old_entropy, jsd, self.scorer.vocab_size, self.alpha, self.gamma)
         draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)
-        kept = weighted_subset(importance, batch.weights > 0, self.keep, draw)
+        kept = weighted_subset(importance, batch.distill_weights > 0, self.keep, draw)
         self.tally.tokens("tip/importance", importance, batch.response_mask)
         self.tally.tokens("tip/importance_kept", importance, kept)
-        batch.response_mask, batch.weights = kept, batch.weights * kept
-        return batch.select(kept.any(1).nonzero()[:, 0])
+        batch.distill_weights = batch.distill_weights * kept
+        if not self.learns_everywhere:  # nothing else reads the others: they stay out of the vocabulary head
+            batch.loss_mask = kept
+        return self.learned_rows(batch)
 
     def distance(self, batch: Batch) -> Tensor:
         """JSD of teacher and student at every response token, ``[batch, time]``."""

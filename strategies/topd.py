@@ -19,10 +19,10 @@ from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
 from sdar.errors import ConfigError, check_share
 from sdar.functional import window_distance
 from sdar.parts import Divergence, PrivilegedView, Teacher
-from sdar.registry import part_name, register
+from sdar.registry import register
 from sdar.scoring import StudentPass
 from sdar.teachers import PlainView
-from sdar.types import Batch, Episode, Payload
+from sdar.types import Batch, Episode
 
 
 @register("topd")
@@ -44,6 +44,7 @@ class TOPD(Distillation):
         trajectory_coef: Weight of the trajectory term, whose mean is over all tokens; 0 is the suppression variant.
     """
 
+    learns_everywhere = False  # both terms are about tokens with a weight
     teacher_acts = True
 
     def __init__(
@@ -65,11 +66,6 @@ class TOPD(Distillation):
                 f"model.window is {window}, candidates {candidates}, trajectory_coef {trajectory_coef}: a window and a row need at "
                 "least 1 token and 1 candidate, and the coefficient is 0 or more."
             )
-        if divergence.needs()[0] == Payload.TOP_K:
-            raise ConfigError(
-                f"model.divergence is {part_name(divergence)}, which keeps the teacher's likeliest tokens where TOPD keeps its soft "
-                "targets. Use an objective on sampled tokens or over the whole vocabulary."
-            )
         self.window, self.candidates = window, candidates
         self.loss_share, self.surface_share, self.trajectory_coef = loss_share, surface_share, trajectory_coef
 
@@ -77,8 +73,8 @@ class TOPD(Distillation):
         batch = super().weigh(batch, episodes)
         if batch is None:
             return None
-        loss = (batch.old_logp - batch.teacher_logp).where(batch.weights > 0, -torch.inf)  # k1, [batch, time]
-        least = loss[batch.weights > 0].quantile(1 - self.loss_share)
+        loss = (batch.old_logp - batch.teacher_logp).where(batch.distill_weights > 0, -torch.inf)  # k1, [batch, time]
+        least = loss[batch.distill_weights > 0].quantile(1 - self.loss_share)
         top = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [batch, candidates], by loss
         rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)  # [found] each
         places = top.indices[rows, ranks]
@@ -95,7 +91,7 @@ class TOPD(Distillation):
         surface = rank < round(self.surface_share * len(distance))
         self.tally.add("transport/distance", float(distance.sum()), len(distance))
         self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
-        batch.weights[rows[surface], places[surface]] = 0.0
+        batch.distill_weights[rows[surface], places[surface]] = 0.0
         self.soft_targets(batch, rows[~surface], places[~surface], mine_mask[~surface], its[~surface], plan[~surface])
         return batch
 
@@ -110,20 +106,22 @@ class TOPD(Distillation):
     def soft_targets(self, batch: Batch, rows: Tensor, places: Tensor, mine_mask: Tensor, its: Tensor, plan: Tensor) -> None:
         """Spread each fork's teacher window over the student's next tokens: each gets what the plan sends it, as one distribution."""
         time = batch.ids.shape[1]
-        batch.teacher_top_ids = batch.ids.new_zeros(len(batch), time, self.window)
-        batch.teacher_top_logp = batch.old_logp.new_full((len(batch), time, self.window), -torch.inf)
+        batch.soft_target_ids = batch.ids.new_zeros(len(batch), time, self.window)
+        batch.soft_target_logp = batch.old_logp.new_full((len(batch), time, self.window), -torch.inf)
         share = plan / plan.sum(2, keepdim=True).clamp_min(1e-12)
         for row, place, mask, ids, of_place in zip(rows, places, mine_mask, its, share, strict=True):
             end = int(place) + int(mask.sum())  # later forks own what they share with earlier ones
-            batch.teacher_top_ids[row, place:end] = ids
-            batch.teacher_top_logp[row, place:end] = of_place[mask].log()
+            batch.soft_target_ids[row, place:end] = ids
+            batch.soft_target_logp[row, place:end] = of_place[mask].log()
 
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         loss = super().token_loss(batch, now)
-        covered = batch.teacher_top_logp.isfinite().any(-1)
+        covered = batch.soft_target_logp.isfinite().any(-1)
         self.tally.tokens("transport/covered_share", covered, batch.response_mask)
         if self.trajectory_coef == 0 or not covered.any():
             return loss
-        entropy = self.compare(TopKCrossEntropy(self.window), batch, now)
+        tokens = self.tokens(batch, now.logp, now.entropy)
+        targets = tokens.including(teacher_top_ids=batch.soft_target_ids, teacher_top_logp=batch.soft_target_logp)
+        entropy = now.compare(TopKCrossEntropy(self.window), targets)
         self.tally.tokens("transport/cross_entropy", entropy, covered)
         return loss + self.trajectory_coef * covered * entropy

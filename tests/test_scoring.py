@@ -1,7 +1,7 @@
 """Scores, teachers' payloads and objectives against a naive log-softmax of the model's own logits."""
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 import torch
@@ -326,8 +326,7 @@ def view_of(batch, now, vocab_size=VOCAB):
         old_logp=logp + moved,
         ids=batch.ids,
         group_success=torch.full_like(logp, 0.5),
-        teacher_top_ids=batch.teacher_top_ids,
-        teacher_top_logp=batch.teacher_top_logp,
+        **{name: getattr(batch, name) for name in ("teacher_top_ids", "teacher_top_logp") if batch.has(name)},
     )
 
 
@@ -360,8 +359,9 @@ def naively_compared(divergence, student, networks, batch, temperature, forbidde
     zero = torch.zeros_like(fixed)
     top = its.topk(divergence.needs()[1])
     view = TokenView(
-        fixed, sampled, sampled - fixed, entropy.detach(), ids >= 0, ids, zero, VOCAB, fixed + moved, ids, zero, top.indices,
-        top.values, its,
+        student_logp=fixed, teacher_logp=sampled, gap=sampled - fixed, entropy=entropy.detach(), response_mask=ids >= 0, turn_ids=ids,
+        advantages=zero, vocab_size=VOCAB, old_logp=fixed + moved, ids=ids, group_success=zero, teacher_top_ids=top.indices,
+        teacher_top_logp=top.values, teacher_logits=its,
     )  # fmt: skip
     values = divergence(StudentTokens(own, entropy, logp), view)
     return torch.zeros(batch.ids.shape, dtype=values.dtype).index_put(batch.response_mask.nonzero(as_tuple=True), values)
@@ -422,8 +422,8 @@ def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
     mask, row = batch.response_mask, batch.response_mask.nonzero()[:, 0]
     its_row = batch.teacher_response_mask.nonzero()[:, 0]
     assert batch.teacher_index.tolist() == [0, 1, 0, 1]
-    assert (batch.teacher_top_ids is not None) == (payload == Payload.TOP_K)
-    assert (batch.teacher_hidden is not None) == (payload == Payload.FULL) == bool(heads)
+    assert batch.has("teacher_top_ids") == (payload == Payload.TOP_K)
+    assert batch.has("teacher_hidden") == (payload == Payload.FULL) == bool(heads)
     with torch.no_grad():
         for i, network_ in enumerate(networks):
             expected = everything(network_, *told_teacher(batch), 0.8, FORBIDDEN)[its_row == i]
@@ -438,7 +438,8 @@ def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
                 assert rows[i] and hidden.shape[2] == network_.config.hidden_size
                 whole = scorer.log_probs(hidden[mask][row == i], head)
                 torch.testing.assert_close(whole, expected, atol=1e-6, rtol=0)
-    for values in (batch.teacher_logp, batch.teacher_top_ids, batch.teacher_top_logp, batch.teacher_hidden):
+    for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp", "teacher_hidden"):
+        values = getattr(batch, name) if batch.has(name) else None
         assert values is None or not values[~mask].any()
 
 
@@ -535,8 +536,7 @@ def test_what_a_row_holds_outside_of_its_response_is_no_loss(wide, name, setting
     heads = consult(batch, [teacher] * 4, scorer, EVERYTHING, *divergence.needs())
     now = scorer(student, *told(batch))
     view = view_of(batch, now)
-    view = replace(
-        view,
+    view = view.including(
         teacher_logp=view.teacher_logp.masked_fill(~batch.response_mask, -3.0),
         gap=view.gap.masked_fill(~batch.response_mask, -3.0),
     )

@@ -46,18 +46,24 @@ def _looked_at(method: Callable[..., Any], check: Check) -> Callable[..., Any]:
 def gate(part: Any, told: Any, tokens: Any) -> None:
     """[batch, time] in [0, 1], without a gradient."""
     expected = "a gate returns weights in [0, 1], one a token"
-    _tensor(part, told, tokens.gap.shape, expected)
+    _tensor(part, told, tokens.entropy.shape, expected)
     if told.requires_grad:
         raise _wrong(part, expected + ", that carry no gradient (`detach()`)", "a tensor that requires one")
-    known = tokens.response_mask.bool() & tokens.gap.isfinite() & tokens.entropy.isfinite()
+    known = tokens.response_mask.bool() & _known(tokens) & tokens.entropy.isfinite()
     _within(part, told, known, 0.0, 1.0, expected)
+
+
+def _known(tokens: Any) -> Tensor:
+    """Bool, like the tokens: what the networks gave them is finite. Where it is not, no part is to blame."""
+    finite = tokens.student_logp.isfinite()
+    return finite & tokens.gap.isfinite() if tokens.has("gap") else finite
 
 
 def turn_weights(part: Any, told: Any, tokens: Any, turns: Any, *_: Any) -> None:
     """[turns], finite and not negative."""
     expected = "a turn weight returns one number a turn, finite and not negative"
     _tensor(part, told, (len(turns),), expected)
-    if _finite(tokens.gap[tokens.response_mask.bool()], tokens.student_logp[tokens.response_mask.bool()]):
+    if _known(tokens)[tokens.response_mask.bool()].all():
         _within(part, told, torch.ones_like(told, dtype=torch.bool), 0.0, math.inf, expected)
 
 
@@ -79,7 +85,7 @@ def reshaped(part: Any, told: Any, before: Tensor, tokens: Any, *_: Any) -> None
     """[batch, time], finite where there is a response."""
     expected = "an advantage transform returns one advantage a token"
     _tensor(part, told, before.shape, expected)
-    known = tokens.response_mask.bool() & before.isfinite() & tokens.gap.isfinite()
+    known = tokens.response_mask.bool() & before.isfinite() & _known(tokens)
     _within(part, told, known, -math.inf, math.inf, expected + ", each finite")
 
 

@@ -222,7 +222,7 @@ class _Watch(Callback):
             if batch is not None:
                 own = batch.attention_mask.sum(1)
                 self.row_tokens += int(own.sum())
-                if batch.teacher_attention_mask is not None:
+                if batch.has("teacher_attention_mask"):
                     more = batch.teacher_attention_mask.sum(1) - own
                     self.told = max(self.told, int(more.max()))
                     self.scored -= float(more.sum())  # a pass over a longer row is one pass

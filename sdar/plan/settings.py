@@ -315,7 +315,7 @@ def work_of(
         truncates=bool(getattr(sampler, "top_k", 0)) or getattr(sampler, "top_p", 1.0) < 1.0,
         engine=sampler.engine_share,
         payload=module.payload.value,
-        support=module.support,
+        support=module.top_k,
     )
     rows = module.rows_per_update
     return work if rows is None else replace(work, updates=math.ceil(work.rows / rows))

@@ -19,10 +19,12 @@ from sdar.rollout.chat import ChatFormat
 from sdar.types import Batch, Episode, Row, Turn
 
 
-def make_rows(
-    episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], list[int]] = lambda turn: [0] * len(turn.response_ids)
-) -> list[Row]:
-    """Rows in episode order, then turn order. Episodes without a turn (a fault at reset) give none."""
+def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], list[int]] | None = None) -> list[Row]:
+    """Rows in episode order, then turn order. Episodes without a turn (a fault at reset) give none.
+
+    Args:
+        spans: The number of the tag that each response token stands in, where somebody asks for it.
+    """
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
         for t, turn in enumerate(episode.turns):
@@ -34,7 +36,8 @@ def make_rows(
             row.turn_ids += [t] * (len(told) + len(said))
             row.behaviour_logp += [0.0] * len(told) + turn.behaviour_logp
             row.kept_logmass += [0.0] * len(told) + turn.kept_logmass
-            row.spans += [0] * len(told) + spans(turn)
+            if spans is not None:
+                row.spans += [0] * len(told) + spans(turn)
     return rows
 
 
@@ -57,7 +60,7 @@ def without_privilege(row: Row, episode: Episode, chat: ChatFormat) -> Row:
         turn_ids=moved(row.turn_ids, row.turn),
         behaviour_logp=moved(row.behaviour_logp, 0.0),
         kept_logmass=moved(row.kept_logmass, 0.0),
-        spans=moved(row.spans, 0),
+        spans=moved(row.spans, 0) if row.spans else [],
         teacher_ids=row.ids,
         told=plain != row.ids[:head],
     )
@@ -121,7 +124,7 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         turn_ids=_pad([r.turn_ids for r in rows], torch.long),
         behaviour_logp=_pad([r.behaviour_logp for r in rows], torch.float32),
         kept_logmass=_pad([r.kept_logmass for r in rows], torch.float32),
-        spans=_pad([r.spans for r in rows], torch.long),
+        spans=_pad([r.spans for r in rows], torch.long) if any(r.spans for r in rows) else None,
         episode=torch.tensor([r.episode for r in rows]),
         group=torch.tensor([groups[r.episode] for r in rows]),
         success=torch.tensor([float(episodes[r.episode].success) for r in rows], dtype=torch.float32),

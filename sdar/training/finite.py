@@ -7,13 +7,14 @@ from sdar.types import Batch
 
 INPUTS = (
     "advantages",
-    "weights",
+    "distill_weights",
     "importance",
     "old_logp",
     "ref_logp",
     "teacher_logp",
     "teacher_top_logp",
     "teacher_hidden",
+    "soft_target_logp",
 )
 """What a loss is made of beside the current student, by its name in `Batch`."""
 
@@ -23,9 +24,8 @@ def blame(update: Batch, tally: Tally) -> str:
     mask = update.response_mask.bool()
     found = []
     for name in INPUTS:
-        values = getattr(update, name)
-        if values is not None and mask.any():
-            chosen = values[mask]
+        if update.has(name) and mask.any():
+            chosen = getattr(update, name)[mask]
             if bad := int((~torch.isfinite(chosen)).reshape(len(chosen), -1).any(1).sum()):
                 found.append(f"{name} ({bad} of {len(chosen)} tokens)")
     if found:

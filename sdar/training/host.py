@@ -35,20 +35,21 @@ class Host(LightningModule):
     """Changes how attempts are played in training, for strategies with a curriculum."""
     payload = Payload.SAMPLED
     """How much of the teacher's distribution is needed."""
-    support = 0
+    top_k = 0
     """Size of the teacher's support, for Payload.TOP_K."""
     student_sees_skills = False
     """True when the policy's own prompts hold the retrieval in training."""
     learns_everywhere = False
-    """True when rows carry a loss even where no teacher speaks."""
+    """True when rows carry a loss even where no teacher speaks. A class that overrides `token_loss` does, unless it says False."""
     needs_reference = False
     """True when `token_loss` uses ``batch.ref_logp``."""
     plays_attempts = True
-    """True when its episodes are the attempts that its sampler plays: set it to False beside a `collect` that makes them otherwise."""
+    """True when its episodes are the attempts that its sampler plays. A class that overrides `collect` has to say it."""
     needs_spans = False
     """True when ``batch.spans`` is used."""
     teacher_acts = False
-    """True when the teacher's network plays in training, or goes on from what the student said."""
+    """True when the teacher's network plays in training, or goes on from what the student said. A class that overrides
+    `extra_requests` does, unless it says False."""
 
     # parts
     policy: Policy

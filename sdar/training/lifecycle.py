@@ -188,9 +188,9 @@ class Lifecycle(Updating):
         self.scorer.check(self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
             self.initial = self.policy.frozen(self.model)
-        if self.support > self.scorer.vocab_size:
+        if self.top_k > self.scorer.vocab_size:
             raise ConfigError(
-                f"divergence.k is {self.support}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
+                f"divergence.k is {self.top_k}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
                 "support cannot be larger. Use a smaller k, or a divergence over the whole vocabulary."
             )
         if self.teacher is not None:

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from torch import nn
 
 from sdar.data import Step
+from sdar.errors import ConfigError
 from sdar.lora import plain_weights
-from sdar.parts import Sampler
+from sdar.parts import Elsewhere, Sampler
 from sdar.rollout import Request, Rollout
 from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
@@ -27,8 +28,13 @@ class Playing(Host):
         return episodes
 
     @contextmanager
-    def acting(self, sampler: Sampler, network: nn.Module) -> Iterator[nn.Module]:
+    def acting(self, sampler: Sampler, network: nn.Module | Elsewhere) -> Iterator[nn.Module]:
         """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
+        if isinstance(network, Elsewhere):
+            raise ConfigError(
+                f"{type(self).__name__} has its teacher act, and model.teacher is asked in other processes, where it only scores. Use a "
+                "teacher in the process (ExternalTeacher), or another method. `teacher_acts = True` in the method says so before the run."
+            )
         self.ahead.wait()  # servers and worlds do one thing at a time
         live = getattr(network, "live", None)  # of adapters that are off
         if not sampler.own_engine:

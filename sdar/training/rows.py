@@ -18,7 +18,11 @@ class Rows(Playing):
     def rows(self, episodes: list[Episode]) -> Batch | None:
         """Training rows of all episodes whose world did not fail."""
         group_of = group_numbers(episodes)
-        rows = [r for r in make_rows(episodes, self.rollout.layout, self.spans) if not episodes[r.episode].lost]
+        rows = [
+            r
+            for r in make_rows(episodes, self.rollout.layout, self.spans if self.needs_spans else None)
+            if not episodes[r.episode].lost
+        ]
         rows = [r for r in rows if any(r.response_mask)]
         if not rows:
             return None
@@ -51,9 +55,7 @@ class Rows(Playing):
         return [row for row in rows if len(row.teacher_ids) <= contexts[row.episode]]
 
     def spans(self, turn: Turn) -> list[int]:
-        """The tag that each response token stands in, where the strategy asks for spans."""
-        if not self.needs_spans:
-            return [0] * len(turn.response_ids)
+        """The tag that each response token stands in."""
         return response_spans(turn.response_ids, self.chat.tokenizer, self.rollout.protocol, self.chat.stop_ids)
 
     def tell_unreadable(self, step: Step) -> None:

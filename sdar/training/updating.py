@@ -37,8 +37,8 @@ class Updating(Rows):
             yield batch.select(torch.tensor(piece))
 
     def student(self, part: Batch) -> StudentPass:
-        """The current student's statistics of the response tokens; carries the gradient."""
-        return self.scorer(self.model, part.ids, part.attention_mask, part.response_mask)
+        """The current student's statistics of the tokens whose loss is computed; carries the gradient."""
+        return self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
 
     def share(self, batch: Batch) -> list[tuple[Tensor, Batch]]:
         """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
@@ -50,7 +50,7 @@ class Updating(Rows):
         mine = [(rows, batch.select(rows)) for rows in self.ranks.deal(pieces, spare)]
         for rows, part in mine:
             if rows is spare:
-                part.response_mask = torch.zeros_like(part.response_mask)
+                part.response_mask = part.loss_mask = torch.zeros_like(part.response_mask)
         return [(rows, part.to(self.device)) for rows, part in mine]
 
     @torch.no_grad()

@@ -252,7 +252,7 @@ def rows(batch: Batch) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(
             number=b,
             ids=batch.ids[b, :time],
-            mask=batch.response_mask[b, :time],
+            mask=batch.loss_mask[b, :time],
             teacher_ids=batch.teacher_ids[b, :teacher_time],
             teacher_mask=batch.teacher_response_mask[b, :teacher_time],
         )
@@ -352,8 +352,8 @@ def test_top_k_opd_leaves_out_the_first_of_each_control_token_of_a_row_and_nothi
     strategy = small.strategy(TopKOPD, policy=thinking(small), teacher=teacher, **settings)
     play = playing(["<think>think</think>look", "go<think>"], ["look", "go<go>think"])
     batch = one_step(small, strategy, small.data(layout=layout), play).batch
-    assert shown(strategy, batch, batch.weights > 0) == kept
-    assert set(batch.weights.flatten().tolist()) == {0.0, 1.0}
+    assert shown(strategy, batch, batch.distill_weights > 0) == kept
+    assert set(batch.distill_weights.flatten().tolist()) == {0.0, 1.0}
 
 
 def test_top_k_opd_is_the_reverse_kl_on_the_teachers_likeliest_tokens_renormalised(small):
@@ -364,7 +364,7 @@ def test_top_k_opd_is_the_reverse_kl_on_the_teachers_likeliest_tokens_renormalis
     for row in rows(seen.batch):
         student, teacher = (log_probs(strategy, n, row.ids, row.mask) for n in (strategy.model, strategy.teacher.network))
         top = teacher.topk(16).indices
-        chosen = seen.batch.weights[row.number][seen.batch.response_mask[row.number]] > 0
+        chosen = seen.batch.distill_weights[row.number][seen.batch.response_mask[row.number]] > 0
         values.append(kl(on_support(student, top, False), on_support(teacher, top, False))[chosen])
     assert len(torch.cat(values)) < seen.batch.response_mask.sum()
     assert_close(seen.gradient, gradient_of(strategy, torch.cat(values).mean()))
@@ -546,7 +546,7 @@ def test_a_teacher_whose_word_has_no_weight_is_not_asked(small, make, iteration)
     asked, teacher = [], strategy.teacher.model
     strategy.teacher.model = lambda *args: asked.append(args) or teacher(*args)
     seen = one_step(small, rewarded(strategy), iteration=iteration)
-    assert not asked and seen.batch.teacher_logp is None and seen.metrics["distill/coef"] == 0
+    assert not asked and not seen.batch.has("teacher_logp") and seen.metrics["distill/coef"] == 0
     assert len(seen.episodes) == sum(not e.extra for e in seen.episodes)
     assert any(g.abs().sum() > 0 for g in seen.gradient.values())
     one_step(small, rewarded(make(small)), iteration=0)
@@ -654,7 +654,7 @@ def test_tcod_replays_a_demonstration_up_to_the_students_turns_and_learns_nothin
 def test_tip_learns_from_the_drawn_tokens_only(small):
     strategy = small.strategy(TIP, policy=double(small.policy()), teacher=external(small, double), keep=0.3)
     seen = one_step(small, strategy)
-    assert seen.batch.response_mask.sum() == math.floor(0.3 * int(seen.scored.response_mask.sum()))
+    assert seen.batch.loss_mask.sum() == math.floor(0.3 * int(seen.scored.response_mask.sum()))
     values = [
         kl(*(allowed(log_probs(strategy, n, row.ids, row.mask)) for n in (strategy.model, strategy.teacher.network)))
         for row in rows(seen.batch)
@@ -687,7 +687,7 @@ def test_tip_draws_what_is_important_first(small):
 
     strategy.score = doubtful
     batch = one_step(small, strategy, play=playing(["go to shelf 1", "open drawer 1"])).batch
-    assert (batch.response_mask & (batch.old_entropy == 0)).sum() == 0 and batch.response_mask.sum() == 4
+    assert (batch.loss_mask & (batch.old_entropy == 0)).sum() == 0 and batch.loss_mask.sum() == 4
 
 
 def test_the_vocabulary_head_sees_only_tips_tokens_in_the_update(small, monkeypatch):
@@ -708,7 +708,7 @@ def test_the_vocabulary_head_sees_only_tips_tokens_in_the_update(small, monkeypa
     strategy.score = lambda *args: (phase.append("scoring"), score(*args))
     strategy.optimize = lambda update: (phase.append("update"), optimize(update))
     seen = one_step(small, strategy)
-    every, kept = int(seen.scored.response_mask.sum()), int(seen.batch.response_mask.sum())
+    every, kept = int(seen.scored.response_mask.sum()), int(seen.batch.loss_mask.sum())
     assert kept == math.floor(0.4 * every)
     assert counted["scoring"] == {every} and counted["update"] == {kept}
 
@@ -720,7 +720,7 @@ def test_tips_draw_belongs_to_seed_and_iteration(small):
         strategy = small.strategy(TIP, teacher=external(small), gamma=0.0)
         strategy.seed = seed
         batch = one_step(small, strategy, play=play, iteration=iteration).batch
-        return {(int(batch.episode[row]), time) for row, time in batch.response_mask.nonzero().tolist()}
+        return {(int(batch.episode[row]), time) for row, time in batch.loss_mask.nonzero().tolist()}
 
     drawn = kept(3)
     assert kept(3) == drawn and kept(4) != drawn and kept(3, seed=2) != drawn
@@ -738,8 +738,8 @@ def test_tip_asks_for_as_much_of_the_teacher_as_it_needs(small, gamma, divergenc
     strategy = small.strategy(TIP, teacher=external(small), divergence=divergence, gamma=gamma)
     batch = one_step(small, strategy).scored
     assert strategy.payload == payload
-    assert (batch.teacher_hidden is not None) == (payload == Payload.FULL)
-    assert (batch.teacher_top_ids is not None) == (payload == Payload.TOP_K)
+    assert batch.has("teacher_hidden") == (payload == Payload.FULL)
+    assert batch.has("teacher_top_ids") == (payload == Payload.TOP_K)
 
 
 # ------------------------------------------------------------------ TOPD
@@ -769,10 +769,10 @@ def test_topds_soft_targets_are_what_the_plan_sends_and_the_later_place_owns_the
     strategy.soft_targets(batch, torch.tensor([0, 0]), torch.tensor([2, 4]), mine_mask, its, plan)
     targets = [
         {int(i): round(float(p), 4) for i, p in zip(ids, logp.exp(), strict=True) if p > 0}
-        for ids, logp in zip(batch.teacher_top_ids[0], batch.teacher_top_logp[0], strict=True)
+        for ids, logp in zip(batch.soft_target_ids[0], batch.soft_target_logp[0], strict=True)
     ]
     assert targets == [{}, {}, {10: 0.9091, 11: 0.0909}, {11: 0.6061, 12: 0.3939}, {20: 0.5, 21: 0.5}, {21: 0.2, 22: 0.8}]
-    assert not batch.teacher_top_logp[1].isfinite().any()
+    assert not batch.soft_target_logp[1].isfinite().any()
 
 
 def windows_by_hand(strategy, same: int) -> dict[str, Tensor]:
@@ -806,11 +806,11 @@ def test_topd_suppresses_surface_mismatches_and_gives_forks_soft_targets(small, 
     batch = one_step(small, with_gaps(strategy, [[gaps]]), play=playing(["go to 1 1 1 1 1 1 1 1"])).batch
     first = int(batch.response_mask[0].nonzero()[0])
     assert (seen["places"] - first).tolist() == [1, 4, 6] and seen["rows"].tolist() == [0, 0, 0]
-    told = batch.teacher_top_logp.isfinite().any(-1)
+    told = batch.soft_target_logp.isfinite().any(-1)
     assert (told[0].nonzero()[:, 0] - first).tolist() == covered
-    mass = batch.teacher_top_logp.exp().sum(-1)[told]
+    mass = batch.soft_target_logp.exp().sum(-1)[told]
     torch.testing.assert_close(mass, torch.ones_like(mass))
-    [[kept]] = gathered(batch, batch.weights)
+    [[kept]] = gathered(batch, batch.distill_weights)
     assert kept == [0.0 if place in suppressed else 1.0 for place in range(10)]
 
 
@@ -821,7 +821,7 @@ def test_topd_has_no_candidate_whose_window_would_not_fit_the_context(small):
     strategy = small.strategy(TOPD, policy=small.policy(context=80), teacher=teacher, **settings)
     with_gaps(strategy, [[[-1.0], [-0.1], [-0.1], [-2.0]]])
     batch = one_step(small, strategy, play=playing(["go to shelf 1"] * 4)).batch
-    told = batch.teacher_top_logp.isfinite().any(-1)
+    told = batch.soft_target_logp.isfinite().any(-1)
     assert batch.ids.shape == (1, 73) and set(batch.turn_ids[told].tolist()) == {0} and told.sum() == 4
 
 
@@ -837,11 +837,11 @@ def test_topds_loss_is_k1_on_what_is_not_suppressed_and_the_cross_entropy_of_the
     for row in rows(batch):
         student = log_probs(strategy, strategy.model, row.ids, row.mask)
         k1.append(sampled(student, row))
-        targets = zip(batch.teacher_top_ids[row.number], batch.teacher_top_logp[row.number].exp(), strict=True)
+        targets = zip(batch.soft_target_ids[row.number], batch.soft_target_logp[row.number].exp(), strict=True)
         told = [pair for pair, m in zip(targets, batch.response_mask[row.number], strict=True) if m]
         for logp, (ids, share) in zip(student, told, strict=True):
             entropy += [-p * logp[i] for i, p in zip(ids, share, strict=True) if p > 0]
-    kept = batch.weights[batch.response_mask] > 0
+    kept = batch.distill_weights[batch.response_mask] > 0
     assert 0 < (~kept).sum() < seen.metrics["transport/covered_share"] * len(kept) and len(entropy) > 1
     loss = -(gaps * torch.cat(k1))[kept].mean() + coef * torch.stack(entropy).sum() / len(kept)
     assert_close(seen.gradient, gradient_of(strategy, loss))
@@ -931,7 +931,7 @@ def test_hdpo_plays_only_tasks_that_every_attempt_failed_once_more_with_the_solu
         assert row.ids[row.mask].tolist() == row.teacher_ids[row.teacher_mask].tolist()
     assert batch.advantages[batch.extra].abs().sum() == 0
     won = torch.tensor([seen.episodes[e].extra and seen.episodes[e].success for e in batch.episode.tolist()])
-    assert torch.equal(batch.weights > 0, batch.response_mask & won[:, None]) and won.any()
+    assert torch.equal(batch.distill_weights > 0, batch.response_mask & won[:, None]) and won.any()
 
 
 @by_layout
@@ -946,7 +946,7 @@ def test_hdpos_gradient_is_grpos_on_the_attempts_and_the_jsd_on_what_was_verifie
     strategy, seen = step(HDPO, teacher=InitialTeacher(), distill_coef=0.3)
     values = []
     for row in rows(seen.batch):
-        if not (seen.batch.weights[row.number] > 0).any():
+        if not (seen.batch.distill_weights[row.number] > 0).any():
             continue
         student = log_probs(strategy, strategy.model, row.ids, row.mask)
         teacher = log_probs(strategy, strategy.initial, row.teacher_ids, row.teacher_mask).detach()
@@ -960,7 +960,7 @@ def test_hdpo_plays_nothing_more_where_every_group_has_a_success(small):
     sampler = lamp_player((0, 1), (1, 0))
     seen = one_step(small, small.strategy(HDPO, sampler=sampler), lamp_data(small))
     assert len(seen.episodes) == 4 and not any(HEADING in text for _, text in sampler.asked)
-    assert seen.metrics["hdpo/cliff_share"] == 0 and seen.batch.weights.sum() == 0
+    assert seen.metrics["hdpo/cliff_share"] == 0 and seen.batch.distill_weights.sum() == 0
 
 
 def test_hdpo_plays_at_most_so_many_privileged_attempts_and_the_retriever_learns_from_none(small):
@@ -990,7 +990,7 @@ def test_sdpo_drops_what_there_is_nothing_to_tell_about(small, layout):
     batch = one_step(small, strategy, small.data(layout=layout), playing(WON, LOST, LOST)).batch
     assert set(batch.episode.tolist()) == {1, 2} and batch.told.all()
     assert all("A successful attempt at the task:\ngo to shelf 1" in text_of(strategy, r.teacher_ids) for r in rows(batch))
-    assert torch.equal(batch.weights > 0, batch.response_mask)
+    assert torch.equal(batch.distill_weights > 0, batch.response_mask)
     alone = small.strategy(SDPO)
     batch = one_step(small, alone, small.data(layout=layout), playing(LOST)).batch
     failure = "> open drawer 1\n    A room.\n> close drawer 1\n    The end."
@@ -1067,7 +1067,7 @@ def test_sd_search_distils_inside_the_span_only(small, layout):
     batch = one_step(small, strategy, thinking_data(small, layout=layout), play).batch
     expected = [[framed(strategy, a) for a in attempt] for attempt in actions]
     expected = [turn for attempt in expected for turn in attempt] if layout == "turn" else list(map("".join, expected))
-    assert shown(strategy, batch, batch.weights > 0) == expected
+    assert shown(strategy, batch, batch.distill_weights > 0) == expected
 
 
 def framed(strategy, action: str) -> str:
@@ -1092,7 +1092,7 @@ def test_sd_searchs_gradient_is_grpos_and_the_jsd_on_the_teachers_likeliest_toke
         student = log_probs(strategy, strategy.model, row.ids, row.mask)
         teacher = log_probs(strategy, strategy.model, row.teacher_ids, row.teacher_mask).detach()
         top = teacher.topk(50).indices
-        chosen = seen.batch.weights[row.number][seen.batch.response_mask[row.number]] > 0
+        chosen = seen.batch.distill_weights[row.number][seen.batch.response_mask[row.number]] > 0
         values.append(jsd(on_support(student, top, False), on_support(teacher, top, False))[chosen])
     assert len(torch.cat(values)) < seen.batch.response_mask.sum() / 4
     distilled = gradient_of(strategy, 0.5 * torch.cat(values).mean())

@@ -113,7 +113,7 @@ def assert_same(one, other, k=0):
         assert torch.equal(one.teacher_top_ids, other.teacher_top_ids)
         torch.testing.assert_close(one.teacher_top_logp, other.teacher_top_logp, rtol=0, atol=1e-5)
     else:
-        assert one.teacher_top_ids is other.teacher_top_ids is None
+        assert not one.has("teacher_top_ids") and not other.has("teacher_top_ids")
 
 
 def scored(server):
