@@ -256,7 +256,8 @@ def registered() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
                     kinds[name] = cls
                 else:
                     named.append((name, cls))
-    kinds = dict(sorted(kinds.items(), key=lambda kind: kind[1].__module__ != "sdar.parts"))  # the order of imports
+    imported_first = sorted(kinds.items(), key=lambda kind: not kind[1].__module__.startswith("sdar.parts."))
+    kinds = dict(imported_first)
     return kinds, {plural: {name: cls for name, cls in named if issubclass(cls, base)} for plural, base in kinds.items()}
 
 

@@ -1,0 +1,284 @@
+"""What the parts of a method promise: who is told what, how credit is given, how much a token counts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sdar.contracts import returned
+from sdar.errors import ConfigError
+from sdar.parts.part import Part
+from sdar.parts.worlds import Environment
+from sdar.registry import part_kind
+from sdar.types import Episode, Payload, Request, Retrieval, StudentTokens, Task, TokenView
+
+if TYPE_CHECKING:
+    from sdar.rollout.chat import ChatFormat
+    from sdar.skills import SkillBank
+    from sdar.tally import Tally
+    from sdar.turns import Turns
+
+
+@part_kind("gates")
+class Gate(Part, ABC):
+    """How much a token trusts its teacher, in [0, 1]."""
+
+    answers: ClassVar = {"__call__": returned.gate}
+
+    @abstractmethod
+    def __call__(self, tokens: TokenView) -> Tensor:
+        """Weights ``[batch, time]`` in [0, 1]; everything in `tokens` is detached, so the gate carries no gradient.
+
+        It is called on micro-batches, again for each update, and by each rank on its share: it learns in `observe`.
+        """
+
+    def observe(self, tokens: TokenView, tally: "Tally") -> None:
+        """Learn from all tokens of an iteration (`tokens.iteration`), once, before its updates: ``tokens.student_logp`` is that of the
+        weights before them, and every rank is told the same. What explains the gate goes into `tally`."""
+
+
+@part_kind("retrievers")
+class Retriever(Part, ABC):
+    """Which skills a task's teacher (or student) gets; may learn from outcomes, and then has a state."""
+
+    answers: ClassVar = {"retrieve": returned.retrieval}
+
+    bank: "SkillBank | None" = None
+    """The skills that it chooses from, where it has a bank: checked against the run's tasks."""
+
+    def meet(self, env: "Environment") -> None:
+        """Called with the run's world before anything is retrieved."""
+
+    @abstractmethod
+    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+        """The skills for a task. `draw` counts the visits of a run: a random retriever derives its choice from
+        (its seed, task id, draw) alone, so that a resumed run retrieves the same."""
+
+    def observe(self, task: Task, retrieval: Retrieval, success: float) -> None:
+        """Learn from the mean success (0..1) of a group of attempts at `task` that used `retrieval`."""
+
+
+@part_kind("divergences")
+class Divergence(Part, ABC):
+    """A per-token distillation objective: its value, and what its value and its gradient estimate."""
+
+    answers: ClassVar = {"__call__": returned.divergence}
+
+    value_estimand: str
+    """What the expected value over student-sampled tokens is, e.g. ``KL(student || teacher)``."""
+    gradient_estimand: str
+    """What the expected gradient follows; often not the gradient of the value."""
+
+    def needs(self) -> tuple[Payload, int]:
+        """How much of the teacher's distribution it needs, and of how many tokens for Payload.TOP_K.
+
+        More than SAMPLED: it is called on chunks of ``[tokens]``, with ``student.logits`` and the teacher's side in `tokens`.
+        """
+        return Payload.SAMPLED, 0
+
+    @abstractmethod
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+        """Per-token loss, shaped like ``student.logp``; `student` carries the gradient, `tokens` is detached."""
+
+
+Placement = Literal["system", "instruction", "template"]
+
+
+@part_kind("views")
+class PrivilegedView(Part, ABC):
+    """What the teacher may see (`text`), and where it stands in the prompt.
+
+    Args:
+        placement: ``system``: a system message (appended to the one that is there or that the chat template inserts; before the
+            first user text where the template has no system role). ``instruction``: before the first user text. ``template``: plain
+            text before the first token of the chat template, as the public code of SDAR has it.
+        heading: Line above the text; empty for none, null for the view's own.
+    """
+
+    answers: ClassVar = {"text": returned.view_text}
+
+    own_heading = ""
+
+    def __init__(self, placement: Placement = "system", heading: str | None = None):
+        if placement not in get_args(Placement):
+            raise ConfigError(
+                f"view.placement is {placement!r}: privileged text can stand in {', '.join(get_args(Placement))}. Use one of them."
+            )
+        self.placement = placement
+        self.heading = self.own_heading if heading is None else heading
+
+    @abstractmethod
+    def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: "Environment") -> str:
+        """What the teacher of an episode is told in the row that begins with `turn`; empty: nothing.
+
+        `group` holds all attempts at the task, this one among them; it is empty before the episode.
+        """
+
+    def uses_retrieval(self) -> bool:
+        """True when the text comes from a retriever: a strategy with this view needs one."""
+        return False
+
+    def prompt(self, chat: "ChatFormat", messages: list[dict[str, str]], text: str) -> list[int]:
+        """Ids of the conversation with `text` in it. Empty text: those of the conversation as it is."""
+        told = f"{self.heading}\n{text}" if self.heading and text else text
+        if not told:
+            return chat.prompt(messages)
+        if self.placement == "template":
+            return [*chat.encode_text(f"{told}\n\n"), *chat.prompt(messages)]
+        if self.placement == "system":
+            return chat.prompt(chat.informed(messages, told))
+        at = next(i for i, m in enumerate(messages) if m["role"] == "user")
+        joined = {"role": "user", "content": f"{told}\n\n{messages[at]['content']}"}
+        return chat.prompt([*messages[:at], joined, *messages[at + 1 :]])
+
+
+@dataclass
+class Credit:
+    """What an advantage estimator knows. Rows and turns belong to episodes, episodes to groups (attempts at one task)."""
+
+    rewards: Tensor
+    """[rows] episode reward minus the penalties of the row's invalid actions."""
+    groups: Tensor
+    """[rows]"""
+    episodes: Tensor
+    """[rows]"""
+    turns: "Turns"
+    """Which turn each token of the rows belongs to."""
+    turn_rewards: Tensor
+    """[turns] reward of each turn, in the order of `turns`."""
+    turn_penalties: Tensor
+    """[turns] what an invalid action costs; 0 for a valid one."""
+    turn_groups: Tensor
+    """[turns]"""
+    observations: list[str]
+    """[turns] what the world had said before each turn: the anchors of GiGPO."""
+    survivor: Tensor
+    """[rows] True where all other attempts of the group were lost (their world failed): there is nothing left to compare with. Not
+    for a group that was one attempt from the start."""
+    tally: "Tally"
+    """What explains the advantages goes here."""
+
+
+@part_kind("advantages")
+class AdvantageEstimator(Part, ABC):
+    """Credit: what each row's reward is worth against its group."""
+
+    answers: ClassVar = {"__call__": returned.advantages}
+
+    @abstractmethod
+    def __call__(self, credit: Credit) -> Tensor:
+        """Advantages ``[rows]``, or ``[rows, time]`` where they differ between the turns of a row."""
+
+
+@part_kind("advantage_transforms")
+class AdvantageTransform(Part, ABC):
+    """Reshapes advantages token by token, once before the updates; detached. Mostly by what a teacher thinks of them."""
+
+    answers: ClassVar = {"__call__": returned.reshaped}
+
+    gradient_estimand: str
+    """What the expected gradient of the policy loss follows with these advantages, on-policy."""
+    needs_teacher: bool = False
+    """True: refused where there is no teacher. False: it may still read one's side, which raises where there is none."""
+    span: str | None = None
+    """Only tokens inside this tag of the protocol are reshaped; None: all."""
+
+    def weight(self, iteration: int) -> float:
+        """How much what the teacher says counts in an iteration; at 0 the transform is not called, nor is the teacher for its sake."""
+        return 1.0
+
+    @abstractmethod
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally") -> Tensor:
+        """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
+
+        What explains the transform goes into `tally`.
+        """
+
+
+@part_kind("turn_weights")
+class TurnWeight(Part, ABC):
+    """How much each turn counts in the distillation term."""
+
+    answers: ClassVar = {"__call__": returned.turn_weights}
+
+    @abstractmethod
+    def __call__(self, tokens: TokenView, turns: "Turns", tally: "Tally") -> Tensor:
+        """Weights ``[turns]``, not negative; ``tokens.student_logp`` is that of the weights before the update.
+
+        It is called once in an iteration (`tokens.iteration`), with all turns and on every rank alike, and may learn then. What explains
+        the weights goes into `tally`.
+        """
+
+
+@part_kind("filters")
+class SequenceFilter(Part, ABC):
+    """Which episodes the distillation term learns from."""
+
+    answers: ClassVar = {"__call__": returned.chosen}
+
+    @abstractmethod
+    def __call__(self, success: Tensor, groups: Tensor) -> Tensor:
+        """Bool ``[episodes]`` from their success (0 or 1) and their group."""
+
+
+@part_kind("policy_losses")
+class PolicyLoss(Part, ABC):
+    """The policy gradient's surrogate."""
+
+    answers: ClassVar = {"__call__": returned.token_loss}
+
+    @abstractmethod
+    def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+        """Per-token loss ``[batch, time]``; only `logp` carries a gradient."""
+
+    def clipped(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+        """1 where the trust region took the gradient away, ``[batch, time]``."""
+        return torch.zeros_like(logp)
+
+
+@part_kind("corrections")
+class Correction(Part, ABC):
+    """How much a sampled token counts where the density that the trainer has is not the one that it was sampled from: the engine
+    rounds otherwise, or its weights are older."""
+
+    answers: ClassVar = {"__call__": returned.importance}
+
+    gradient_estimand: str
+    """What the expected gradient of a policy loss follows with these weights, before the first update."""
+
+    @abstractmethod
+    def __call__(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+        """Weights ``[batch, time]``, not negative and detached.
+
+        Args:
+            logp: What the trainer gave the sampled token before the update, in nats.
+            sampled_logp: What the engine gave it, in nats. Both are of the tempered softmax, before anything was cut from it.
+        """
+
+    def cut(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+        """Bool ``[batch, time]``: where the weight is bounded or zero instead of the ratio of the two."""
+        return torch.zeros_like(logp, dtype=torch.bool)
+
+
+@part_kind("controllers")
+class EpisodeController(Part, ABC):
+    """Changes how an attempt is played as training goes on: fewer turns, or a beginning that somebody else plays."""
+
+    answers: ClassVar = {"__call__": returned.request}
+
+    @abstractmethod
+    def __call__(self, request: "Request", iteration: int, env: "Environment") -> "Request":
+        """The attempt as it shall be played."""
+
+
+@part_kind("schedules")
+class Schedule(Part, ABC):
+    """A coefficient as a function of the training iteration."""
+
+    answers: ClassVar = {"__call__": returned.coefficient}
+
+    @abstractmethod
+    def __call__(self, iteration: int) -> float: ...

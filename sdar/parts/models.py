@@ -1,0 +1,254 @@
+"""What samplers, policies, teachers and judges promise: the parts that have a language model."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sdar.contracts import returned
+from sdar.distributed.ranks import ALONE, Ranks
+from sdar.errors import ConfigError
+from sdar.parts.part import Part
+from sdar.parts.worlds import Environment
+from sdar.registry import part_kind
+from sdar.types import Completion, Density, Draw, Episode, Payload, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@part_kind("samplers")
+class Sampler(Part, ABC):
+    """Token ids in, token ids with true densities out."""
+
+    answers: ClassVar = {"sample": returned.completions}
+
+    temperature: float
+    forbidden_ids: tuple[int, ...] = ()
+    max_new_tokens: int
+    """Longest response, in tokens."""
+    context: int
+    """Longest prompt and response together, in tokens; known after `bind`."""
+    ranks: Ranks = ALONE
+    """The processes of the run, known before `bind`."""
+    works_alone = False
+    """True: its engine goes on sampling while the training process does something else."""
+    own_engine = False
+    """True: an engine of its own samples, with a copy of the weights that `load` brings up to date. False: the given network does."""
+    engine_share: float = 0.0
+    """Share of each rank's GPU that this engine takes while episodes are played, for `sdar plan`; 0: it runs on other GPUs."""
+
+    @abstractmethod
+    def bind(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], context: int) -> None:
+        """Learn the vocabulary once: which ids end a turn, which a turn may not emit, how long a context may be."""
+
+    @abstractmethod
+    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+        """One response for each prompt. A prompt that continues an earlier prompt and its response is cheap."""
+
+    def reset(self) -> None:
+        """Forget everything that was cached: the weights changed or another rollout begins."""
+
+    def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Give the engine other weights; called before `sample` where they are not those of `version` yet, on every rank.
+
+        Args:
+            version: Names a network and its optimizer step, e.g. ``policy@12``.
+            weights: (name in the network's state dict, whole tensor). Making a tensor may need all ranks: each rank must take every
+                one, also where only one rank passes them on.
+        """
+
+    def rest(self) -> None:
+        """The rollout is over: what was cached is of no more use, and memory of the training's accelerator is given back."""
+
+    def metrics(self) -> dict[str, float]:
+        """What its engine counted since the last call, under the names that it is logged by (retries, failures, seconds)."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of processes and connections."""
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A policy's network before its weights are loaded: what `sdar plan` counts."""
+
+    network: "PreTrainedModel"
+    """On torch's meta device: sizes, and no weights."""
+    dtype: torch.dtype = torch.float32
+    """Of the weights as they are loaded."""
+    adapters: int = 0
+    """Parameters of adapters in float32, which are not in `network`. Where there are some, they alone are trained, and the initial weights
+    are the same network's with them off (`Policy.frozen`): no copy."""
+    gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Arguments of the policy that take memory off, by what they do: ``dtype``, ``gradient_checkpointing``. `sdar plan` advises them."""
+
+
+@part_kind("policies")
+class Policy(ABC):
+    """Where the model that learns comes from: weights, tokenizer, chat template."""
+
+    name: str
+    """What errors call it."""
+    chat_options: Mapping[str, Any] = {}
+    """Arguments for the chat template."""
+
+    def meet(self, env: Environment) -> None:
+        """Called with the run's world before anything is loaded: for policies that are made for it."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer, with its chat template."""
+
+    @abstractmethod
+    def load_model(self) -> "PreTrainedModel":
+        """A causal language model with its weights, each time a new one."""
+
+    @abstractmethod
+    def context(self) -> int:
+        """Largest number of tokens that the model can attend to."""
+
+    def frozen(self, model: "PreTrainedModel") -> nn.Module:
+        """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy."""
+        return copy.deepcopy(model).requires_grad_(False).eval()
+
+    def blueprint(self) -> Blueprint:
+        """The network that `load_model` would give, without loading or downloading weights: `sdar plan` asks for it.
+
+        Raises:
+            PolicyError: its sizes cannot be read.
+            ConfigError: this policy does not tell them.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} is a policy whose sizes `sdar plan` cannot tell without loading it: it has no `blueprint`. Give the "
+            "PretrainedPolicy or FreshPolicy that it resembles for planning: --model.policy PretrainedPolicy --model.policy.path ..."
+        )
+
+    def found_in(self, folder: str) -> "Policy":
+        """The same policy, whose configuration and tokenizer are read from ``<folder>/<name>`` where that is a model's folder."""
+        return self
+
+    def resized(self, network: "PreTrainedModel", folder: Path, cut: list[str]) -> "Policy":
+        """The same policy with a small random network in place of its own, for the two steps of `sdar plan`.
+
+        Args:
+            network: Of the same architecture, as it shall be loaded.
+            folder: Not there yet, for a policy that loads from files.
+            cut: Gets a line for whatever else is not as in the settings.
+        """
+        small = copy.copy(self)
+        small.load_model = lambda: copy.deepcopy(network)  # type: ignore[method-assign]
+        return small
+
+
+@dataclass(frozen=True)
+class ModelCopy:
+    """A network that lies beside the policy's: what `sdar plan` counts."""
+
+    role: str
+    """What it is called, e.g. ``EMATeacher's copy``."""
+    policy: Policy | None = None
+    """Where its weights come from; None: they are a copy of the student's, adapters and all."""
+    follows: bool = False
+    """True: it moves with the student, so that checkpoints hold it."""
+    averages: bool = False
+    """True: its moves may be smaller than a narrow type holds, and its average in float32 lies beside it."""
+    key: str = ""
+    """Where `policy` stands below ``model.teacher`` in the settings, e.g. ``policy``."""
+
+
+class Elsewhere(ABC):
+    """Stands for a network that is not in this process: somebody there reads rows with it."""
+
+    @abstractmethod
+    def score(
+        self,
+        density: Density,
+        ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        payload: Payload,
+        k: int,
+        ranks: Ranks,
+    ) -> dict[str, Tensor]:
+        """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
+        (``[tokens, ...]``), row after row. `ranks` says who shares the work; each gets everything."""
+
+
+@part_kind("teachers")
+class Teacher(ABC):
+    """Whose weights the teacher has."""
+
+    needs_initial: bool = False
+    """True: keep a frozen copy of the weights that training started from."""
+    elsewhere: bool = False
+    """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
+
+    def prepare(self, live: nn.Module, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
+
+        Raises:
+            PolicyError: the teacher reads other tokens than the student writes.
+        """
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Networks of its own, by the name that they have in checkpoints. They lie as the student does: on which device, in which
+        shards."""
+        return {}
+
+    def external(self) -> set[str]:
+        """Those of them that never change and come from elsewhere: no checkpoint holds them."""
+        return set()
+
+    def copies(self) -> tuple[ModelCopy, ...] | None:
+        """Its `networks` before they are there: what `sdar plan` counts. None: it has networks, and does not tell of them."""
+        return () if type(self).networks is Teacher.networks else None
+
+    def context(self, task: Task) -> int | None:
+        """Largest number of tokens that the teacher of a task can attend to; None: as many as the student."""
+        return None
+
+    @abstractmethod
+    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module | Elsewhere:
+        """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one `elsewhere`."""
+
+    def after_step(self, live: nn.Module) -> None:
+        """The student took an optimizer step."""
+
+    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+        """The student finished an iteration (they count from 0)."""
+
+    def metrics(self) -> dict[str, float]:
+        """What it counted since the last call, under the names that it is logged by."""
+        return {}
+
+
+@part_kind("judges")
+class Judge(Part, ABC):
+    """Labels the turns of finished episodes, knowing the gold answer and all that happened."""
+
+    answers: ClassVar = {"__call__": returned.labels}
+
+    policy: Policy | None = None
+    """Whose network judges, where each rank loads one for it."""
+
+    def check(self) -> None:
+        """Called once before training: raise now what would fail after time on a GPU was spent.
+
+        Raises:
+            ConfigError, PolicyError: the judge cannot be asked with these settings.
+        """
+
+    @abstractmethod
+    def __call__(self, episodes: Sequence[Episode], solutions: Sequence[str]) -> list[list[float | None]]:
+        """One label a turn of each episode: +1 good, -1 bad or between; None where no verdict was got.
+
+        `solutions` holds the gold answer of each episode's task.
+        """
