@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fact_bank import write_fact_bank
 
 import sdar
 from sdar.cli import main
@@ -13,7 +14,6 @@ from sdar.envs import HouseholdEnv
 from sdar.paths import installed_settings
 from sdar.policies import FreshPolicy, world_tokenizer
 from sdar.skills import SkillBank
-from tests.support.fact_bank import write_fact_bank
 
 CONF = installed_settings()
 FILES = sorted(

@@ -4,12 +4,12 @@ import time
 
 import pytest
 import yaml
+from fact_bank import write_fact_bank
 
 from sdar.errors import SkillBankError
 from sdar.skills import Skill, SkillBank, retrieval, seeded
 from sdar.skills.files import sections_of
 from sdar.types import Task
-from tests.support.fact_bank import write_fact_bank
 
 HOUSEHOLD = "conf/skills/household"
 FAMILIES = {

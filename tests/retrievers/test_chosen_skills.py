@@ -1,6 +1,7 @@
 """Which skills each retriever gives, by hand."""
 
 import pytest
+from fact_bank import write_fact_bank
 
 from sdar.errors import ConfigError
 from sdar.retrievers import (
@@ -12,7 +13,6 @@ from sdar.retrievers import (
     ShuffledRetriever,
 )
 from sdar.types import Retrieval, Task
-from tests.support.fact_bank import write_fact_bank
 
 BANK = "conf/skills/household"
 SPECIFIC = {"pick_and_place", "look_at_obj_in_light", "clean", "heat", "cool", "pick_two"}
