@@ -1,11 +1,9 @@
 """The entropy gate of SDAR (arXiv 2605.15155), with a normalisation of our own."""
 
-import math
-
 from torch import Tensor
 
 from sdar import functional
-from sdar.errors import ConfigError
+from sdar.gates.beta import check_beta
 from sdar.parts import Gate
 from sdar.registry import register
 from sdar.types import TokenView
@@ -24,16 +22,12 @@ class EntropyGate(Gate):
         Args:
             beta: steepness per unit of normalised entropy.
         """
-        if beta == 0:
-            raise ConfigError(
-                "gate.beta is 0: the gate would be 0 for every token and nothing would be distilled. "
-                "Use a positive beta, e.g. 5.0, or ConstantGate for the same weight everywhere."
-            )
-        if not 0 < beta < math.inf:
-            raise ConfigError(
-                f"gate.beta is {beta}: an entropy gate lies in [0, 1] and opens with doubt only for a positive, finite beta. "
-                "Use e.g. 5.0."
-            )
+        check_beta(
+            beta,
+            "the gate would be 0 for every token and nothing would be distilled. Use a positive beta, e.g. 5.0, or ConstantGate for the "
+            "same weight everywhere.",
+            "an entropy gate lies in [0, 1] and opens with doubt",
+        )
         self.beta = beta
 
     def __call__(self, tokens: TokenView) -> Tensor:

@@ -1,11 +1,9 @@
 """The soft-OR gate of SDAR (arXiv 2605.15155), with normalisations of our own."""
 
-import math
-
 from torch import Tensor
 
 from sdar import functional
-from sdar.errors import ConfigError
+from sdar.gates.beta import NO_SAY, check_beta
 from sdar.parts import Gate
 from sdar.registry import register
 from sdar.types import TokenView
@@ -23,16 +21,11 @@ class SoftOrGate(Gate):
         Args:
             beta: steepness; for a certain student and a small gap it is that of the gap gate.
         """
-        if beta == 0:
-            raise ConfigError(
-                "gate.beta is 0: the gate would be 0.5 for every token and the teacher would have no influence (the lift "
-                "times a constant has an expected gradient of zero). Use ConstantGate to ask for that."
-            )
-        if not 0 < beta < math.inf:
-            raise ConfigError(
-                f"gate.beta is {beta}: a soft-OR gate opens for endorsed or uncertain tokens, which takes a positive, finite "
-                "beta. Use e.g. 5.0."
-            )
+        check_beta(
+            beta,
+            NO_SAY,
+            "a soft-OR gate opens for endorsed or uncertain tokens",
+        )
         self.beta = beta
 
     def __call__(self, tokens: TokenView) -> Tensor:

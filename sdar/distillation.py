@@ -16,7 +16,7 @@ from torch import Tensor
 from sdar.errors import ConfigError
 from sdar.functional import first_occurrences, truncated_ratio
 from sdar.module import AgentModule
-from sdar.parts import Divergence, Draw, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
+from sdar.parts import Divergence, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
 from sdar.schedules import scheduled
 from sdar.scoring import StudentPass
 from sdar.turns import Turns
@@ -65,38 +65,6 @@ class Taught(AgentModule):
         known = self.chat.tokenizer.get_vocab()
         ids = {self.chat.end_of_turn, *(known[t] for t in tokens if t in known)}
         return first_occurrences(batch.ids, batch.response_mask, ids)
-
-    def teacher_windows(
-        self, batch: Batch, episodes: list[Episode], rows: Tensor, places: Tensor, length: int
-    ) -> tuple[Tensor, Tensor]:
-        """What the teacher would say instead, from places in the middle of responses: ids and mask ``[places, length]``.
-
-        It goes on from its own view of the row, up to before the place, and stops where it would end the turn. Where its context has
-        no room for `length` more tokens the window is empty.
-        """
-        shift = batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)
-        ids, mask = torch.zeros(len(rows), length, dtype=torch.long), torch.zeros(len(rows), length, dtype=torch.bool)
-        asked: dict[int, list[int]] = {}
-        networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()]
-        for i, network in enumerate(networks):
-            asked.setdefault(id(network), []).append(i)
-        for wanted in asked.values():
-            prefixes, draws = {}, {}
-            for i in wanted:
-                row, place = int(rows[i]), int(places[i])
-                episode = episodes[int(batch.episode[row])]
-                prefix = batch.teacher_ids[row, : place + int(shift[row])].tolist()
-                if len(prefix) + length > (self.teacher.context(episode.task) or self.context):
-                    continue
-                prefixes[i], turn = prefix, int(batch.turn_ids[row, place])
-                draws[i] = Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
-            if not prefixes:
-                continue
-            said = self.continuations(networks[wanted[0]], list(prefixes.values()), list(draws.values()), length)
-            for i, completion in zip(prefixes, said, strict=True):
-                ids[i, : len(completion.ids)] = torch.tensor(completion.ids)
-                mask[i, : len(completion.ids)] = True
-        return ids, mask
 
 
 class Distillation(Taught):

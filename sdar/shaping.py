@@ -35,11 +35,10 @@ class GapAdvantage(AdvantageTransform):
         return self.coef(iteration)
 
     def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
-        gap = tokens.gap if self.clip is None else tokens.gap.clamp(-self.clip, self.clip)
-        weights = 1.0 if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, tally))
+        weights = None if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, tally))
         coef = self.coef(iteration)
         tally.add("distill/coef", coef)
-        return advantages + coef * weights * gap
+        return functional.additive_gap(advantages, tokens.teacher_logp, tokens.student_logp, coef, weights, self.clip)
 
 
 @register("evidence")

@@ -18,7 +18,7 @@ from sdar.distillation import Distillation
 from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
 from sdar.errors import ConfigError, check_share
 from sdar.functional import window_distance
-from sdar.parts import Divergence, PrivilegedView, Teacher
+from sdar.parts import Divergence, Draw, PrivilegedView, Teacher
 from sdar.registry import register
 from sdar.scoring import StudentPass
 from sdar.teachers import PlainView
@@ -70,46 +70,83 @@ class TOPD(Distillation):
         self.loss_share, self.surface_share, self.trajectory_coef = loss_share, surface_share, trajectory_coef
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        batch = super().weigh(batch, episodes)
-        if batch is None:
+        weighed = super().weigh(batch, episodes)
+        if weighed is None:
             return None
-        loss = (batch.old_logp - batch.teacher_logp).where(batch.distill_weights > 0, -torch.inf)  # k1, [batch, time]
-        least = loss[batch.distill_weights > 0].quantile(1 - self.loss_share)
-        top = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [batch, candidates], by loss
-        rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)  # [found] each
-        places = top.indices[rows, ranks]
-        rows, places = torch.stack([rows, places])[
-            :, (rows * loss.shape[1] + places).argsort()
-        ]  # in reading order, as soft_targets needs
-        its, its_mask = self.teacher_windows(batch, episodes, rows, places, self.window)  # [found, window] each
-        rows, places, its, its_mask = (t[its_mask.any(1)] for t in (rows, places, its, its_mask))
-        mine, mine_mask = self.student_windows(batch, rows, places)
-        embedding = self.model.get_input_embeddings().weight.detach()
-        vectors = (embedding[ids.to(embedding.device)].cpu() for ids in (mine, its))
-        distance, plan = window_distance(*vectors, mine_mask, its_mask)  # [found], [found, window of mine, window of its]
+        batch = weighed
+        rows, places = self.candidate_places(batch)  # [found] each
+        teacher_ids, teacher_mask = self.teacher_windows(batch, episodes, rows, places)  # [found, window] each
+        there = teacher_mask.any(1)
+        rows, places, teacher_ids, teacher_mask = (t[there] for t in (rows, places, teacher_ids, teacher_mask))
+        student_ids, student_mask = self.student_windows(batch, rows, places)  # [found, window] each
+        embedding = self.model.get_input_embeddings().weight.detach()  # [vocab, hidden]
+        student, teacher = (embedding[ids.to(embedding.device)].cpu() for ids in (student_ids, teacher_ids))
+        distance, plan = window_distance(student, teacher, student_mask, teacher_mask)  # [found], [found, window, window]
         rank = distance.argsort(stable=True).argsort()  # [found]: 0 for the smallest distance
-        surface = rank < round(self.surface_share * len(distance))
+        surface = rank < round(self.surface_share * len(distance))  # other words for the same
+        fork = ~surface
         self.tally.add("transport/distance", float(distance.sum()), len(distance))
         self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
         batch.distill_weights[rows[surface], places[surface]] = 0.0
-        self.soft_targets(batch, rows[~surface], places[~surface], mine_mask[~surface], its[~surface], plan[~surface])
+        self.soft_targets(batch, rows[fork], places[fork], student_mask[fork], teacher_ids[fork], plan[fork])
         return batch
+
+    def candidate_places(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Row and time of the tokens with the largest loss ``[found]``, in reading order, as `soft_targets` wants them."""
+        weighted = batch.distill_weights > 0
+        loss = (batch.old_logp - batch.teacher_logp).where(weighted, -torch.inf)  # k1, [batch, time]
+        least = loss[weighted].quantile(1 - self.loss_share)
+        top = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [batch, candidates], by loss
+        rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)
+        places = top.indices[rows, ranks]
+        order = (rows * loss.shape[1] + places).argsort()
+        return rows[order], places[order]
+
+    def teacher_windows(self, batch: Batch, episodes: list[Episode], rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """What the teacher would say instead, from places in the middle of responses: ids and mask ``[places, window]``.
+
+        It goes on from its own view of the row, up to before the place, and stops where it would end the turn. Where its context has
+        no room for a whole window the window is empty.
+        """
+        shift = batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(
+            1
+        )  # [batch] how much longer the teacher's row is
+        ids = torch.zeros(len(rows), self.window, dtype=torch.long)
+        mask = torch.zeros(len(rows), self.window, dtype=torch.bool)
+        networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()]
+        for network in {id(n): n for n in networks}.values():  # each teacher goes on from all of its prefixes at once
+            prefixes, draws = {}, {}
+            for i in (i for i, n in enumerate(networks) if n is network):
+                row, place = int(rows[i]), int(places[i])
+                episode, turn = episodes[int(batch.episode[row])], int(batch.turn_ids[row, place])
+                prefix = batch.teacher_ids[row, : place + int(shift[row])].tolist()
+                if len(prefix) + self.window <= (self.teacher.context(episode.task) or self.context):
+                    prefixes[i] = prefix
+                    draws[i] = Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
+            if prefixes:
+                said = self.continuations(network, list(prefixes.values()), list(draws.values()), self.window)
+                for i, completion in zip(prefixes, said, strict=True):
+                    ids[i, : len(completion.ids)] = torch.tensor(completion.ids)
+                    mask[i, : len(completion.ids)] = True
+        return ids, mask
 
     def student_windows(self, batch: Batch, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """What the student wrote from each place on to the end of its turn: ids and mask ``[candidates, window]``."""
-        ahead = places[:, None] + torch.arange(self.window)
+        ahead = places[:, None] + torch.arange(self.window)  # [candidates, window], times
         inside = ahead < batch.ids.shape[1]
         ahead = ahead.clamp_max(batch.ids.shape[1] - 1)
         turn = batch.turn_ids[rows[:, None], ahead] == batch.turn_ids[rows, places][:, None]
         return batch.ids[rows[:, None], ahead], inside & turn & batch.response_mask[rows[:, None], ahead]
 
-    def soft_targets(self, batch: Batch, rows: Tensor, places: Tensor, mine_mask: Tensor, its: Tensor, plan: Tensor) -> None:
+    def soft_targets(
+        self, batch: Batch, rows: Tensor, places: Tensor, student_mask: Tensor, teacher_ids: Tensor, plan: Tensor
+    ) -> None:
         """Spread each fork's teacher window over the student's next tokens: each gets what the plan sends it, as one distribution."""
         time = batch.ids.shape[1]
         batch.soft_target_ids = batch.ids.new_zeros(len(batch), time, self.window)
         batch.soft_target_logp = batch.old_logp.new_full((len(batch), time, self.window), -torch.inf)
-        share = plan / plan.sum(2, keepdim=True).clamp_min(1e-12)
-        for row, place, mask, ids, of_place in zip(rows, places, mine_mask, its, share, strict=True):
+        share = plan / plan.sum(2, keepdim=True).clamp_min(1e-12)  # [forks, window of the student, window of the teacher]
+        for row, place, mask, ids, of_place in zip(rows, places, student_mask, teacher_ids, share, strict=True):
             end = int(place) + int(mask.sum())  # later forks own what they share with earlier ones
             batch.soft_target_ids[row, place:end] = ids
             batch.soft_target_logp[row, place:end] = of_place[mask].log()

@@ -37,7 +37,12 @@ def rlsd_advantages(advantages: Tensor, teacher_logp: Tensor, student_logp: Tens
 
 
 def additive_gap(
-    advantages: Tensor, teacher_logp: Tensor, student_logp: Tensor, coef: float, weights: Tensor | None = None
+    advantages: Tensor,
+    teacher_logp: Tensor,
+    student_logp: Tensor,
+    coef: float,
+    weights: Tensor | None = None,
+    max_gap: float | None = None,
 ) -> Tensor:
     """A + coef w gap, gap = teacher - student in nats: distillation as a reward. ``[batch, time]``.
 
@@ -47,8 +52,11 @@ def additive_gap(
     Args:
         advantages: ``[batch]`` or ``[batch, time]``.
         weights: ``[batch, time]``; 1 if none are given.
+        max_gap: Bound of the absolute gap, in nats; None: none.
     """
     gap = log_prob_gap(teacher_logp, student_logp).detach()
+    if max_gap is not None:
+        gap = gap.clamp(-max_gap, max_gap)
     if weights is not None:
         gap = widen(weights).detach() * gap
     return per_token(advantages, gap) + coef * gap

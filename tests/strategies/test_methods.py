@@ -779,7 +779,7 @@ def windows_by_hand(strategy, same: int) -> dict[str, Tensor]:
     """The teacher would say what the student said at the first `same` candidates, and one far token elsewhere."""
     seen = {}
 
-    def teacher_windows(batch, episodes, places_rows, places, length):
+    def teacher_windows(batch, episodes, places_rows, places):
         ids, mask = strategy.student_windows(batch, places_rows, places)
         far = strategy.chat.tokenizer.get_vocab()["<0x00>"]
         seen.update(rows=places_rows, places=places, mask=mask)
@@ -857,11 +857,13 @@ def test_topds_teacher_goes_on_from_its_own_view_of_the_row(small, layout):
             asked.append((model, self.max_new_tokens, [list(p) for p in prompts]))
             return super().sample(model, prompts, draws)
 
-    strategy = small.strategy(TOPD, teacher=external(small), view=SolutionView(), window=5, sampler=Recording(6))
+    strategy = small.strategy(
+        TOPD, teacher=external(small), view=SolutionView(), window=5, sampler=Recording(max_new_tokens=6)
+    )
     ask = strategy.teacher_windows
 
-    def spy(batch, episodes, rows, places, length):
-        out = ask(batch, episodes, rows, places, length)
+    def spy(batch, episodes, rows, places):
+        out = ask(batch, episodes, rows, places)
         windows.update(batch=batch, rows=rows.tolist(), places=places.tolist(), mask=out[1])
         return out
 
