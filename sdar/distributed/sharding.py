@@ -72,9 +72,6 @@ class Sharding:
         """Undo `join`: what this rank holds."""
         return whole
 
-    def close(self) -> None:
-        """Nothing follows."""
-
 
 def sharding_of(module: Sharded) -> Sharding:
     """That of the strategy that the trainer runs with.

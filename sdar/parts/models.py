@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 @part_kind("samplers")
 class Sampler(Part, ABC):
-    """Token ids in, token ids with true densities out."""
+    """Token ids in, token ids with true densities out.
+
+    A shallow copy (`copy.copy`) of a bound sampler samples as the sampler does, and after `reset` and another `max_new_tokens` or
+    `context` nothing of that is seen by the original: continuations and the comparison before training work with such copies.
+    """
 
     answers: ClassVar = {"sample": returned.completions}
 
@@ -58,7 +62,7 @@ class Sampler(Part, ABC):
         """Give the engine other weights; called before `sample` where they are not those of `version` yet, on every rank.
 
         Args:
-            version: Names a network and its optimizer step, e.g. ``policy@12``.
+            version: Names a network and its optimizer step, ``network@optimizer step.iteration``, e.g. ``0@12.3``.
             weights: (name in the network's state dict, whole tensor). Making a tensor may need all ranks: each rank must take every
                 one, also where only one rank passes them on.
         """
@@ -116,7 +120,11 @@ class Policy(ABC):
         """Largest number of tokens that the model can attend to."""
 
     def frozen(self, model: "PreTrainedModel") -> nn.Module:
-        """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy."""
+        """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy.
+
+        A view of the model that trains, with its adapters off, has that model as ``live``: it shares its weights, and neither is
+        divided among ranks nor saved a second time.
+        """
         return copy.deepcopy(model).requires_grad_(False).eval()
 
     def blueprint(self) -> Blueprint:
