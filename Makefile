@@ -11,12 +11,15 @@ VLLM_PIP ?=
 
 # One thread a process: on shared cores two are often slower by far, and results then depend on their number.
 
-.PHONY: quickstart test test-slow test-vllm test-newest test-oldest constraints lint docs clean
+.PHONY: quickstart bench test test-slow test-vllm test-newest test-oldest constraints lint docs clean
 
 FAST := -n 2 --dist loadfile -m "not slow and not gpu and not vllm"
 
 quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/quickstart/sdar.yaml
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/startup.py
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
