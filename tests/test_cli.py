@@ -545,7 +545,7 @@ def test_a_file_of_the_working_directory_stands_behind_installed_packages(sdar, 
 def test_a_refused_setting_is_told_with_its_key_and_without_a_traceback(sdar) -> None:
     code, _, err = sdar("fit", "-c", "base.yaml", "--model.gate.slope", "0")
     assert code == 2
-    assert "error: model.gate: slope is 0: nothing would pass. Use 1.\n" in err
+    assert "error: model.gate.slope is 0: nothing would pass. Use 1.\n" in err
     assert "Traceback" not in err and not Path("runs").exists()
 
 
@@ -554,7 +554,7 @@ def test_the_key_of_a_refused_setting_is_found_in_optional_and_listed_parts(sdar
     write("wrong.yaml", model=model(gate="constant", gates=["entropy", wrong]))
     code, _, err = sdar("fit", "-c", "base.yaml", "-c", "wrong.yaml")
     assert code == 2
-    assert "error: model.gates[1].inner: slope is 0" in err
+    assert "error: model.gates[1].inner.slope is 0" in err
 
 
 def test_a_setting_that_the_tasks_refuse(sdar) -> None:
@@ -566,11 +566,29 @@ def test_a_setting_that_the_tasks_refuse(sdar) -> None:
     assert "error: data.val_splits names 'unsen', with data.val_tasks 1: household has no split 'unsen'. Did" in err
 
 
+RLSD = ["--model", "RLSD", "--model.policy", "PretrainedPolicy", "--model.policy.path", "x"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.lam", "2.0"], "model.lam is 2.0: it is the share of the advantage that is scaled"),
+        (["--model.evidence_clip", "2"], "model.evidence_clip is 2.0: the ratio is kept in [1 - clip, 1 + clip]"),
+        (["--model.sampler.top_p", "3"], "model.sampler.top_p is 3.0: it is a probability mass"),
+        (["--model.val_sampler", "TorchSampler", "--model.val_sampler.top_p", "3"], "model.val_sampler.top_p is 3.0: it is"),
+        (["--model.kl_clamp", ".inf"], "model.kl_clamp is inf, but it must be a finite number."),
+    ],
+)
+def test_a_refused_setting_has_the_key_that_was_written(sdar, args: list[str], message: str) -> None:
+    code, _, err = sdar("fit", "-c", "base.yaml", *RLSD, *args)
+    assert code == 2 and told(message, err)
+
+
 def test_the_traceback_is_shown_on_request(sdar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SDAR_TRACEBACK", "1")
     code, _, err = sdar("fit", "-c", "base.yaml", "--model.gate.slope", "0")
     assert code == 2
-    assert "Traceback" in err and "error: model.gate: slope is 0" in err
+    assert "Traceback" in err and "error: model.gate.slope is 0" in err
 
 
 def test_an_unforeseen_error_of_a_part_has_key_and_traceback(sdar) -> None:

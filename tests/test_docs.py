@@ -109,6 +109,17 @@ def test_modules_that_pages_and_docstrings_name_exist() -> None:
     assert len(modules) > 40 and [name for name in sorted(named - modules) if pydoc.locate(name) is None] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_finds_in_a_file_is_defined_there(page: str) -> None:
+    """As in: `GapGate` in [gates/gap.py](../../gates/gap.py)."""
+    text, place = (ROOT / page).read_text(encoding="utf-8"), (ROOT / page).parent
+    for names, file in re.findall(r"((?:`\w+`(?:, | and |)?)+)\s+in\s+\[[^\]]*\]\(([^)#]+\.py)\)", text):
+        source = (place / file).read_text(encoding="utf-8")
+        assert [
+            name for name in re.findall(r"\w+", names) if name != "and" and not re.search(rf"(def|class) {name}\b", source)
+        ] == [], file
+
+
 def test_no_part_imports_what_carries_it() -> None:
     """As docs/architecture.md says; imports for annotations count, too."""
     page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")

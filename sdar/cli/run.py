@@ -9,14 +9,13 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import Namespace, auto_cli
+from jsonargparse import auto_cli
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -29,7 +28,8 @@ from transformers.utils.logging import disable_progress_bar
 import sdar
 from sdar import registry, versions
 from sdar.cli.commands import COMMANDS, HELP, USAGE
-from sdar.cli.failure import fail
+from sdar.cli.failure import Origin, fail
+from sdar.cli.origin import origin
 from sdar.cli.parser import Parser, explained
 from sdar.cli.roots import needs_all, settings_of
 from sdar.cli.settings import Settings
@@ -177,13 +177,13 @@ class AgentCLI(LightningCLI):
             self.config_dump = yaml.safe_load(told)[self.subcommand]
             super().instantiate_classes()
         except MisconfigurationException as error:
-            raise SystemExit(fail(2, error, "trainer")) from error
+            raise SystemExit(fail(2, error, Origin("trainer", str(error)))) from error
         except Exception as error:
             first = _first(error)
             if isinstance(first, SdarError):
-                raise SystemExit(fail(2, first, self._key(first))) from error
+                raise SystemExit(fail(2, first, self._origin(first))) from error
             traceback.print_exception(first)
-            raise SystemExit(fail(1, first, self._key(first), trace=False)) from error
+            raise SystemExit(fail(1, first, self._origin(first), trace=False)) from error
 
     def after_instantiate_classes(self) -> None:
         self.model.settings = settings(self.config_dump)
@@ -303,7 +303,7 @@ class AgentCLI(LightningCLI):
         except (SdarError, MisconfigurationException) as error:
             begun = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready > 0
             code = 2 if isinstance(error, (ConfigError, MisconfigurationException)) and not begun else 1
-            fail(code, error, self._key(error))
+            fail(code, error, self._origin(error))
             self._tell_checkpoint()
             raise SystemExit(code) from error
         except SystemExit:  # Lightning's answer to Ctrl-C
@@ -311,7 +311,7 @@ class AgentCLI(LightningCLI):
             raise
         except Exception as error:
             traceback.print_exc()
-            fail(1, error, self._key(error), trace=False)
+            fail(1, error, self._origin(error), trace=False)
             self._tell_checkpoint()
             raise SystemExit(1) from error
         finally:
@@ -325,14 +325,8 @@ class AgentCLI(LightningCLI):
         for path in (path for path in kept if path and os.path.exists(path)):
             sys.stderr.write(f"last checkpoint: {path} (continue with the same command and --ckpt_path last)\n")
 
-    def _key(self, error: BaseException) -> str:
-        """Key of the part in whose code `error` was raised, or the empty string."""
-        configured = list(_configured(self.config[self.subcommand].as_dict()))
-        for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
-            here = type(frame.f_locals.get("self"))
-            if keys := [key for key, cls in configured if cls is here]:
-                return " or ".join(keys)
-        return ""
+    def _origin(self, error: BaseException) -> Origin:
+        return origin(error, self.config[self.subcommand])
 
 
 def _parser_settings(commands: list[str]) -> dict[str, Any]:
@@ -356,21 +350,6 @@ def _parser_settings(commands: list[str]) -> dict[str, Any]:
 
 def _header() -> list[str]:
     return [f"sdar=={sdar.__version__}"]
-
-
-def _configured(node: Any, key: str = "") -> Iterator[tuple[str, type]]:
-    """Key path and class of every part in a parsed configuration."""
-    if isinstance(node, Namespace):
-        node = node.as_dict()
-    if isinstance(node, dict):
-        if isinstance(cls := pydoc.locate(str(node.get("class_path", ""))) if "class_path" in node else None, type):
-            yield key, cls
-        for name, value in node.items():
-            inner = key if name == "init_args" else f"{key}.{name}".lstrip(".")
-            yield from _configured(value, inner)
-    elif isinstance(node, list):
-        for number, item in enumerate(node):
-            yield from _configured(item, f"{key}[{number}]")
 
 
 def _first(error: BaseException) -> BaseException:
