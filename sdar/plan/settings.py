@@ -41,10 +41,16 @@ def launch_of(given: Mapping[str, Any], strategy: object) -> Launch:
     each = len(devices) if isinstance(devices, list) else max(1, devices)
     nodes = int(given["num_nodes"])
     ranks, precision = each * nodes, _precision(given["precision"])
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if ranks > 1 and not hasattr(strategy, "sharding"):
+        raise ConfigError(
+            f"trainer.strategy is {name} with {ranks} processes: steps have several backward passes here. Use ddp, fsdp2, or "
+            "deepspeed_stage_1, _2 or _3."
+        )
     if ranks > 1 and not hasattr(strategy, "launch"):
         raise ConfigError(
-            f"trainer.strategy is {strategy if isinstance(strategy, str) else type(strategy).__name__} with {ranks} processes: steps have "
-            "several backward passes here. Use ddp, fsdp2, or deepspeed_stage_1, _2 or _3."
+            f"trainer.strategy is {name}, which has no `launch`: how its {ranks} ranks share a network is not known here. Give it one, or "
+            "plan with the strategy that it resembles."
         )
     launch = strategy.launch() if hasattr(strategy, "launch") else Launch()
     kind = launch.kind if launch.kind not in ("one", "ddp") else "ddp" if ranks > 1 else "one"

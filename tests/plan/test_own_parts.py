@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from sdar import plan
 from sdar.distributed import FSDP2Strategy
+from sdar.errors import ConfigError
 from sdar.parts import Blueprint, ModelCopy, Policy
 from sdar.plan import settings as plan_settings
 from sdar.plan.dry_run import rehearse
@@ -130,6 +131,11 @@ def test_a_strategy_of_somebody_elses_is_planned_as_it_shares():
             return plan.Launch("fsdp", 3, stays=True)
 
     assert plan_settings.launch_of(given(devices=2), Own()) == plan.Launch("fsdp", 3, 2, stays=True)
+    silent = type("Silent", (), {"sharding": None})()
+    with pytest.raises(
+        ConfigError, match=r"trainer.strategy is Silent, which has no `launch`: how its 2 ranks share a network"
+    ):
+        plan_settings.launch_of(given(devices=2), silent)
 
 
 @pytest.mark.parametrize("tell", [True, False])

@@ -14,6 +14,7 @@ import pytest
 import torch
 from launch import Rank, Script, finish
 from policy_servers import Meddler, dripping, policy_servers
+from sampled import assert_same, told
 
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
@@ -69,20 +70,8 @@ def in_process(tokenizer, **options):
     return sampler
 
 
-def told(seed, length, size=400):
-    return torch.randint(5, size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 PROMPTS = [told(i, 3 + i) for i in range(8)]
 DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(8)]
-
-
-def assert_same(one, other):
-    assert [c.ids for c in one] == [c.ids for c in other]
-    for a, b in zip(one, other, strict=True):
-        assert a.stopped == b.stopped
-        assert a.behaviour_logp == pytest.approx(b.behaviour_logp, abs=1e-4)
-        assert a.kept_logmass == pytest.approx(b.kept_logmass, abs=1e-4)
 
 
 def samples(server):

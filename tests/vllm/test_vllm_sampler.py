@@ -7,31 +7,17 @@ import random
 import numpy
 import pytest
 import torch
+from engines import CONTEXT, DRAWS, NEW, PROMPTS, VOCABULARY, in_process
+from sampled import assert_same, told
 
 from sdar.errors import ContextOverflowError, EngineFault, PolicyError
 from sdar.parts import Draw
-from sdar.policies import PretrainedPolicy
-from sdar.rollout.chat import ChatFormat
-from sdar.samplers import TorchSampler, VLLMSampler
+from sdar.samplers import VLLMSampler
 from sdar.scoring import Scorer
 from sdar.serving.engine import Abandoned
 from sdar.serving.protocol import SampleRequest, Sampling
 
 pytestmark = pytest.mark.vllm
-
-POLICY = "conf/quickstart/policy"
-NEW = 12
-CONTEXT = 256
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return PretrainedPolicy(POLICY)
-
-
-@pytest.fixture(scope="module")
-def chat(policy):
-    return ChatFormat(policy.load_tokenizer(), {}, "quickstart")
 
 
 @pytest.fixture(scope="module")
@@ -78,28 +64,6 @@ def sampler_of(first, chat, model):
     return make
 
 
-def in_process(chat, **options):
-    sampler = TorchSampler(**{"max_new_tokens": NEW} | options)
-    sampler.bind(chat.tokenizer, chat.stop_ids, CONTEXT)
-    return sampler
-
-
-def told(seed, length):
-    return torch.randint(5, 437, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-PROMPTS = [told(i, 20 + 3 * i) for i in range(10)]
-DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(10)]
-
-
-def assert_same(one, other):
-    assert [c.ids for c in one] == [c.ids for c in other]
-    for a, b in zip(one, other, strict=True):
-        assert a.stopped == b.stopped
-        assert a.behaviour_logp == pytest.approx(b.behaviour_logp, abs=1e-4)
-        assert a.kept_logmass == pytest.approx(b.kept_logmass, abs=1e-4)
-
-
 OPTIONS = {
     "plain": {},
     "greedy": {"temperature": 0.0},
@@ -120,7 +84,7 @@ def test_vllm_samples_what_torch_samples_turn_by_turn(sampler_of, chat, model, o
         out = there.sample(None, prompts, draws)
         assert_same(out, here.sample(model, prompts, draws))
         lengths |= {len(c.ids) for c in out}
-        prompts = [p + c.ids + told(turn, 4) for p, c in zip(prompts, out, strict=True)][: 9 - turn]
+        prompts = [p + c.ids + told(turn, 4, VOCABULARY) for p, c in zip(prompts, out, strict=True)][: 9 - turn]
     assert len(lengths) > 2  # some stop, some do not
 
 
@@ -145,7 +109,7 @@ def test_the_trainers_scorer_confirms_vllms_density(sampler_of, model, options):
 
 
 def test_pushed_weights_are_seen_and_keys_and_values_of_the_old_ones_are_not(sampler_of, chat, model, other_model):
-    long = [told(50 + i, 120) for i in range(4)]  # several blocks of the prefix cache each
+    long = [told(50 + i, 120, VOCABULARY) for i in range(4)]  # several blocks of the prefix cache each
     seen = []
     for version, network in (("0@1.1", model), ("0@2.2", other_model), ("0@3.3", model)):
         out = sampler_of(network, version).sample(None, long, DRAWS[:4])
@@ -156,11 +120,11 @@ def test_pushed_weights_are_seen_and_keys_and_values_of_the_old_ones_are_not(sam
 
 def test_the_prefix_of_a_turn_before_is_not_read_again(sampler_of, model):
     sampler = sampler_of()
-    prompt = told(77, 150)
+    prompt = told(77, 150, VOCABULARY)
     sampler.metrics()
     out = sampler.sample(None, [prompt], DRAWS[:1])[0]
     assert sampler.metrics() == {"rollout/cached_share": 0.0}
-    onwards = prompt + out.ids + told(78, 4)
+    onwards = prompt + out.ids + told(78, 4, VOCABULARY)
     sampler.sample(None, [onwards], [Draw(0, "task-0", 0, 1)])
     assert sampler.metrics()["rollout/cached_share"] >= 128 / len(onwards)
     sampler.load("0@7.7", model.state_dict().items())
@@ -230,7 +194,7 @@ def test_a_request_that_nobody_waits_for_is_dropped_and_the_others_go_on(first, 
 
 def test_what_does_not_fit_is_said(sampler_of):
     with pytest.raises(ContextOverflowError, match="the prompt of task t has 250 tokens and may get 12 more"):
-        sampler_of().sample(None, [told(0, 250)], [Draw(0, "t", 0, 0)])
+        sampler_of().sample(None, [told(0, 250, VOCABULARY)], [Draw(0, "t", 0, 0)])
     assert sampler_of().sample(None, [], []) == []
 
 

@@ -1,39 +1,19 @@
 """vLLM behind the protocol, in a process of its own: weights through files, requests of several clients together, a death."""
 
-import sys
 import threading
 import time
 
 import pytest
 import torch
-from policy_servers import PolicyServer
+from engines import DRAWS, NEW, PROMPTS, command, in_process
+from sampled import assert_same
 
 from sdar.errors import PolicyError
-from sdar.parts import Draw
-from sdar.policies import PretrainedPolicy
-from sdar.rollout.chat import ChatFormat
-from sdar.samplers import ServerSampler, TorchSampler
+from sdar.samplers import ServerSampler
 
 pytestmark = pytest.mark.vllm
 
-POLICY = "conf/quickstart/policy"
-NEW = 12
-COMMAND = """
-import sys
-from sdar.cli import main
-sys.exit(main(["serve-policy", "--engine", "vllm", "--engine.model", sys.argv[1], "--engine.dtype", "float32",
-               "--engine.context", "256", "--engine.eager", "true", "--port", sys.argv[2]]))
-"""
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return PretrainedPolicy(POLICY)
-
-
-@pytest.fixture(scope="module")
-def chat(policy):
-    return ChatFormat(policy.load_tokenizer(), {}, "quickstart")
+PROGRAM = command()
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +29,6 @@ def network_of(policy):
     return make
 
 
-@pytest.fixture(scope="module")
-def server():
-    server = PolicyServer(POLICY, COMMAND, python=sys.executable)
-    try:
-        yield server.wait(300)
-    finally:
-        server.kill()
-
-
 @pytest.fixture
 def sampler_of(server, chat):
     made = []
@@ -71,28 +42,6 @@ def sampler_of(server, chat):
     yield make
     for sampler in made:
         sampler.close()
-
-
-def in_process(chat, **options):
-    sampler = TorchSampler(**{"max_new_tokens": NEW} | options)
-    sampler.bind(chat.tokenizer, chat.stop_ids, 256)
-    return sampler
-
-
-def told(seed, length):
-    return torch.randint(5, 437, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-PROMPTS = [told(i, 20 + 3 * i) for i in range(10)]
-DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(10)]
-
-
-def assert_same(one, other):
-    assert [c.ids for c in one] == [c.ids for c in other]
-    for a, b in zip(one, other, strict=True):
-        assert a.stopped == b.stopped
-        assert a.behaviour_logp == pytest.approx(b.behaviour_logp, abs=1e-4)
-        assert a.kept_logmass == pytest.approx(b.kept_logmass, abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
 """vLLM as a teacher, in a process of its own: the scores of this process, several densities at once, samples in between."""
 
-import sys
 import threading
 
 import pytest
 import torch
+from engines import POLICY, command
 from msgspec.structs import replace
-from policy_servers import PolicyServer
 
 from sdar.errors import PolicyError
 from sdar.parts import Draw
@@ -20,14 +19,7 @@ from sdar.types import Payload
 
 pytestmark = pytest.mark.vllm
 
-POLICY = "conf/quickstart/policy"
-COMMAND = """
-import sys
-from sdar.cli import main
-sys.exit(main(["serve-policy", "--engine", "vllm", "--engine.model", sys.argv[1], "--engine.dtype", "float32",
-               "--engine.context", "256", "--engine.eager", "true", "--engine.options", "{max_num_batched_tokens: 256}",
-               "--port", sys.argv[2]]))
-"""
+PROGRAM = command("--engine.options", "{max_num_batched_tokens: 256}")
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +30,6 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model():
     return PretrainedPolicy(POLICY).load_model().eval()
-
-
-@pytest.fixture(scope="module")
-def server():
-    server = PolicyServer(POLICY, COMMAND, python=sys.executable)
-    try:
-        yield server.wait(300)
-    finally:
-        server.kill()
 
 
 @pytest.fixture
