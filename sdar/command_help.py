@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from jsonargparse import ActionSubCommands, DefaultHelpFormatter
+from jsonargparse import ActionSubCommands, ArgumentParser, DefaultHelpFormatter
 
 TITLES = {
     "Base of every strategy": "Training method and its parts (sdar list strategies; the arguments of one: --model.help SDAR)",
@@ -45,3 +45,18 @@ class HelpFormatter(DefaultHelpFormatter):
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
+
+
+class Ordered(ArgumentParser):
+    """A parser whose help begins with the training method."""
+
+    def format_help(self) -> str:
+        groups = self._action_groups
+        for group in groups:
+            group.title = TITLES.get(str(group.title).removesuffix(":"), group.title)
+        first = [*TITLES.values()]
+        self._action_groups = sorted(groups, key=lambda g: first.index(g.title) if g.title in first else -1)
+        try:
+            return super().format_help()
+        finally:
+            self._action_groups = groups

@@ -28,6 +28,10 @@ _RUN_BY_PYTHON = {"__new__", "__post_init__", "__init_subclass__", "__set_name__
 """Methods that are called as a class or an object of it is made."""
 
 
+MADE: list[type] = []
+"""Every outline of this process."""
+
+
 class UnreadableError(Exception):
     """The source says something that can only be known by importing it."""
 
@@ -334,6 +338,7 @@ def _outline(home: Source, node: ast.ClassDef) -> type:
         cls = types.new_class(node.name, types.resolve_bases(tuple(found)), {}, body)
     except TypeError as error:
         raise UnreadableError(f"{home.module}.{node.name}") from error
+    MADE.append(cls)
     return _with_fields(home, node, cls) if any("dataclass" in ast.unparse(d) for d in node.decorator_list) else cls
 
 

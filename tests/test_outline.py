@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from sdar import listing, outline, registry
+from sdar.cli import main
+from sdar.cli.commands import COMMANDS
+from sdar.cli.run_help import help_of_run
 from sdar.cli.signatures import annotated, arguments, signature
 
 registry.load_parts()
@@ -78,3 +81,14 @@ def test_names_are_read_as_python_would_bind_them(tmp_path: Path, monkeypatch: p
     assert outline.locate("read_only_package.nobody") is None and outline.locate("no_such_package.Part") is None
     with pytest.raises(outline.UnreadableError, match="would have to be run"):
         own.__init__(None)
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS.values() if command.needs_settings])
+def test_the_help_of_a_run_is_that_of_its_parser(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    assert help_of_run(command) == printed and len(printed.splitlines()) > 250
+    assert registry.locate("sdar.data.TaskModule").__module__.startswith("sdar."), "outlines have their modules again"

@@ -20,6 +20,7 @@ def test_importing_the_package_imports_none_of_them() -> None:
         (["list", "SDAR"], 0, "from sdar import SDAR"),
         (["list", "gatse"], 2, "'gatse' is no kind of part and no part. Did you mean 'gates'?"),
         (["fit", "--model.gate.help", "GapGate"], 0, "gap, GapGate (gates)"),
+        (["fit", "--help"], 0, "Optimizer steps at which training ends"),
         (["fit"], 2, "fit needs a configuration"),
         (["completion", "bash"], 0, "complete -o default -F _sdar sdar"),
         (

@@ -79,6 +79,15 @@ def _look(args: list[str]) -> None:
 
 def _told(args: list[str]) -> str | None:
     """What is known of parts, if that is what a command line asks for."""
+    if (
+        args[0] in COMMANDS
+        and COMMANDS[args[0]].needs_settings
+        and args[1:] in (["-h"], ["--help"])
+        and registry.reads_sources()
+    ):
+        from sdar.cli.run_help import help_of_run
+
+        return help_of_run(args[0]).rstrip("\n")
     if args[0] != "list":
         return help_of_part(args)
     from sdar.listing import listing

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from sdar.cli.settings import Settings
 from sdar.cli.yaml_values import read_value as read_value  # from here on jsonargparse reads YAML by it
-from sdar.command_help import TITLES
+from sdar.command_help import Ordered
 from sdar.errors import ConfigError
 
 
@@ -20,19 +20,8 @@ class Refusal(Exception):
     """What jsonargparse refuses, in its words."""
 
 
-class Parser(LightningArgumentParser):
+class Parser(Ordered, LightningArgumentParser):
     """LightningCLI's parser, whose help begins with the training method and which raises `Refusal` instead of ending the process."""
-
-    def format_help(self) -> str:
-        groups = self._action_groups
-        for group in groups:
-            group.title = TITLES.get(str(group.title).removesuffix(":"), group.title)
-        first = [*TITLES.values()]
-        self._action_groups = sorted(groups, key=lambda g: first.index(g.title) if g.title in first else -1)
-        try:
-            return super().format_help()
-        finally:
-            self._action_groups = groups
 
     def parse_args(self, args: list[str] | None = None, *others: Any, **named: Any) -> Any:
         if not self.exit_on_error and args:

@@ -17,6 +17,15 @@ from sdar.cli.words import Source, asks_for_help, find_command, sources
 TASKS = "sdar.data.TaskModule"
 """What stands at ``data`` where a configuration names nothing."""
 
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "max_epochs": -1,  # max_steps decides
+    "use_distributed_sampler": False,  # tasks are divided by TaskModule
+    "log_every_n_steps": 1,  # an iteration is long
+    "num_sanity_val_steps": 0,  # a validation is long, too
+}
+"""Defaults that differ from Lightning's."""
+
 GIVEN_BY_US = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
 """Arguments of the Trainer's methods that are no settings."""
 

@@ -31,7 +31,7 @@ from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import Origin, fail
 from sdar.cli.origin import origin
 from sdar.cli.parser import Parser, explained
-from sdar.cli.roots import needs_all, settings_of
+from sdar.cli.roots import TRAINER_DEFAULTS, needs_all, settings_of
 from sdar.cli.settings import Settings
 from sdar.cli.trainer import AgentTrainer
 from sdar.cli.words import find_config_files
@@ -46,14 +46,6 @@ from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.training.resume import settings
 from sdar.training.run_logs import KEEP_NONE, SaveSettings, run_loggers
 from sdar.training.runs import Runs, discard
-
-TRAINER_DEFAULTS = {
-    "default_root_dir": "runs",
-    "max_epochs": -1,  # max_steps decides
-    "use_distributed_sampler": False,  # tasks are divided by TaskModule
-    "log_every_n_steps": 1,  # an iteration is long
-    "num_sanity_val_steps": 0,  # a validation is long, too
-}
 
 MEANINGLESS = (  # each is about something that a user of this command neither chose nor can better
     r".*does not have many workers",
