@@ -68,7 +68,7 @@ def _with_keys(message: str, found: list[Configured], values: Mapping[str, Any],
     """A message in which the words for a part's arguments are the keys of a configuration."""
     takes = defaults(found[0].cls)
     head = re.match(r"(?:([A-Z]\w*): )?(?:(\w+)\.)?(\w+)\b", message)
-    if head is None or head[2] in HEADS or (head[2] is None and head[3] not in takes):
+    if head is None or head[2] in HEADS or not (head[1] or head[2] or head[3] in takes):
         return message
 
     def key(name: str) -> str | None:
