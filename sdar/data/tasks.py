@@ -42,7 +42,8 @@ class Step:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Step) and vars(self) == vars(other)
 
-    __hash__ = None  # type: ignore[assignment]  (it holds lists)
+    # it holds lists
+    __hash__ = None  # type: ignore[assignment]
 
 
 class Played:
@@ -209,7 +210,7 @@ class TaskModule(LightningDataModule):
         if stage in ("test", "predict") and self._untested is not None:
             raise self._untested
         self.env.check()
-        if stage == "fit" and rank_zero_only.rank == 0:
+        if stage == "fit" and getattr(rank_zero_only, "rank", 0) == 0:
             for panel in self.measured:
                 if shared := self.env.shared(self.train_panel.task_ids, panel.task_ids):
                     rank_zero_warn(
@@ -325,7 +326,8 @@ class TrainingSteps:
         self.data = data
 
     def __iter__(self) -> Iterator[Step]:
-        module = self.data.trainer.lightning_module
+        trainer: Any = self.data.trainer
+        module = trainer.lightning_module
         for iteration in count(module.iteration):
             yield self.data.step(module.seed, iteration)
 

@@ -97,10 +97,11 @@ def rehearse(
         if precision.startswith("16"):
             cut.append(f"trainer.precision 32-true instead of {precision}, which CPUs lack")
             precision = "32-true"
-        watch = _Watch(module)
+        watch = _Watch(module, data)
         undo.callback(module.__dict__.pop, "rows", None)
+        given: Any = precision
         trainer = Trainer(
-            accelerator="cpu", devices=1, precision=precision, max_steps=2 * module.updates_per_rollout, max_epochs=-1,
+            accelerator="cpu", devices=1, precision=given, max_steps=2 * module.updates_per_rollout, max_epochs=-1,
             limit_val_batches=1, val_check_interval=2, num_sanity_val_steps=0, log_every_n_steps=1, callbacks=[watch],
             use_distributed_sampler=False, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=str(folder),
@@ -179,8 +180,8 @@ def tiny(policy: Policy, folder: Path, cut: list[str]) -> Policy:
     config = shrunk(blueprint.network.config, tokens)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = type(blueprint.network)(config).to(blueprint.dtype)
-    small = policy.resized(network, folder, cut)
+        network: Any = type(blueprint.network)(config)
+    small = policy.resized(network.to(blueprint.dtype), folder, cut)
     cut.append(f"{policy.name}: {config.num_hidden_layers} layers of width {config.hidden_size}, random weights")
     return small
 
@@ -209,11 +210,12 @@ def shrunk(config: PreTrainedConfig, vocabulary: int) -> PreTrainedConfig:
 class _Watch(Callback):
     """Looks at episodes, rows and passes."""
 
-    def __init__(self, module: AgentModule):
+    def __init__(self, module: AgentModule, data: TaskModule):
         self.opening = self.answer = self.prompt = self.turns = self.told = 0
         self.prompts, self.count, self.row_tokens, self.scored = 0, 0, 0, 0.0
         self.sampled = self.splits = self.counts = False
-        self.module, self.further, self.attempts = module, 0, set[int]()
+        self.module, self.data = module, data
+        self.further, self.attempts = 0, set[int]()
         make = module.rows
 
         def rows(episodes: list[Episode]) -> Batch | None:
@@ -245,11 +247,12 @@ class _Watch(Callback):
                     self.answer = max(self.answer, size)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.splits = pl_module.chat.rewrites_history and trainer.datamodule.layout == "trajectory"
+        self.splits = self.module.chat.rewrites_history and self.data.layout == "trajectory"
         self.trainer = trainer
-        for network in pl_module.networks():
+        for network in self.module.networks():
             if not hasattr(network, "live"):
-                network.base_model.register_forward_pre_hook(self.passes, with_kwargs=True)
+                base: Any = network.base_model
+                base.register_forward_pre_hook(self.passes, with_kwargs=True)
 
     def passes(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
         if kwargs.get("use_cache"):
@@ -275,7 +278,7 @@ class _Watch(Callback):
 
     def notes(self) -> Iterator[str]:
         """Where the run did otherwise than its method and its teacher tell the planner."""
-        method, data, teacher = type(self.module).__name__, self.trainer.datamodule, self.module.teacher
+        method, data, teacher = type(self.module).__name__, self.data, self.module.teacher
         if self.further > (told := self.module.extra_attempts(data.group_size)):
             yield (
                 f"{method} wanted {self.further} further episodes for a task with {data.group_size} attempts, and its `extra_attempts` "

@@ -121,7 +121,7 @@ class ChatFormat:
         Raises:
             PolicyError: they spell different texts.
         """
-        plain = [{"role": m["role"], "content": well_formed(m["content"]).strip()} for m in messages]
+        plain: list[Message] = [{"role": m["role"], "content": well_formed(m["content"]).strip()} for m in messages]
         if plain[0]["role"] == "system" and not self.has_system_role:
             plain = self._before_user(plain[1:], plain[0]["content"])
         rendered = self._render([m["role"] for m in plain], [m["content"] for m in plain], True)
@@ -168,7 +168,10 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a response, for people and for parsing; trailing stop tokens are left out."""
-        return self.tokenizer.decode(self._unended(ids), skip_special_tokens=False)
+        return self._spelled(self._unended(ids))
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     def _unended(self, ids: Sequence[int]) -> list[int]:
         ids = list(ids)
@@ -230,11 +233,11 @@ class ChatFormat:
             low, high = 0, len(sampled)
             while low < high:  # the first end of the response that is not longer than what is told
                 middle = (low + high) // 2
-                if len(self.tokenizer.decode(sampled[middle:], skip_special_tokens=False)) > len(told):
+                if len(self._spelled(sampled[middle:])) > len(told):
                     low = middle + 1
                 else:
                     high = middle
-            if self.tokenizer.decode(sampled[low:], skip_special_tokens=False) == told:
+            if self._spelled(sampled[low:]) == told:
                 return list(sampled[low:])
         strings = self.text_encoder.control_strings
         own = sorted({strings[i] for i in sampled if i in strings}, key=len, reverse=True)
@@ -282,7 +285,8 @@ class ChatFormat:
 
     def _render(self, roles: Sequence[str], contents: Sequence[str], generate: bool) -> str:
         messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **self.options)
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generate, **self.options)
+        return str(text)
 
     def _render_pieces(self, roles: tuple[str, ...], generate: bool) -> list[tuple[int, ...]]:
         """Control ids before, between and after the contents of messages with these roles."""
@@ -293,7 +297,7 @@ class ChatFormat:
 
     def _between(self, roles: Sequence[str], slots: Sequence[str], text: str) -> list[str]:
         """What stands before, between and after the slots of messages with these roles."""
-        pieces = []
+        pieces: list[str] = []
         for slot in slots:
             before, found, text = text.partition(slot)
             if not found:

@@ -111,7 +111,8 @@ class ThreadPool(EnvPool):
 
     def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
         answers: SimpleQueue[tuple[int, Seen]] = SimpleQueue()  # of this call alone: late answers to earlier ones go nowhere
-        waiting, due, out = list(commands.items())[::-1], {}, {}
+        waiting, out = list(commands.items())[::-1], dict[int, Seen]()
+        due: dict[int, float] = {}
         copies = {slot: self._copies.take(slot) for slot in commands}
 
         def run(slot: int, command: Command) -> None:
@@ -380,10 +381,15 @@ def _end_with_trainer() -> None:
     trainer = multiprocessing.parent_process()
     if trainer is None:  # called in the process that owns it, as tests do
         return
-    if not die_at_end_of(trainer._sentinel):  # a pipe that only the trainer can write to, and no longer does
-        threading.Thread(target=lambda: (trainer.join(), os._exit(1)), daemon=True, name="sdar-trainer").start()
+    if not die_at_end_of(trainer.sentinel):  # a pipe that only the trainer can write to, and no longer does
+        threading.Thread(target=_end_after, args=(trainer,), daemon=True, name="sdar-trainer").start()
     elif not trainer.is_alive():  # it ended before the call
         os._exit(1)
+
+
+def _end_after(process: multiprocessing.process.BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _start_method(env: Environment) -> "ForkServerContext | SpawnContext":

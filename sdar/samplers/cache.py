@@ -1,6 +1,7 @@
 """A ragged key-value cache that survives between turns: rows of different lengths, holes masked, buffers written in place."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 class GrowingLayer(DynamicLayer):
     """`DynamicLayer` with spare room: a new token is written into a buffer instead of copying everything before it."""
+
+    _key_room: Tensor
+    _value_room: Tensor
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         old = self.get_seq_length()
@@ -29,10 +33,10 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     @staticmethod
-    def _grow(kept: Tensor, states: Tensor, old: int, room: int) -> Tensor:
+    def _grow(kept: Tensor | None, states: Tensor, old: int, room: int) -> Tensor:
         batch, heads, _, width = states.shape
         grown = states.new_zeros(batch, heads, room, width)
-        if old:
+        if old and kept is not None:
             grown[:, :, :old] = kept
         return grown
 
@@ -66,7 +70,8 @@ class RaggedCache:
             return
         columns = mask.sort(dim=1, stable=True).indices[:, mask.shape[1] - length :]  # tokens to the right, in order
         picked = torch.tensor(rows, device=mask.device)[:, None]
-        for layer in self.layers.layers:
+        layers: list[Any] = self.layers.layers
+        for layer in layers:
             keys = layer.keys.transpose(1, 2)[picked, columns].transpose(1, 2)
             values = layer.values.transpose(1, 2)[picked, columns].transpose(1, 2)
             layer.lazy_initialization(keys, values)  # forgets what it held

@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -177,7 +177,7 @@ class ServerSampler(TruncatingSampler):
         self._fleet.loaded = None
 
 
-TRANSPORTS = {
+TRANSPORTS: dict[str, Callable[[Fleet, str | None], FileTransport | CollectiveTransport]] = {
     "files": lambda fleet, folder: FileTransport(folder),
     "collective": lambda fleet, folder: CollectiveTransport(fleet),
 }

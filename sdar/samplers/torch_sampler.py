@@ -67,7 +67,8 @@ class TorchSampler(TruncatingSampler):
         self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], cache: RaggedCache
     ) -> list[Completion]:
         device = next(model.parameters()).device
-        window = attention_window(model.config.get_text_config())
+        config: Any = model.config
+        window = attention_window(config.get_text_config())
         forbidden = None
         if self.forbidden_ids:
             forbidden = torch.zeros(self.vocab_size, dtype=torch.bool, device=device)

@@ -258,7 +258,7 @@ class _Dense:
         if faiss_index is None:
             dense.import_faiss()
 
-    def make(self, texts: list[str]) -> np.ndarray:
+    def make(self, texts: list[str]) -> Any:
         dtype = self.settings.get("dtype", "fp32")
         encoder = dense.load_encoder(self.settings["model"], self.device, self.settings["max_length"], dtype)
         told = [self.settings["passage_prefix"] + t for t in texts]
