@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from sdar.envs.household_engine import FAMILIES, Game, GameError, World
+from sdar.envs.household_engine import FAMILIES, Game, GameError, World, tables_of
 
 __all__ = ["Expert", "PlanError", "plan"]
 
@@ -29,7 +29,7 @@ class Expert:
     __slots__ = ("_destinations", "_game", "_moved", "_order", "_seen", "_tables")
 
     def __init__(self, game: Game, order: Sequence[str] = ()) -> None:
-        tables = game.tables
+        tables = tables_of(game)
         unknown = [name for name in order if name not in tables.receptacle_index]
         if unknown:
             raise PlanError(
