@@ -16,6 +16,8 @@ class FullRetriever(Retriever):
         skills: The skill bank: its folder or file.
     """
 
+    bank: SkillBank
+
     def __init__(self, skills: str):
         self.bank = SkillBank.load(skills)
 

@@ -22,6 +22,8 @@ class KeywordRetriever(Retriever):
         skills: The skill bank: its folder or file.
     """
 
+    bank: SkillBank
+
     def __init__(self, skills: str):
         self.bank = SkillBank.load(skills)
 

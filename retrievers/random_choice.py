@@ -19,6 +19,8 @@ class RandomRetriever(Retriever):
         seed: Of the draws.
     """
 
+    bank: SkillBank
+
     def __init__(self, skills: str, count: int = 1, seed: int = 0):
         self.bank = SkillBank.load(skills)
         self.count = count

@@ -24,6 +24,8 @@ class ShuffledRetriever(Retriever):
         seed: Of the ring.
     """
 
+    bank: SkillBank
+
     def __init__(self, skills: str, seed: int = 0):
         self.bank = SkillBank.load(skills)
         self.seed = seed

@@ -32,6 +32,8 @@ class UCBRetriever(Retriever):
         seed: Of the order of equal scores.
     """
 
+    bank: SkillBank
+
     def __init__(self, skills: str, count: int = 1, c: float = math.sqrt(2), seed: int = 0):
         self.bank = SkillBank.load(skills)
         self.count = count

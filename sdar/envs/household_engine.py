@@ -185,6 +185,17 @@ class World:
         "location", "on", "opened", "sliced", "steps", "tables",
     )  # fmt: skip
 
+    steps: int
+    accepted: bool
+    location: int
+    held: int
+    contents: list[tuple[int, ...]]
+    opened: int
+    clean: int
+    hot: int
+    cool: int
+    on: int
+    sliced: int
     _actions: dict[str, _Action] | None
     _admissible: list[str] | None
     _missed: frozenset[tuple[int, int]]

@@ -37,6 +37,8 @@ class CausalJudge(Judge):
         device: Where it computes; by default the accelerator of the process, if there is one.
     """
 
+    policy: Policy
+
     def __init__(
         self,
         policy: Policy,

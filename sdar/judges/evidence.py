@@ -28,6 +28,8 @@ class EvidenceJudge(Judge):
         micro_batch_tokens: Most tokens in one forward pass.
     """
 
+    policy: Policy
+
     def __init__(
         self, policy: Policy, placement: Placement = "system", heading: str = "", micro_batch_tokens: int = 16384
     ) -> None:
@@ -50,7 +52,7 @@ class EvidenceJudge(Judge):
         rows = [r for r in make_rows(episodes, layout) if any(r.response_mask)]
         if not rows:
             return labels
-        self.view.answers = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}
+        self.view.solutions = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}
         contexts = [self.policy.context()] * len(episodes)
         too_long = add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, None, contexts)
         rows = [row for place, row in enumerate(rows) if place not in too_long and len(row.ids) <= contexts[row.episode]]
@@ -72,7 +74,7 @@ class EvidenceJudge(Judge):
 class _Answers(PrivilegedView):
     """The gold answer of each episode."""
 
-    answers: dict[int, str]
+    solutions: dict[int, str]
 
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment | None) -> str:
-        return self.answers[id(episode)]
+        return self.solutions[id(episode)]

@@ -8,7 +8,7 @@ from household_state import knows, snapshot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdar.envs.household_engine import FAMILIES, Game, Goal, Item, Receptacle, World
+from sdar.envs.household_engine import FAMILIES, Game, Goal, Item, Receptacle, World, tables_of
 from sdar.envs.household_games import make_game, world_facts
 from sdar.envs.household_planner import Expert, PlanError, plan
 
@@ -86,7 +86,7 @@ def test_the_expert_never_uses_what_it_has_not_seen(seed: int, family: str, rece
     world, expert = World(game), Expert(game)
     wander(world, expert, rng, steps)
     for _ in range(10):
-        names = game.tables.receptacle_names
+        names = tables_of(game).receptacle_names
         unseen = [r for r, name in enumerate(names) if not knows(expert, name)]
         other = world.copy()
         for r, source in zip(unseen, rng.sample(unseen, len(unseen)), strict=True):
