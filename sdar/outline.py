@@ -140,6 +140,7 @@ class Function:
         given, kinds = self._node.args, inspect.Parameter
         places = [*given.posonlyargs, *given.args]
         usual = [*[None] * (len(places) - len(given.defaults)), *given.defaults]
+        found: list[tuple[ast.arg, Any, ast.expr | None]]
         found = [(arg, kinds.POSITIONAL_OR_KEYWORD, default) for arg, default in zip(places, usual, strict=True)]
         found += [(given.vararg, kinds.VAR_POSITIONAL, None)] if given.vararg else []
         found += [(arg, kinds.KEYWORD_ONLY, d) for arg, d in zip(given.kwonlyargs, given.kw_defaults, strict=True)]
@@ -149,7 +150,9 @@ class Function:
     @cached_property
     def __signature__(self) -> inspect.Signature:
         found = self.parameters.values()
-        return inspect.Signature(inspect.Parameter(p.name, p.kind, default=p.default, annotation=p.annotation) for p in found)
+        return inspect.Signature(
+            [inspect.Parameter(p.name, p.kind, default=p.default, annotation=p.annotation) for p in found]
+        )
 
     @cached_property
     def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
@@ -253,8 +256,8 @@ def registered() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
     named: list[tuple[str, type]] = []
     for module in _modules():
         home = source(module)
-        for node in home.tree.body if home else ():
-            for role, name in _roles(node) if isinstance(node, ast.ClassDef) else ():
+        for node in (n for n in home.tree.body if isinstance(n, ast.ClassDef)) if home else ():
+            for role, name in _roles(node):
                 cls = find(module, node.name)
                 if role == "part_kind":
                     kinds[name] = cls
