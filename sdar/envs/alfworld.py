@@ -56,7 +56,8 @@ class ALFWorldEnv(HouseholdEnv):
     """
 
     data: str
-    running: Played | None  # type: ignore[assignment]  (another engine, other episodes)
+    # another engine, other episodes
+    running: Played | None  # type: ignore[assignment]
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class Tables:
         self.openable = _mask(i for i, r in enumerate(receptacles) if r.openable)
         self.opened = _mask(i for i, r in enumerate(receptacles) if r.opened)
         self.states, self.flags, kinds = dict.fromkeys(STATES, 0), dict.fromkeys(FLAGS, 0), dict[str, int]()
-        index = {thing.id: i for things in (receptacles, objects) for i, thing in enumerate(things)}
+        index = {r.id: i for i, r in enumerate(receptacles)} | {o.id: i for i, o in enumerate(objects)}
         contents: list[list[int]] = [[] for _ in receptacles]
         inside: list[list[int]] = [[] for _ in objects]
         for i, o in enumerate(objects):

@@ -268,7 +268,7 @@ def problem_pddl(game: Game, name: str = "household") -> str:
     kinds = (
         {"knife", "butterknife"} | {kind for o in game.objects for kind in o.types} | {kind for _, kind in game.can_contain}
     )
-    facts = [("atLocation", "agent1", location[game.start])]
+    facts: list[tuple[str, ...]] = [("atLocation", "agent1", location[game.start])]
     for r in game.receptacles:
         facts += [("receptacleType", ids[r.id], _type(r.type))] if r.type else []
         facts += [("receptacleAtLocation", ids[r.id], location[r.location])] if r.location else []
@@ -298,7 +298,8 @@ def problem_pddl(game: Game, name: str = "household") -> str:
 def _ids(game: Game) -> dict[str, str]:
     """Ids as ALFRED has them, in the same order: those that have its form stay, others get a position for their number."""
     ids, numbers = {}, Counter[str]()
-    for thing in (*game.receptacles, *game.objects):
+    things: list[Receptacle | Item] = [*game.receptacles, *game.objects]
+    for thing in things:
         kind = thing.type if isinstance(thing, Receptacle) else thing.name.rpartition(" ")[0]
         if "_bar_" in thing.id:
             prefix, bar, rest = thing.id.partition("_bar_")

@@ -86,7 +86,7 @@ def _make(
             return
         home = draw.pick(homes)
         inside: tuple[str, ...] = ()
-        receptacles = (home.id,)
+        receptacles: tuple[str, ...] = (home.id,)
         viewpoints = [home.location] if home.location else []
         if not plain and draw.chance(TWICE):
             receptacles = (home.id, draw.pick(homes).id)
@@ -114,7 +114,7 @@ def _make(
             objects.append(Item(_id(draw, kind), (kind,), "", (), (), (draw.pick(reachable).location,)))
 
     start = draw.pick(reachable).location if draw.chance(0.1) else _location(draw)
-    names = game_names([thing.id for thing in (*places, *objects)])
+    names = game_names([*(place.id for place in places), *(thing.id for thing in objects)])
     sentence = draw.pick(SENTENCES[task.family]).format(obj=task.target, recep=task.destination, toggle=task.lamp)
     kinds = {item.types[0] for item in objects} & OBJECTS.keys()
     return Game(

@@ -13,6 +13,7 @@ import threading
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.versions import install
@@ -110,8 +111,8 @@ def _decimals(text: str) -> int:
 
 def _units_differ(gold: str, answer: str) -> bool:
     """Both end in the sign of a unit, and not in the same: math-verify leaves units out."""
-    units = [_UNIT.search(text) for text in (gold, answer)]
-    return all(units) and units[0].groups() != units[1].groups()
+    one, other = (_UNIT.search(text) for text in (gold, answer))
+    return one is not None and other is not None and one.groups() != other.groups()
 
 
 def number(text: str) -> Fraction | None:
@@ -179,14 +180,15 @@ class _Checker:
     def ask(self, question: bytes, deadline_s: float) -> bytes | None:
         """The line that answers. None when there is none in time, or at all (out of memory or stack): without it, also when we are
         interrupted, the process is stopped, for a later line would answer another question."""
+        process: Any = self.process  # its pipes are there
         said = None
         try:
             with contextlib.suppress(OSError):
-                self.process.stdin.write(question)
+                process.stdin.write(question)
             poll = select.poll()
-            poll.register(self.process.stdout, select.POLLIN)
+            poll.register(process.stdout, select.POLLIN)
             if poll.poll(1000 * deadline_s):
-                said = self.process.stdout.readline() or None
+                said = process.stdout.readline() or None
             return said
         finally:
             if said is None:

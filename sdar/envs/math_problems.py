@@ -77,7 +77,9 @@ def number_sequences(rng: random.Random, level: str) -> Problem:
         e, f, g, h = y
         return (a * e + b * g) % m, (a * f + b * h) % m, (c * e + d * g) % m, (c * f + d * h) % m
 
-    result, step, steps = (1, 0, 0, 1), (p, q, 1, 0), n - 1
+    result: tuple[int, ...] = (1, 0, 0, 1)
+    step: tuple[int, ...] = (p, q, 1, 0)
+    steps = n - 1
     while steps:
         if steps & 1:
             result = times(result, step)

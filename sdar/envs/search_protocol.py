@@ -6,6 +6,7 @@ protocol's format; the action counts all the same, and `SearchEnv` may reward th
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from sdar.envs.protocols import Templates, steps_taken
 from sdar.envs.search_scoring import keeps_format
@@ -167,7 +168,7 @@ class SearchWindowProtocol(TagProtocol):
         self, task: Task, history: Sequence[tuple[str, str]], observation: str, admissible: Sequence[str]
     ) -> list[dict[str, str]]:
         taken = steps_taken(history, sorted({"number", "taken"} & self.templates.used) if self.verbatim else [])
-        told = dict.fromkeys(self.SLOTS, "") | {"task": task.instruction, "instruction": self.instruction}
+        told: dict[str, Any] = dict.fromkeys(self.SLOTS, "") | {"task": task.instruction, "instruction": self.instruction}
         told |= {"shown": len(history), "taken": taken}
         shape = str if self.verbatim else hanging
         steps = [

@@ -444,7 +444,7 @@ def _divide(
 ) -> list[tuple[Replica, tuple[int, ...]]]:
     """Each prompt to the replica that has read its episode, the others to whoever has least to do."""
     shares: dict[str, list[int]] = {r.url: [] for r in ready}
-    homeless = []
+    homeless: list[int] = []
     for i in indices:
         shares.get(homes.get(names[i], ""), homeless).append(i)
     for i in homeless:
