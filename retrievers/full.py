@@ -19,7 +19,7 @@ class FullRetriever(Retriever):
     bank: SkillBank
 
     def __init__(self, skills: str):
-        self.bank = SkillBank.load(skills)
+        self.bank: SkillBank = SkillBank.load(skills)
 
     def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
         return retrieval((*self.bank.general, *self.bank.specific))

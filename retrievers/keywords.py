@@ -25,7 +25,7 @@ class KeywordRetriever(Retriever):
     bank: SkillBank
 
     def __init__(self, skills: str):
-        self.bank = SkillBank.load(skills)
+        self.bank: SkillBank = SkillBank.load(skills)
 
     def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
         return retrieval((*self.bank.general, *self.bank.fitting(task)))

@@ -22,7 +22,7 @@ class RandomRetriever(Retriever):
     bank: SkillBank
 
     def __init__(self, skills: str, count: int = 1, seed: int = 0):
-        self.bank = SkillBank.load(skills)
+        self.bank: SkillBank = SkillBank.load(skills)
         self.count = count
         self.seed = seed
         check_count(self.bank, count, "RandomRetriever")

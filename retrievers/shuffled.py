@@ -27,7 +27,7 @@ class ShuffledRetriever(Retriever):
     bank: SkillBank
 
     def __init__(self, skills: str, seed: int = 0):
-        self.bank = SkillBank.load(skills)
+        self.bank: SkillBank = SkillBank.load(skills)
         self.seed = seed
         specific = self.bank.specific
         if len(specific) < 2:

@@ -35,7 +35,7 @@ class UCBRetriever(Retriever):
     bank: SkillBank
 
     def __init__(self, skills: str, count: int = 1, c: float = math.sqrt(2), seed: int = 0):
-        self.bank = SkillBank.load(skills)
+        self.bank: SkillBank = SkillBank.load(skills)
         self.count = count
         self.c = c
         self.seed = seed

@@ -134,9 +134,10 @@ class Distillation(Taught):
         return chosen
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        batch = super().weigh(batch, episodes)
-        if batch is None:
+        weighed = super().weigh(batch, episodes)
+        if weighed is None:
             return None
+        batch = weighed
         self.tally.add("distill/coef", self.distill_coef(self.iteration))
         if not self.hears_teacher():
             batch.distill_weights = torch.zeros(batch.ids.shape)

@@ -96,7 +96,7 @@ class TextEnv(gymnasium.Env[str, str]):
     def _info(self, result: StepResult | None = None) -> dict[str, Any]:
         task = self._task
         over = result is not None and result.done
-        told = {"task_id": task.id, "family": task.family, "instruction": task.instruction}
+        told: dict[str, Any] = {"task_id": task.id, "family": task.family, "instruction": task.instruction}
         told["admissible"] = [] if over else list(self.world.admissible())
         return told if result is None else told | {"success": result.success, "valid": result.valid, "scores": result.scores}
 

@@ -7,7 +7,7 @@ that a run may need beside it (a reference, a teacher with the initial weights) 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from sdar.registry import did_you_mean, register
 from sdar.versions import install
 
 if TYPE_CHECKING:
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.tuners.lora import LoraLayer
 
 ADAPTER = "default"
 
@@ -86,7 +86,7 @@ class LoRAPolicy(Policy):
         model = self.base.load_model()
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=cast(int, self.alpha),  # only a factor
             lora_dropout=self.dropout,
             target_modules=self._targets(model),
         )
@@ -100,8 +100,8 @@ class LoRAPolicy(Policy):
                 layer.lora_dropout[ADAPTER] = LearningDropout(self.dropout)
         return model.train()  # that it drops and checkpoints; both end where no gradient is wanted
 
-    def frozen(self, model: PreTrainedModel) -> nn.Module:
-        return WithoutAdapters(model)
+    def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
+        return cast(PreTrainedModel, WithoutAdapters(model))  # it has what is asked of one
 
     def blueprint(self) -> Blueprint:
         base = self.base.blueprint()
@@ -151,6 +151,8 @@ class WithoutAdapters(nn.Module):
 
     It has no parameters of its own to train or to store; `parameters` gives the model's. Its mode is the model's, too.
     """
+
+    live: PreTrainedModel
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
@@ -221,7 +223,8 @@ def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> 
         weights: (name, whole tensor) in the order of the state dict, of a `WithoutAdapters` that of its `live` model. Every one is
             taken, one after the other, and no more than a layer of them is held.
     """
-    model, off = (network.live, True) if isinstance(network, WithoutAdapters) else (network, False)
+    off = isinstance(network, WithoutAdapters)
+    model = network.live if isinstance(network, WithoutAdapters) else network
     held: dict[str, dict[str, Tensor]] = {}
     for name, tensor in weights:
         ends = {"weight": ".base_layer.weight", "a": f".lora_A.{ADAPTER}.weight", "b": f".lora_B.{ADAPTER}.weight"}
@@ -238,7 +241,7 @@ def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> 
         parts[part] = tensor.detach().clone()  # it may be whole for as long as it is given only
         if len(parts) == len(ends):
             del held[layer]
-            yield f"{layer}.weight", merged(**parts, scaling=model.get_submodule(layer).scaling[ADAPTER])
+            yield f"{layer}.weight", merged(**parts, scaling=cast(Any, model.get_submodule(layer)).scaling[ADAPTER])
     assert not held, "a layer without its adapter, or an adapter without its layer"
 
 
@@ -249,8 +252,8 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return (weight.to(wide) + scaling * (b.to(wide) @ a.to(wide))).to(weight.dtype)
 
 
-def adapted(model: nn.Module) -> Iterator[tuple[str, "BaseTunerLayer"]]:
+def adapted(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:
     """Name and layer of every layer with adapters."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return ((name, m) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))
+    return ((name, cast("LoraLayer", m)) for name, m in model.named_modules() if isinstance(m, BaseTunerLayer))

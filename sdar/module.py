@@ -13,9 +13,11 @@ and sets ``teacher``, ``view``, ``retriever`` and ``controller`` when it has the
 teacher, a loss term); both call ``super()``, so that they add up. Everything else is here, once.
 """
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from sdar.data import Step
@@ -117,15 +119,16 @@ class AgentModule(Lifecycle):
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Fill in old and reference log-probabilities and the teacher's payload, all with the weights before the update."""
         told = (batch.ids, batch.attention_mask, batch.response_mask)
-        shared = {"sharding": self.sharding, "ranks": self.ranks}
-        old = self.scorer.score(self.model, *told, self.micro_batch_tokens, **shared)
+        score = partial(self.scorer.score, sharding=self.sharding, ranks=self.ranks)
+        old = score(self.model, *told, self.micro_batch_tokens)
         batch.old_logp, batch.old_entropy = old.logp, old.entropy
         if self.needs_reference:
-            batch.ref_logp = self.scorer.score(self.initial, *told, self.micro_batch_tokens, **shared).logp
+            assert self.initial is not None, "`configure_model` keeps it whenever needs_reference is set"
+            batch.ref_logp = score(self.initial, *told, self.micro_batch_tokens).logp
         if self.hears_teacher():
-            networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode.tolist()]
+            networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
             asked = (self.scorer, self.micro_batch_tokens, self.payload, self.top_k)
-            self.teacher_heads = consult(batch, networks, *asked, **shared)
+            self.teacher_heads = consult(batch, networks, *asked, self.sharding, self.ranks)
         reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
 
@@ -148,14 +151,14 @@ class AgentModule(Lifecycle):
     def optimize(self, update: Batch) -> None:
         """One optimizer step. The normaliser is taken over the whole step before the first backward, so micro-batches,
         packing, order and ranks do not change the gradient."""
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         tokens = self.normalizer(update)
         self.tally.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
         parts = self.share(update)
         for number, (_, part) in enumerate(parts, 1):
             with self.sharding.micro_batch(last=number == len(parts)):
-                loss = self.sharding.run(lambda part=part: self.loss(part, tokens))
+                loss = self.sharding.run(partial(self.loss, part, tokens))
                 self.manual_backward(loss)
             self.tally.add("train/loss", float(loss.detach()), 0)
         self.tally.add("train/loss", 0.0, 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from sdar.functional import chunked_token_stats, vocabulary_log_probs
 from sdar.parts import Divergence, Elsewhere
 from sdar.registry import part_name
 from sdar.types import Batch, Payload, StudentTokens, TokenView
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 R = TypeVar("R")
 
@@ -37,7 +40,7 @@ class Scorer:
         self.vocab_size = vocab_size
         self.chunk = chunk
 
-    def __call__(self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> "StudentPass":
+    def __call__(self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> "StudentPass":
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
         predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -59,9 +62,10 @@ class Scorer:
             )
 
         stats = through(model.get_output_embeddings(), project, hidden)
-        return StudentPass(*(_spread(values, predicts) for values in stats), hidden, predicts, model, self)
+        logp, entropy, allowed_logmass = (_spread(values, predicts) for values in stats)
+        return StudentPass(logp, entropy, allowed_logmass, hidden, predicts, model, self)
 
-    def head(self, model: nn.Module) -> "Head":
+    def head(self, model: "PreTrainedModel") -> "Head":
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
         head = model.get_output_embeddings()
         softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
@@ -81,7 +85,7 @@ class Scorer:
     @torch.no_grad()
     def score(
         self,
-        model: nn.Module,
+        model: "PreTrainedModel",
         ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
@@ -105,11 +109,10 @@ class Scorer:
         spare = attention_mask.sum(1).argmin()[None]
         for rows in ranks.deal(pieces, spare):
             length = int(attention_mask[rows].sum(1).max())
-            part = [t[rows, :length].to(device) for t in (ids, attention_mask, response_mask)]
-            if rows is spare:
-                part[2] = torch.zeros_like(part[2])
+            row_ids, attention, mask = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
+            part = row_ids, attention, torch.zeros_like(mask) if rows is spare else mask
 
-            def read(part: list[Tensor] = part) -> dict[str, Tensor]:
+            def read(part: tuple[Tensor, Tensor, Tensor] = part) -> dict[str, Tensor]:
                 return self.read(model, *part, payload, k)
 
             found = read() if sharding is None else sharding.run(read)
@@ -118,13 +121,14 @@ class Scorer:
             if rows is not spare:
                 for name, values in found.items():
                     getattr(out, name)[rows, :length] = values.to(ids.device)
+        assert out is not None, "there is no batch without rows"
         for values in vars(out).values():
             if values is not None:
                 ranks.total(values, "scores")  # each row was scored once, and is zero elsewhere
         return out
 
     def read(
-        self, model: nn.Module, ids: Tensor, attention_mask: Tensor, response_mask: Tensor, payload: Payload, k: int
+        self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor, payload: Payload, k: int
     ) -> dict[str, Tensor]:
         """One micro-batch of `score`."""
         now = self(model, ids, attention_mask, response_mask)
@@ -142,7 +146,7 @@ class Scorer:
         return found
 
     @torch.no_grad()
-    def check(self, model: nn.Module) -> None:
+    def check(self, model: "PreTrainedModel") -> None:
         """Compare with the model's own logits on a few tokens: a head that scales its logits would be scored wrongly.
 
         Raises:
@@ -211,7 +215,7 @@ class StudentPass:
     """[tokens, hidden] states that predict the response tokens."""
     predicts: Tensor
     """[batch, time - 1] which states those are."""
-    model: nn.Module
+    model: "PreTrainedModel"
     scorer: Scorer
 
     def compare(
@@ -240,7 +244,9 @@ class StudentPass:
             )
         flat = tokens.at(response)
         everything = torch.ones_like(response[:, 0])
-        asked = teachers if payload == Payload.FULL else [(None, None, everything)]
+        asked: Sequence[tuple[Head | None, Tensor | None, Tensor]] = [(None, None, everything)]
+        if payload == Payload.FULL:
+            asked = teachers
 
         def project(hidden: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
             out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
@@ -262,7 +268,7 @@ class StudentPass:
         self, divergence: Divergence, hidden: Tensor, logp: Tensor, entropy: Tensor, tokens: TokenView, head: Head | None,
         states: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        if states is not None:
+        if states is not None and head is not None:
             with torch.no_grad():
                 tokens = tokens.including(teacher_logits=self.scorer.log_probs(states, head))
         logits = self.scorer.log_probs(hidden, self.scorer.head(self.model))
@@ -282,7 +288,7 @@ def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
 
 
 def consult(
-    batch: Batch, networks: Sequence[nn.Module | Elsewhere], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+    batch: Batch, networks: Sequence["PreTrainedModel | Elsewhere"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
     sharding: Sharding | None = None, ranks: Ranks = ALONE,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
@@ -292,7 +298,8 @@ def consult(
     """
     distinct = list({id(n): n for n in networks}.values())
     batch.teacher_index = torch.tensor([next(i for i, d in enumerate(distinct) if d is n) for n in networks])
-    wide = max(network.config.get_text_config().hidden_size for network in distinct) if payload == Payload.FULL else 0
+    whole = cast("list[PreTrainedModel]", distinct) if payload == Payload.FULL else []  # nobody elsewhere tells so much
+    wide = max((network.config.get_text_config().hidden_size for network in whole), default=0)
     fields = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
     for i, network in enumerate(distinct):
         rows = (batch.teacher_index == i).nonzero()[:, 0]
@@ -314,10 +321,10 @@ def consult(
             own = batch.response_mask & (batch.teacher_index == i)[:, None]
             filled[own] = values.to(filled.dtype)  # the same tokens, in order
             setattr(batch, field, filled)
-    return [keep_head(scorer, network, sharding) for network in distinct] if payload == Payload.FULL else []
+    return [keep_head(scorer, network, sharding) for network in whole]
 
 
-def keep_head(scorer: Scorer, network: nn.Module, sharding: Sharding | None) -> Head:
+def keep_head(scorer: Scorer, network: "PreTrainedModel", sharding: Sharding | None) -> Head:
     """A network's head as it is now, whole."""
 
     def kept() -> Head:

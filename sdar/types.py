@@ -13,7 +13,7 @@ template tells the past otherwise than it was said (thinking removed), so does a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -381,7 +381,8 @@ class TokenView(Filled):
 
     def at(self, tokens: Tensor) -> "TokenView":
         """What is known about some tokens: an index (or mask) of the leading axes."""
-        return TokenView(**{k: v[tokens] if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        known: dict[str, Any] = {k: v[tokens] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return TokenView(**known)
 
     def including(self, **others: Tensor) -> "TokenView":
         """The same with some fields filled in, or with other values."""
@@ -396,11 +397,16 @@ class Density(Protocol):
     vocab_size: int
 
 
-class StudentTokens(NamedTuple):
-    """The current student on the same tokens; carries the gradient."""
+@dataclass(repr=False, eq=False)
+class StudentTokens(Filled):
+    """The current student on the same tokens; carries the gradient.
+
+    Raises:
+        ConfigError: `logits` is read by an objective that does not need them.
+    """
 
     logp: Tensor
     """Of the sampled token, in nats."""
     entropy: Tensor
-    logits: Tensor | None = None
+    logits: Tensor = later("only an objective over the vocabulary (Payload.TOP_K, Payload.FULL) has them.")
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary, for objectives that need them."""

@@ -74,7 +74,7 @@ class BehaviorCloning(AgentModule):
 
     def demonstrate(self, request: Request) -> Episode:
         """One episode of the expert; every random choice derives from (seed, task, attempt)."""
-        data = self.trainer.datamodule
+        data = self.tasks
         rng = random.Random(f"{self.seed}/demonstration/{request.task.id}/{request.attempt}")
         informed = rng.random() < self.informed_share
         astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
@@ -90,7 +90,7 @@ class BehaviorCloning(AgentModule):
 
     def _demonstrate(self, episode: Episode, rng: random.Random, astray_chance: float) -> None:
         """Play an episode until it is over, does not fit the context, or cannot be gone on with."""
-        data, rollout, env = self.trainer.datamodule, self.rollout, self.trainer.datamodule.env
+        data, rollout, env = self.tasks, self.rollout, self.tasks.env
         observation = observation_of(env, env.reset(episode.task))
         expert = env.expert(episode.task.facts if episode.privileged else {}, rng)
         context: list[int] = []

@@ -59,9 +59,10 @@ class CriticSearch(GRPO):
         self.judge.check()
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        batch = super().credit(batch, episodes)
-        if batch is None or self.turn_coef == 0 or batch.extra.all():  # a judge costs too much to be asked for nothing
-            return batch
+        credited = super().credit(batch, episodes)
+        if credited is None or self.turn_coef == 0 or credited.extra.all():  # a judge costs too much to be asked for nothing
+            return credited
+        batch = credited
         attempts = (~batch.extra).nonzero()[:, 0]  # extra episodes are compared with nothing
         compared = batch.select(attempts)
         turns = Turns(compared)

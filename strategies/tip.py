@@ -64,9 +64,10 @@ class TIP(Distillation):
             self.payload = Payload.FULL  # the divergence of all tokens is measured in the whole vocabulary
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
-        batch = super().weigh(batch, episodes)
-        if batch is None:
+        weighed = super().weigh(batch, episodes)
+        if weighed is None:
             return None
+        batch = weighed
         jsd = self.distance(batch) if self.gamma else torch.zeros_like(batch.old_logp)
         importance = token_importance(batch.old_entropy, jsd, self.scorer.vocab_size, self.alpha, self.gamma)
         draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)

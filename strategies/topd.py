@@ -10,9 +10,11 @@ The paper states neither ground cost, nor thresholds, nor weight, and gives no c
 and the rule that the latest fork owns a token are ours. The student's short future is its rollout, which is a sample of it.
 """
 
+from typing import cast
+
 import torch
 from jsonargparse import lazy_instance
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdar.distillation import Distillation
 from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
@@ -79,7 +81,7 @@ class TOPD(Distillation):
         there = teacher_mask.any(1)
         rows, places, teacher_ids, teacher_mask = (t[there] for t in (rows, places, teacher_ids, teacher_mask))
         student_ids, student_mask = self.student_windows(batch, rows, places)  # [found, window] each
-        embedding = self.model.get_input_embeddings().weight.detach()  # [vocab, hidden]
+        embedding = cast(nn.Embedding, self.model.get_input_embeddings()).weight.detach()  # [vocab, hidden]
         student, teacher = (embedding[ids.to(embedding.device)].cpu() for ids in (student_ids, teacher_ids))
         distance, plan = window_distance(student, teacher, student_mask, teacher_mask)  # [found], [found, window, window]
         rank = distance.argsort(stable=True).argsort()  # [found]: 0 for the smallest distance
@@ -113,14 +115,14 @@ class TOPD(Distillation):
         )  # [batch] how much longer the teacher's row is
         ids = torch.zeros(len(rows), self.window, dtype=torch.long)
         mask = torch.zeros(len(rows), self.window, dtype=torch.bool)
-        networks = [self.teacher.model(self.model, self.initial, episodes[e].task) for e in batch.episode[rows].tolist()]
+        networks = [self.teacher_network(episodes[e].task) for e in batch.episode[rows].tolist()]
         for network in {id(n): n for n in networks}.values():  # each teacher goes on from all of its prefixes at once
             prefixes, draws = {}, {}
             for i in (i for i, n in enumerate(networks) if n is network):
                 row, place = int(rows[i]), int(places[i])
                 episode, turn = episodes[int(batch.episode[row])], int(batch.turn_ids[row, place])
                 prefix = batch.teacher_ids[row, : place + int(shift[row])].tolist()
-                if len(prefix) + self.window <= (self.teacher.context(episode.task) or self.context):
+                if len(prefix) + self.window <= self.teacher_context(episode.task):
                     prefixes[i] = prefix
                     draws[i] = Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
             if prefixes:

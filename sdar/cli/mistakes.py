@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sdar.cli.commands import COMMANDS
 from sdar.cli.signatures import UNIONS, Argument, Expected, Signature, imported, kind_of, known_names, registered, type_name
@@ -132,7 +132,7 @@ def check_spec(place: Place, written: Mapping[str, Any]) -> None:
 
 def abstract(place: Place, cls: type, bases: tuple[type, ...]) -> str:
     """A class from which nothing can be made."""
-    if cls not in kinds().values() and cls not in bases and (lacking := sorted(cls.__abstractmethods__)):
+    if cls not in kinds().values() and cls not in bases and (lacking := sorted(cast(Any, cls).__abstractmethods__)):
         return f"{place}: {cls.__name__} has no {', '.join(lacking)}, which every {kind_of(bases)} has. Write it."
     choices = ", ".join(_with_short_names(known_names(bases)))
     return f"{place}: {cls.__name__} is a base class, not something to use. Choose one of: {choices}."

@@ -4,7 +4,7 @@ What `sdar.cli.roots.settings_of` lets pass is jsonargparse's, which judges valu
 it means.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -23,7 +23,9 @@ class Refusal(Exception):
 class Parser(Ordered, LightningArgumentParser):
     """LightningCLI's parser, whose help begins with the training method and which raises `Refusal` instead of ending the process."""
 
-    def parse_args(self, args: list[str] | None = None, *others: Any, **named: Any) -> Any:
+    def parse_args(  # type: ignore[override]  # as jsonargparse says of its own
+        self, args: Sequence[str] | None = None, *others: Any, **named: Any
+    ) -> Any:
         if not self.exit_on_error and args:
             # jsonargparse (4.53) hands a part of a part its dotted setting as f"--{key}={value}", in which null reads None: refused
             # where a number is expected, and taken as that text where a text is.

@@ -9,9 +9,10 @@ import re
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -86,8 +87,8 @@ def _settings(args: list[str]) -> Settings | None:
 def use_tool(name: str, *args: str) -> int:
     """Run a command that is a function, and return the exit code."""
     _prepare()
-    tool = pydoc.locate(COMMANDS[name].tool)
-    told = {"prog": f"sdar {name}", "description": inspect.getdoc(tool).partition("\n\nArgs:")[0]}
+    tool = cast(Callable[..., Any], pydoc.locate(COMMANDS[name].tool))
+    told: dict[str, Any] = {"prog": f"sdar {name}", "description": (inspect.getdoc(tool) or "").partition("\n\nArgs:")[0]}
     try:
         with explained(_settings([name, *args])):
             auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
@@ -237,11 +238,11 @@ class AgentCLI(LightningCLI):
             return ZeROStrategy(**known["init_params"])
         return ReplicatedStrategy(**known["init_params"]) if known["strategy"] is DDPStrategy else None
 
-    def _planner(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> Trainer:
+    def _planner(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> AgentTrainer:
         """One process on the CPU, whatever the run is for."""
         here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
         quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = super().instantiate_trainer(callbacks=[], logger=False, **(kwargs | here | quiet))
+        trainer = cast(AgentTrainer, super().instantiate_trainer(callbacks=[], logger=False, **(kwargs | here | quiet)))
         trainer.launch = launch_of(given, strategy or given["strategy"])
         return trainer
 
@@ -270,18 +271,18 @@ class AgentCLI(LightningCLI):
 
         The first process does so; the others are told when they have met it.
         """
-        trainer = self.trainer
+        trainer = cast(AgentTrainer, self.trainer)
         runs = Runs(self.config_dump["trainer"]["default_root_dir"] or ".", self.config_dump, str(self.subcommand))
         if given := arguments.get("ckpt_path"):
             arguments["ckpt_path"] = runs.checkpoint(given)
-        if self.subcommand == "export" or trainer.fast_dev_run or not trainer.is_global_zero:
+        if self.subcommand == "export" or cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
             return None
         there = {*runs.root.glob("*")}
-        trainer.run_folder = runs.folder(arguments.get("ckpt_path"))
+        trainer.run_folder = folder = runs.folder(arguments.get("ckpt_path"))
         logger = self.config_init[self.subcommand]["trainer"]["logger"]
         if logger is not False and not trainer.barebones:
-            trainer.loggers = [*trainer.loggers, *run_loggers(trainer.run_folder, alone=logger in (None, True))]
-        return None if trainer.run_folder in there else trainer.run_folder
+            trainer.loggers = [*trainer.loggers, *run_loggers(folder, alone=logger in (None, True))]
+        return None if folder in there else folder
 
     def _run(self, **arguments: Any) -> None:
         made = None

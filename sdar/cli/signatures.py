@@ -328,6 +328,7 @@ def _is_nameable(cls: type) -> bool:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    cls: type
     for cls in base.__subclasses__():
         yield cls
         yield from _subclasses(cls)

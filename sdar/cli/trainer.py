@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
@@ -18,6 +18,10 @@ from sdar.training.checkpoint_files import Written, check_form, read_checkpoint,
 from sdar.training.checkpoints import check_origin, fingerprints
 from sdar.training.export import check_export, write_policy
 from sdar.training.manner import manner, write_manner
+
+if TYPE_CHECKING:
+    from sdar.data import TaskModule
+    from sdar.module import AgentModule
 
 
 class AgentTrainer(Trainer):
@@ -52,8 +56,9 @@ class AgentTrainer(Trainer):
         """
         path = ckpt_path
         check_export("--to", to)
-        model.policy.meet(datamodule.env)
-        network = model.policy.load_model()
+        policy, data = cast("AgentModule", model).policy, cast("TaskModule", datamodule)
+        policy.meet(data.env)
+        network = policy.load_model()
         weights, state = read_run(path)
         stored = {name.removeprefix("model."): v for name, v in weights.items() if name.startswith("model.")}
         own = {f"model.{name}": p for name, p in network.named_parameters(remove_duplicate=False) if not p.requires_grad}
@@ -64,11 +69,11 @@ class AgentTrainer(Trainer):
         if missing or wrong.unexpected_keys:
             name = (missing or wrong.unexpected_keys)[0]
             raise CheckpointError(
-                f"{path} does not hold the weights of {model.policy.name}: {len(missing)} are missing and "
+                f"{path} does not hold the weights of {policy.name}: {len(missing)} are missing and "
                 f"{len(wrong.unexpected_keys)} belong nowhere, the first is {name}. Give the configuration of the checkpoint's run."
             )
-        write_policy(model.policy, network, network.state_dict().items(), to, dtype)
-        write_manner(to, manner(model.policy, datamodule))
+        write_policy(policy, network, network.state_dict().items(), to, dtype)
+        write_manner(to, manner(policy, data))
         print(f"policy:      {to}")
 
     def plan(
@@ -105,12 +110,13 @@ class AgentTrainer(Trainer):
         plan_path = None if json is None else Path(json)
         if plan_path is not None and not plan_path.parent.is_dir():
             raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
-        model.policy.meet(datamodule.env)
+        module, data = cast("AgentModule", model), cast("TaskModule", datamodule)
+        module.policy.meet(data.env)
         expected = Expected(row_tokens, turns, response_tokens)
-        run = describe(model, datamodule, launch, None, expected, configs)  # mistakes first
+        run = describe(module, data, launch, None, expected, configs)  # mistakes first
         if dry_run:
-            seen, cut = rehearse(model, datamodule, launch.precision, configs)
-            run = describe(model, datamodule, launch, seen, expected, configs)
+            seen, cut = rehearse(module, data, launch.precision, configs)
+            run = describe(module, data, launch, seen, expected, configs)
             run = replace(run, cut=tuple(cut))
             print(
                 "\n".join(

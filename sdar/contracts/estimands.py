@@ -7,7 +7,7 @@ adds its formula there, as ``ESTIMANDS["half of it"] = lambda student, teacher, 
 import inspect
 from collections.abc import Callable
 from itertools import product
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def on_support(student: Tensor, teacher: Tensor, sampled: int, d: Any) -> tuple[
         p = logp.exp()
         masses = [p[i] for i in ids]
         if d.tail == "bucket":
-            masses.append(sum(p[i] for i in range(VOCAB) if i not in ids))
+            masses.append(cast(Tensor, sum(p[i] for i in range(VOCAB) if i not in ids)))
         total = sum(masses)
         sides.append(torch.stack([(m / total).log() for m in masses]))
     return sides[0], sides[1]
@@ -123,10 +123,8 @@ def one_place(seed: int) -> tuple[Tensor, Tensor, TokenView]:
 
 def losses(divergence: Divergence, student: Tensor, tokens: TokenView) -> Tensor:
     """The divergence's value for each token that could have been sampled, ``[vocab]``."""
-    over_vocabulary = divergence.needs()[0] != Payload.SAMPLED
-    return divergence(
-        StudentTokens(student, tokens.entropy, student.expand(VOCAB, VOCAB) if over_vocabulary else None), tokens
-    )
+    over_vocabulary = (student.expand(VOCAB, VOCAB),) if divergence.needs()[0] != Payload.SAMPLED else ()
+    return divergence(StudentTokens(student, tokens.entropy, *over_vocabulary), tokens)
 
 
 def expected_gradient(divergence: Divergence, weights: Tensor, logits: Tensor, student: Tensor, tokens: TokenView) -> Tensor:

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -12,11 +12,21 @@ from sdar.distributed.sharding import Replicated, Sharded, Sharding
 from sdar.errors import ConfigError
 from sdar.plan.run import Launch
 
+if TYPE_CHECKING:
+    _Strategy = DDPStrategy  # what it is mixed into: Strategy itself has no barrier to call
+else:
+    _Strategy = object
 
-class Direct:
+
+class Direct(_Strategy):
     """Steps are called as they are: only what they ask for passes through the wrapped module, one micro-batch at a time."""
 
     deadline: float
+
+    @property
+    def _module(self) -> Any:
+        """Lightning's module, with what methods add to it."""
+        return self.lightning_module
 
     def waiting(self, deadline: float) -> timedelta:
         """Remember the deadline; it is also that of torch's collectives."""
@@ -29,19 +39,19 @@ class Direct:
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.train_step_context():
-            return self.lightning_module.training_step(*args, **kwargs)
+            return self._module.training_step(*args, **kwargs)
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.val_step_context():
-            return self.lightning_module.validation_step(*args, **kwargs)
+            return self._module.validation_step(*args, **kwargs)
 
     def test_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.test_step_context():
-            return self.lightning_module.test_step(*args, **kwargs)
+            return self._module.test_step(*args, **kwargs)
 
     def predict_step(self, *args: Any, **kwargs: Any) -> Any:
         with self.precision_plugin.predict_step_context():
-            return self.lightning_module.predict_step(*args, **kwargs)
+            return self._module.predict_step(*args, **kwargs)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
         with self._watch():
@@ -53,7 +63,7 @@ class Direct:
 
     def _watch(self) -> AbstractContextManager[None]:
         """Lightning's own meetings, at a checkpoint say, name who is missing, too."""
-        return getattr(self.lightning_module, "ranks", ALONE).watch()
+        return getattr(self._module, "ranks", ALONE).watch()
 
     def sharding(self, module: Sharded) -> Sharding:
         raise NotImplementedError

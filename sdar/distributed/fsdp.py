@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from sdar.arguments import checked
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import Sharded, Sharding, hollow, take
+from sdar.distributed.sharding import N, Sharded, Sharding, hollow, take
 from sdar.errors import ConfigError
 from sdar.plan.run import Launch
 
@@ -52,12 +52,12 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
-        self.model = self.sharding(self.lightning_module).passes
+        self.model = self.sharding(self._module).passes
 
     def launch(self) -> Launch:
         return Launch("fsdp", stage=3, stays=not self.reshard_after_forward)
 
-    def sharding(self, module: Sharded) -> Sharding:
+    def sharding(self, module: Sharded) -> "FullyShardedParameters":
         if self._kept is None or self._kept.module is not module:  # a network is divided once, whatever is run with it
             precision = self.precision_plugin.precision
             if precision not in POLICIES:
@@ -74,7 +74,7 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
     lightning_restore_optimizer = True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        module = self.lightning_module
+        module = self._module
         saved = module.state_dict(keep_vars=True)
         for name in module.unsaved():
             del saved[name]
@@ -82,7 +82,7 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
             return whole(saved, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        stored = ParallelStrategy.optimizer_state(self, optimizer)
+        stored: dict[str, Any] = ParallelStrategy.optimizer_state(self, optimizer)
         with self._watch():
             return stored | {"state": whole(stored["state"], keep=self.is_global_zero)}
 
@@ -90,9 +90,9 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        ours = self.lightning_module.state_dict()
+        ours = self._module.state_dict()
         parts = {name: divided(value, ours.get(name)) for name, value in checkpoint["state_dict"].items()}
-        self.lightning_module.load_state_dict(parts, strict=strict)
+        self._module.load_state_dict(parts, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         parts = []
@@ -129,7 +129,7 @@ class FullyShardedParameters(Sharding):
 
     def __init__(self, module: Sharded, mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
         super().__init__(module)
-        self._options = {"mesh": mesh, "mp_policy": precision}
+        self._options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision}
         self._reshard = reshard
         self._hollow: dict[int, nn.Module] = {}
         self._units: list[Any] = []
@@ -140,7 +140,8 @@ class FullyShardedParameters(Sharding):
         """All networks, once they are made and divided."""
         if self._passes is None:
             networks = [network for network in self.module.networks() if id(network) in self._hollow]
-            self._passes = fully_shard(Passes(networks), **self._options)
+            self._passes = passes = Passes(networks)
+            fully_shard(passes, **self._options)  # in place
         return self._passes
 
     def adopt(self, network: nn.Module) -> None:
@@ -154,8 +155,9 @@ class FullyShardedParameters(Sharding):
         """
         if id(network) in self._hollow:
             return
-        base, head, embeddings = network.base_model, network.get_output_embeddings(), network.get_input_embeddings()
-        kinds = set(network._no_split_modules or ())
+        model: Any = network
+        base, head, embeddings = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
+        kinds = set(model._no_split_modules or ())
         units = [m for m in base.modules() if type(m).__name__ in kinds]
         if not units:
             raise ConfigError(
@@ -169,7 +171,7 @@ class FullyShardedParameters(Sharding):
             self._units.append(fully_shard(unit, reshard_after_forward=self._reshard, **self._options))
         self._units.append(fully_shard(network, reshard_after_forward=False, **self._options))
         for part in (base, head):
-            part.register_forward_pre_hook(lambda part, inputs: network.unshard())
+            part.register_forward_pre_hook(lambda part, inputs: model.unshard())
 
     def run(self, work: Callable[[], R]) -> R:
         out = super().run(work)
@@ -186,23 +188,23 @@ class FullyShardedParameters(Sharding):
         return norm
 
     @contextmanager
-    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+    def whole(self, network: N) -> Iterator[N]:
         """Gathered once into a twin: in the network itself, each layer of each token would wait for all ranks."""
-        twin = self._hollow[id(network)]
+        twin = cast(N, self._hollow[id(network)])
         dtype = self._options["mp_policy"].param_dtype
         try:
             with torch.inference_mode(False), torch.no_grad():
                 for own, its in zip(twin.parameters(), network.parameters(), strict=True):
                     own.data = whole_tensor(its.detach().to(dtype or its.dtype))
-                for own, its in zip(twin.buffers(), network.buffers(), strict=True):
-                    own.data = its.data
+                for buffer, now in zip(twin.buffers(), network.buffers(), strict=True):
+                    buffer.data = now.data
             yield twin
         finally:
             for own in twin.parameters():
                 own.data = own.data.new_empty(0)
 
     def join(self, parameter: Tensor, part: Tensor) -> Tensor:
-        return whole_tensor(spread_like(part, parameter))
+        return whole_tensor(spread_like(part, cast(DTensor, parameter)))
 
     def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
         return divided(whole, parameter).to_local()

@@ -1,7 +1,7 @@
 """How the networks of a run lie on its ranks, and what an optimizer step needs to know about it."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from sdar.distributed.ranks import Ranks
 from sdar.errors import ConfigError
 
 R = TypeVar("R")
+N = TypeVar("N", bound=nn.Module)
 
 
 class Sharded(Protocol):
@@ -22,7 +23,7 @@ class Sharded(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def networks(self) -> list[nn.Module]: ...
+    def networks(self) -> Sequence[nn.Module]: ...
 
 
 class Sharding:
@@ -56,7 +57,7 @@ class Sharding:
         return norm
 
     @contextmanager
-    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+    def whole(self, network: N) -> Iterator[N]:
         """A network with the same weights whose calls concern no other rank, for sampling. All ranks enter and leave together."""
         yield network
 
@@ -113,16 +114,17 @@ def held(parameter: Tensor) -> Tensor:
 
     Under ZeRO-3 small ones may lie whole beside their part: that copy is dropped, and gathered again when it is used.
     """
+    divided: Any = parameter  # torch and deepspeed hang their own on it
     if hasattr(parameter, "to_local"):
-        return parameter.detach().to_local()
+        return divided.detach().to_local()
     if not hasattr(parameter, "ds_tensor"):
         return parameter.data
-    if parameter.ds_status.name == "AVAILABLE":
-        parameter.partition()
-    return parameter.ds_tensor.data
+    if divided.ds_status.name == "AVAILABLE":
+        divided.partition()
+    return divided.ds_tensor.data
 
 
-def hollow(network: nn.Module) -> nn.Module:
+def hollow(network: N) -> N:
     """A copy whose parameters are empty; they may still be one another's."""
     empty = {id(p): nn.Parameter(p.data.new_empty(0), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, empty).eval()

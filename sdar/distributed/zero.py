@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.seed import reset_seed
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sdar.arguments import checked
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import Sharded, Sharding, hollow
+from sdar.distributed.sharding import N, Sharded, Sharding, hollow
 from sdar.distributed.zero_state import part_of, put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
 from sdar.errors import CheckpointError
 from sdar.plan.run import Launch
@@ -57,6 +57,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         self.sharded_checkpoint = sharded_checkpoint
         self._trained: list[list[Tensor]] = []
 
+    config: dict[str, Any]
     _from_one_file = True
 
     def setup_environment(self) -> None:
@@ -75,14 +76,14 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiled at the start, used for inference alone
         self._init_deepspeed_distributed()
 
-    def _setup_model(self, model: nn.Module) -> nn.Module:
+    def _setup_model(self, model: nn.Module) -> Any:
         """Under ZeRO-3 parameters go to the device one by one and are divided there: it never holds a whole network."""
         if self.zero_stage_3:
             import deepspeed
 
-            narrow = {name: dtype for name, dtype in HALVES.items() if self.config.get(name, {}).get("enabled")}
-            for parameter in model.parameters() if narrow else ():
-                parameter.data = parameter.data.to(*narrow.values())
+            narrow = next((dtype for name, dtype in HALVES.items() if self.config.get(name, {}).get("enabled")), None)
+            for parameter in model.parameters() if narrow is not None else ():
+                parameter.data = parameter.data.to(narrow)
             for buffer in model.buffers():
                 buffer.data = buffer.data.to(self.root_device)
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)
@@ -109,7 +110,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     def _format_config(self) -> None:
         super()._format_config()
-        norm = getattr(self.lightning_module, "max_grad_norm", self.config["gradient_clipping"])
+        norm = getattr(self._module, "max_grad_norm", self.config["gradient_clipping"])
         self.config["gradient_clipping"] = 0.0 if math.isinf(norm) else norm
 
     # ------------------------------------------------------------------ checkpoints
@@ -118,7 +119,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         with self._watch():
             if self.sharded_checkpoint:
                 return {}
-            return whole_weights(self.lightning_module, skip=self.lightning_module.unsaved(), keep=self.is_global_zero)
+            return whole_weights(self._module, skip=self._module.unsaved(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         with self._watch():
@@ -163,7 +164,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if self._from_one_file:
-            put_weights(self.lightning_module, checkpoint["state_dict"], skip=self.lightning_module.unsaved())
+            put_weights(self._module, checkpoint["state_dict"], skip=self._module.unsaved())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         put_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
@@ -224,9 +225,9 @@ class ShardedParameters(ShardedOptimizer):
         self._hollow[id(network)] = hollow(network)
 
     @contextmanager
-    def whole(self, network: nn.Module) -> Iterator[nn.Module]:
+    def whole(self, network: N) -> Iterator[N]:
         """Gathered once into a twin: in the engine, each layer of each token would wait for all ranks."""
-        twin = self._hollow[id(network)]
+        twin = cast(N, self._hollow[id(network)])
         own = dict(twin.named_parameters())
         try:
             for names, parameters in _pieces(network):
@@ -241,7 +242,8 @@ class ShardedParameters(ShardedOptimizer):
     def join(self, parameter: Tensor, part: Tensor) -> Tensor:
         parts = part.new_empty(part.numel() * self.module.ranks.world)
         torch.distributed.all_gather_into_tensor(parts, part)
-        return parts[: parameter.ds_numel].view(parameter.ds_shape)
+        whole: Any = parameter  # deepspeed hangs its own on it
+        return parts[: whole.ds_numel].view(whole.ds_shape)
 
     def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
         return part_of(parameter, whole)
@@ -263,7 +265,7 @@ def _pieces(network: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
     names: list[str] = []
     parameters: list[Tensor] = []
     for name, parameter in network.named_parameters():
-        if parameters and sum(p.ds_numel for p in [*parameters, parameter]) > GATHERED_AT_ONCE:
+        if parameters and sum(cast(Any, p).ds_numel for p in [*parameters, parameter]) > GATHERED_AT_ONCE:
             yield names, parameters
             names, parameters = [], []
         names.append(name)

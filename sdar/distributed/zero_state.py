@@ -4,7 +4,7 @@ Reading is done by all ranks together, parameter by parameter; only rank 0 keeps
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,7 @@ def put_optimizer_state(optimizer: Any, groups: list[list[Tensor]], stored: Mapp
 
 def part_of(parameter: Tensor, value: Tensor) -> Tensor:
     """What of a whole tensor this rank holds under ZeRO-3; the last part is filled up with zeros."""
-    size = parameter.ds_tensor.numel()
+    size = cast(Any, parameter).ds_tensor.numel()
     start = size * torch.distributed.get_rank()
     own = value.flatten()[start : start + size]
     return nn.functional.pad(own, (0, size - own.numel()))

@@ -8,7 +8,7 @@ import json
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sdar.envs.math_checking import boxed_span, last_boxed
 from sdar.errors import ConfigError
@@ -19,7 +19,7 @@ from sdar.tags import first_pair
 from sdar.types import Task
 
 PYTHON, ANSWER = "python\n", "answer\n"
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "code_interpreter",

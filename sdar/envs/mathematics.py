@@ -150,7 +150,7 @@ class MathEnv(Environment):
                 raise ConfigError(
                     f"env.families names {family!r}: no such family.{did_you_mean(family, FAMILIES)} Families: {', '.join(FAMILIES)}."
                 )
-        self.files = None if files is None else dict(files)
+        self.files: Any = None if files is None else dict(files)  # split -> path
         self.splits = math_problems.SPLITS if files is None else tuple(files)
         if split not in self.splits:
             raise ConfigError(

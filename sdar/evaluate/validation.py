@@ -120,7 +120,7 @@ class Validation:
                 lines.append(
                     f"  MISSING: faults of the world ended {lost}. They are in no number above; {actor} played the others."
                 )
-        if what == "test" and panel.hash in (p.hash for p in module.trainer.datamodule.val_panels):
+        if what == "test" and panel.hash in (p.hash for p in module.tasks.val_panels):
             lines.append(
                 "  Validation measures these tasks, too: a policy that was chosen by it is not tested by them. For a number of its own "
                 "give a split that is not in data.val_splits, or a panel file, as data.test_splits."

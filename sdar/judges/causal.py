@@ -4,10 +4,10 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
 from sdar.errors import check_least
 from sdar.judges import prompts
@@ -16,6 +16,9 @@ from sdar.registry import register
 from sdar.rollout.chat import ChatFormat
 from sdar.samplers.cache import CACHE
 from sdar.types import Episode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register("causal")
@@ -53,11 +56,11 @@ class CausalJudge(Judge):
         prompts.check_wording(self.template, good, bad, sees)
         self.sees = sees
         check_least("judge", 1, micro_batch_tokens=micro_batch_tokens)
-        self.policy = policy
+        self.policy: Policy = policy
         self.good, self.bad = good, bad
         self.micro_batch_tokens = micro_batch_tokens
         self.device = device
-        self._loaded: tuple[nn.Module, ChatFormat, int] | None = None
+        self._loaded: tuple[PreTrainedModel, ChatFormat, int] | None = None
 
     def check(self) -> None:
         """Load the model now."""
@@ -87,7 +90,7 @@ class CausalJudge(Judge):
         chat.encode_text.cache_clear()  # every prompt is long and asked once
         return odds
 
-    def _load(self) -> tuple[nn.Module, ChatFormat, int]:
+    def _load(self) -> tuple["PreTrainedModel", ChatFormat, int]:
         if self._loaded is None:
             chat = ChatFormat(self.policy.load_tokenizer(), self.policy.chat_options, self.policy.name)
             device = self.device or torch.accelerator.current_accelerator() or "cpu"
@@ -101,7 +104,9 @@ class CausalJudge(Judge):
         return chat.prompt([{"role": "user", "content": text}])
 
     @torch.no_grad()
-    def _episode_log_odds(self, model: nn.Module, questions: list[list[int]], verdicts: list[list[int]]) -> list[float]:
+    def _episode_log_odds(
+        self, model: "PreTrainedModel", questions: list[list[int]], verdicts: list[list[int]]
+    ) -> list[float]:
         """The beginning that all questions share is read once. A word's last token is predicted but never read, so that two
         words of one token need only one row a question."""
         if not questions:

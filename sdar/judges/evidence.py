@@ -1,9 +1,9 @@
 """A judge for models too small to follow a critic's prompt: the evidence that the answer gives for an action."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
 from sdar.parts import Environment, Judge, Placement, Policy, PrivilegedView
 from sdar.registry import register
@@ -12,6 +12,9 @@ from sdar.rollout.rows import add_teacher_view, collate, make_rows
 from sdar.scoring import Scorer
 from sdar.turns import Turns
 from sdar.types import Episode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register("evidence")
@@ -33,9 +36,10 @@ class EvidenceJudge(Judge):
     def __init__(
         self, policy: Policy, placement: Placement = "system", heading: str = "", micro_batch_tokens: int = 16384
     ) -> None:
-        self.policy, self.micro_batch_tokens = policy, micro_batch_tokens
+        self.policy: Policy = policy
+        self.micro_batch_tokens = micro_batch_tokens
         self.view = _Answers(placement, heading)
-        self.model: nn.Module | None = None
+        self.model: PreTrainedModel | None = None
 
     def check(self) -> None:
         if self.model is None:
@@ -54,7 +58,8 @@ class EvidenceJudge(Judge):
             return labels
         self.view.solutions = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}
         contexts = [self.policy.context()] * len(episodes)
-        too_long = add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, None, contexts)
+        nowhere = cast(Environment, None)  # the view reads no world
+        too_long = add_teacher_view(rows, episodes, [[e] for e in episodes], self.chat, self.view, nowhere, contexts)
         rows = [row for place, row in enumerate(rows) if place not in too_long and len(row.ids) <= contexts[row.episode]]
         for message in [*too_long.values()][:1]:
             rank_zero_warn(f"{message} Its turns get no verdict (judge/unlabelled_share).")

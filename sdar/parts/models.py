@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdar.contracts import returned
 from sdar.distributed.ranks import ALONE, Ranks
@@ -52,7 +52,7 @@ class Sampler(Part, ABC):
         """Learn the vocabulary once: which ids end a turn, which a turn may not emit, how long a context may be."""
 
     @abstractmethod
-    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         """One response for each prompt. A prompt that continues an earlier prompt and its response is cheap."""
 
     def reset(self) -> None:
@@ -119,7 +119,7 @@ class Policy(ABC):
     def context(self) -> int:
         """Largest number of tokens that the model can attend to."""
 
-    def frozen(self, model: "PreTrainedModel") -> nn.Module:
+    def frozen(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy.
 
         A view of the model that trains, with its adapters off, has that model as ``live``: it shares its weights, and neither is
@@ -199,14 +199,14 @@ class Teacher(ABC):
     elsewhere: bool = False
     """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
 
-    def prepare(self, live: nn.Module, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+    def prepare(self, live: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
 
         Raises:
             PolicyError: the teacher reads other tokens than the student writes.
         """
 
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, "PreTrainedModel"]:
         """Networks of its own, by the name that they have in checkpoints. They lie as the student does: on which device, in which
         shards."""
         return {}
@@ -224,13 +224,13 @@ class Teacher(ABC):
         return None
 
     @abstractmethod
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module | Elsewhere:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | Elsewhere":
         """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one `elsewhere`."""
 
-    def after_step(self, live: nn.Module) -> None:
+    def after_step(self, live: "PreTrainedModel") -> None:
         """The student took an optimizer step."""
 
-    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+    def after_iteration(self, live: "PreTrainedModel", iteration: int) -> None:
         """The student finished an iteration (they count from 0)."""
 
     def metrics(self) -> dict[str, float]:

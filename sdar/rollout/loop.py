@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 
 from sdar.errors import ConfigError
 from sdar.parts import PrivilegedView, Protocol, Sampler
@@ -12,6 +12,9 @@ from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import EnvPool, Seen
 from sdar.rollout.rows import messages_of
 from sdar.types import Completion, Draw, Episode, History, Request, Status, Turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LAYOUTS = ("trajectory", "turn")
 
@@ -53,7 +56,7 @@ class Rollout:
         self.progress: Callable[[int, int], None] = lambda ended, of: None
         """Told after each turn how many episodes have ended, and of how many."""
 
-    def __call__(self, model: nn.Module, requests: Sequence[Request]) -> list[Episode]:
+    def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
         told = [r.told if r.privileged else "" for r in requests]

@@ -72,7 +72,7 @@ def add_teacher_view(
     groups: Sequence[Sequence[Episode]],
     chat: ChatFormat,
     view: PrivilegedView,
-    env: Environment | None,
+    env: Environment,
     contexts: Sequence[int],
 ) -> dict[int, str]:
     """Give each row its privileged twin, on ids, where it has none. Without a text the twin is the row itself, token for token.
@@ -95,9 +95,9 @@ def add_teacher_view(
             row.teacher_ids = told + row.ids[head:]
         if len(row.teacher_ids) > (limit := contexts[row.episode]):
             added = ", ".join(episode.retrieval.skill_ids) or "text"
-            told = f"{len(row.ids)} without the {added} that {part_name(view)} adds" if row.told else "nothing is added"
+            without = f"{len(row.ids)} without the {added} that {part_name(view)} adds" if row.told else "nothing is added"
             too_long[place] = (
-                f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({told}), but the teacher's context is "
+                f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({without}), but the teacher's context is "
                 f"{limit}: privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."
             )
     return too_long
@@ -124,7 +124,6 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         turn_ids=_pad([r.turn_ids for r in rows], torch.long),
         behaviour_logp=_pad([r.behaviour_logp for r in rows], torch.float32),
         kept_logmass=_pad([r.kept_logmass for r in rows], torch.float32),
-        spans=_pad([r.spans for r in rows], torch.long) if any(r.spans for r in rows) else None,
         episode=torch.tensor([r.episode for r in rows]),
         group=torch.tensor([groups[r.episode] for r in rows]),
         success=torch.tensor([float(episodes[r.episode].success) for r in rows], dtype=torch.float32),
@@ -132,6 +131,8 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         told=torch.tensor([r.told for r in rows]),
         extra=torch.tensor([episodes[r.episode].extra for r in rows]),
     )
+    if any(r.spans for r in rows):
+        batch.spans = _pad([r.spans for r in rows], torch.long)
     told = [r.teacher_ids for r in rows if r.teacher_ids is not None]
     if told:
         assert len(told) == len(rows), "a teacher reads every row of a batch or none"

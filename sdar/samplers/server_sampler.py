@@ -7,9 +7,9 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault, SdarError
@@ -20,6 +20,9 @@ from sdar.serving.collective import CollectiveTransport
 from sdar.serving.fleet import Fleet, Patience
 from sdar.serving.protocol import SampleRequest, Sampling, Weights
 from sdar.serving.weights import FileTransport
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register("server")
@@ -132,7 +135,7 @@ class ServerSampler(TruncatingSampler):
             self._fleet.push(request)
             self._transport.settle(request.version)
 
-    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
         if not prompts:
             return []

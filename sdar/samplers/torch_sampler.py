@@ -1,10 +1,9 @@
 """Sampling in the training process with plain torch: batched, one key-value cache kept between the turns of an episode."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig
 
 from sdar.errors import ConfigError, PolicyError
@@ -13,6 +12,9 @@ from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.cache import CACHE, RaggedCache
 from sdar.samplers.density import inverse_cdf, truncate, uniforms
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @register("in_process")
@@ -39,7 +41,7 @@ class TorchSampler(TruncatingSampler):
     rest = reset
 
     @torch.no_grad()
-    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
         device = next(model.parameters()).device
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
@@ -64,7 +66,7 @@ class TorchSampler(TruncatingSampler):
         return RaggedCache(names, device)
 
     def _sample_batch(
-        self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], cache: RaggedCache
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw], cache: RaggedCache
     ) -> list[Completion]:
         device = next(model.parameters()).device
         config: Any = model.config

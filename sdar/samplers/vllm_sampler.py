@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault
@@ -19,6 +19,9 @@ from sdar.samplers.bound import TruncatingSampler
 from sdar.serving.engine import INCOMPLETE
 from sdar.serving.protocol import SampleRequest, Sampling
 from sdar.serving.vllm_engine import VLLMEngine, import_vllm
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 VLLM_SHARE = 0.9
 """Of the accelerator's memory, which vLLM takes by its own default."""
@@ -88,7 +91,7 @@ class VLLMSampler(TruncatingSampler):
         # vLLM holds tensors until a layer has all of its own, longer than a gathered one may live
         self.engine.load(version, ((name, tensor.detach().clone()) for name, tensor in weights))
 
-    def sample(self, model: nn.Module, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
         self.check_room(prompts, draws)
         engine = self.engine
         if engine.version is None or engine.version.endswith(INCOMPLETE):

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.registry import register
@@ -198,8 +199,9 @@ class _Server:
     def send(self, message: dict) -> None:
         text = json.dumps(message).encode("utf-8", "surrogatepass")
         data = memoryview(struct.pack("!I", len(text)) + text)
+        pipe = cast(Any, self.process).stdin
         while data:
-            data = data[self.process.stdin.write(data) :]
+            data = data[pipe.write(data) :]
 
     def receive(self, patience_s: float) -> dict:
         deadline = time.monotonic() + patience_s
@@ -209,11 +211,12 @@ class _Server:
     def exactly(self, count: int, deadline: float) -> bytes:
         data = b""
         poll = select.poll()
-        poll.register(self.process.stdout, select.POLLIN)
+        pipe = cast(Any, self.process).stdout
+        poll.register(pipe, select.POLLIN)
         while len(data) < count:
             if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
                 raise EOFError("no answer in time")
-            more = self.process.stdout.read(min(count - len(data), 1 << 20))
+            more = pipe.read(min(count - len(data), 1 << 20))
             if not more:
                 raise EOFError("its pipe is closed")
             data += more
@@ -222,7 +225,7 @@ class _Server:
 
 def _stop(process: subprocess.Popen, owner: int) -> None:
     """Closes the pipes, at which the server ends itself and its run; a fork of its owner only lets go."""
-    for pipe in (process.stdin, process.stdout):
+    for pipe in filter(None, (process.stdin, process.stdout)):
         with contextlib.suppress(OSError):
             pipe.close()
     if owner == os.getpid():

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
@@ -320,9 +320,9 @@ class Group:
         look: Is called again and again while one lasts; what it raises ends it.
     """
 
-    def __init__(self, make: Callable[[], distributed.Backend], seconds: float, look: Callable[[], None]):
+    def __init__(self, make: Callable[[], Any], seconds: float, look: Callable[[], None]):
         self._seconds, self._look = seconds, look
-        self._group = self._watched(make)
+        self._group: Any = self._watched(make)
 
     def broadcast(self, flat: Tensor) -> None:
         """From the first member to all others."""
@@ -379,15 +379,15 @@ def joined(member: Member, store: distributed.Store, backend: str, look: Callabl
         group.close()
 
 
-def gloo(member: Member, store: distributed.Store) -> distributed.Backend:
+def gloo(member: Member, store: distributed.Store) -> "distributed.ProcessGroupGloo":
     """Through the host's memory."""
-    options = distributed.ProcessGroupGloo._Options()
+    options = cast(Any, distributed.ProcessGroupGloo)._Options()
     options._timeout = timedelta(seconds=member.seconds)
     options._devices = [distributed.ProcessGroupGloo.create_device(hostname=member.address)]
     return distributed.ProcessGroupGloo(store, member.rank, member.size, options)
 
 
-def nccl(member: Member, store: distributed.Store) -> distributed.Backend:
+def nccl(member: Member, store: distributed.Store) -> "distributed.ProcessGroupNCCL":
     """Between accelerators; NCCL finds their addresses itself."""
     options = distributed.ProcessGroupNCCL.Options()
     options._timeout = timedelta(seconds=member.seconds)

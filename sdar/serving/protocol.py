@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal, TypeVar
 
 import msgspec
 import torch
@@ -22,7 +22,7 @@ from sdar.parts import Completion, Draw
 if TYPE_CHECKING:
     from sdar.samplers.bound import TruncatingSampler
 
-PROTOCOL = 1
+PROTOCOL: Final = 1
 """Changes when an older reader would misunderstand a message."""
 
 ROUNDING = 1e-4

@@ -1,14 +1,18 @@
 """A request for scores, answered by a transformers model in this process: the scores are those of `sdar.scoring.Scorer`."""
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import nn
 
 from sdar.scoring import Scorer
 from sdar.serving.protocol import ScoreRequest, Scores
 from sdar.types import Payload
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
-def score_rows(network: nn.Module, request: ScoreRequest, max_tokens: int) -> list[Scores]:
+
+def score_rows(network: "PreTrainedModel", request: ScoreRequest, max_tokens: int) -> list[Scores]:
     """Scores in the order of the rows.
 
     Args:

@@ -218,6 +218,6 @@ def serve_policy(
         ("load_timeout", load_timeout, load_timeout > 0),
     )
     token = read_token(token_env, "serve-policy: token_env")
-    limits = {"max_scores": max_scores, "load_timeout": load_timeout}
-    app = make_app(engine, int(max_request_mb * 2**20), hosts or (), token, trainers or (), frozen, **limits)
+    most = int(max_request_mb * 2**20)
+    app = make_app(engine, most, hosts or (), token, trainers or (), frozen, max_scores=max_scores, load_timeout=load_timeout)
     http_server.run(app, host, port)

@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor, cuda, nn
 from transformers import AutoModelForCausalLM
@@ -18,6 +18,9 @@ from sdar.serving.engine import INCOMPLETE, Abandoned, Engine, Outcome, longest_
 from sdar.serving.protocol import SampleRequest, Sampling, ScoreRequest
 from sdar.serving.rows import score_rows
 from sdar.serving.weights import begun, complete
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SILENT_S = 3600.0
 """What was read for a client that has asked for nothing for so long is let go of, when another one asks."""
@@ -79,8 +82,10 @@ class TorchEngine(Engine):
         self._checked = False
 
     def open(self) -> None:
-        self.network: nn.Module = AutoModelForCausalLM.from_pretrained(self.model, dtype=self.dtype, use_safetensors=True)
-        self.network.to(self.device).requires_grad_(False).eval()
+        self.network: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.model, dtype=self.dtype, use_safetensors=True
+        )
+        cast(nn.Module, self.network).to(self.device).requires_grad_(False).eval()
         self.network.base_model.register_forward_pre_hook(self._check_wanted)
         config = self.network.config.get_text_config()
         self.context = longest_context(self._asked_context, config.max_position_embeddings)

@@ -201,11 +201,11 @@ class VLLMEngine(Engine):
             self._wake("weights", "kv_cache")
             self._scoring.add(number)
             self._prompt_scores.scoring = scoring
-            self._jobs[number] = _Job(
-                lambda i, output, r=request: self._scorer.scores_of(output.prompt_logprobs, r.responses[i], r.scoring.top_k),
-                wanted,
-                len(request.rows),
-            )
+
+            def scores(i: int, output: Any, r: ScoreRequest = request) -> Any:
+                return self._scorer.scores_of(output.prompt_logprobs, r.responses[i], r.scoring.top_k)
+
+            self._jobs[number] = _Job(scores, wanted, len(request.rows))
             params = self._params(
                 temperature=0.0,
                 max_tokens=1,

@@ -38,9 +38,9 @@ class PromptScores:
             return self.own(logits, columns, tokens)
         s = self.scoring
         assert s is not None and columns == LEAST + s.top_k, "requests of one density at a time"
-        forbidden = torch.zeros(s.vocab_size, dtype=torch.bool)
-        forbidden[list(s.forbidden_ids)] = True
-        forbidden = forbidden.to(logits.device) if s.forbidden_ids else None
+        mask = torch.zeros(s.vocab_size, dtype=torch.bool)
+        mask[list(s.forbidden_ids)] = True
+        forbidden = mask.to(logits.device) if s.forbidden_ids else None
         ids = torch.zeros(len(tokens), columns + 1, dtype=torch.int32, device=logits.device)
         logp = torch.zeros(ids.shape, device=logits.device)
         for part in torch.arange(len(tokens), device=logits.device).split(CHUNK):

@@ -182,8 +182,8 @@ def read_weights(
             )
     check_size(request.version, size, parameters)
     with ThreadPoolExecutor(4) as pool:
-        for file, found in zip(request.files, pool.map(lambda path: digest(path, wanted), paths), strict=True):
-            if found != file.sha256:
+        for file, seen in zip(request.files, pool.map(lambda path: digest(path, wanted), paths), strict=True):
+            if seen != file.sha256:
                 raise EngineFault(
                     f"{file.path} has another digest than the message says: it is not what the trainer wrote as {request.version}. It is "
                     "pushed again at the next attempt."

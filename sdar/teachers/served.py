@@ -1,6 +1,7 @@
 """A teacher that lives elsewhere: policy servers score the rows, and no network of it is in the training process."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from sdar.serving.fleet import Fleet, Patience
 from sdar.serving.protocol import ScoreRequest, Scores, Scoring
 from sdar.teachers.weights import check_same_vocabulary
 from sdar.types import Density, Payload, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SAME = 0.05
 """Nats that servers of one model may differ by on average: more than kernels and bfloat16 explain is another model."""
@@ -56,7 +60,7 @@ class ServedTeacher(Teacher):
         self.network = ServedNetwork(Fleet(urls, patience, "teacher", token_env), request_tokens)
         self._context: int | None = None
 
-    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         fleet = self.network.fleet
         fleet.begin_at(own_rank())
         healths = fleet.health(fleet.patience.outage)
@@ -79,12 +83,12 @@ class ServedTeacher(Teacher):
                     "score the last ones. Resize its embeddings, or use a teacher that knows every token."
                 )
         self._context = min(told["context"] for told in healths)
-        self._check_one_model(len(tokenizer))
+        self._check_one_model(len(tokenizer), self._context)
 
-    def _check_one_model(self, tokens: int) -> None:
+    def _check_one_model(self, tokens: int, context: int) -> None:
         """Each server says what it thinks of the same few tokens."""
         fleet = self.network.fleet
-        row = tuple(7 * i % tokens for i in range(min(64, self._context)))
+        row = tuple(7 * i % tokens for i in range(min(64, context)))
         scoring = Scoring(1.0, (), tokens, 0)
         request = ScoreRequest(None, fleet.patience.timeout, scoring, (row,), (((1, len(row)),),))
         urls = [replica.url for replica in fleet.replicas]
@@ -99,7 +103,7 @@ class ServedTeacher(Teacher):
     def context(self, task: Task) -> int | None:
         return self._context
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> "ServedNetwork":
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "ServedNetwork":
         return self.network
 
     def metrics(self) -> dict[str, float]:
@@ -134,7 +138,8 @@ class ServedNetwork(Elsewhere):
         scoring = Scoring(density.temperature, density.forbidden_ids, density.vocab_size, k)
 
         def ask(mine: list[tuple[list[int], list[tuple[int, int]]]]) -> list[Scores]:
-            texts, spans = (tuple(tuple(row[part]) for row in mine) for part in (0, 1))
+            texts = tuple(tuple(text) for text, _ in mine)
+            spans = tuple(tuple(where) for _, where in mine)
             request = ScoreRequest(None, self.fleet.patience.timeout, scoring, texts, spans)
             return self.fleet.score(request, self.request_tokens)
 

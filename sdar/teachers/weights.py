@@ -4,10 +4,9 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from sdar.distributed.sharding import held
@@ -17,12 +16,15 @@ from sdar.parts import Elsewhere, ModelCopy, Policy, Teacher
 from sdar.registry import did_you_mean, part_name, register
 from sdar.types import Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @register("live")
 class LiveTeacher(Teacher):
     """The student's own weights as they are when a rollout is scored (the published setting of SDAR, arXiv 2605.15155)."""
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel":
         return live
 
 
@@ -32,7 +34,7 @@ class InitialTeacher(Teacher):
 
     needs_initial = True
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel":
         assert initial is not None, "AgentModule keeps a frozen copy whenever needs_initial is set"
         return initial
 
@@ -40,23 +42,23 @@ class InitialTeacher(Teacher):
 class FollowingTeacher(Teacher):
     """A frozen copy of the student that follows it now and then."""
 
-    copy: nn.Module
+    copy: "PreTrainedModel"
 
-    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.copy = copy.deepcopy(live).requires_grad_(False).eval()
 
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, "PreTrainedModel"]:
         return {"copy": self.copy}
 
     def copies(self) -> tuple[ModelCopy, ...]:
         averages = getattr(self, "rate", 1) < 1
         return (ModelCopy(f"{part_name(self)}'s copy", follows=True, averages=averages),)
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel":
         return self.copy
 
     @torch.no_grad()
-    def follow(self, live: nn.Module, rate: float) -> None:
+    def follow(self, live: "PreTrainedModel", rate: float) -> None:
         """copy <- (1 - rate) copy + rate live; each rank moves what it holds.
 
         The average is in float32. Where a strategy keeps the copy narrower (DeepSpeed under bf16-mixed), the average lies beside it
@@ -66,12 +68,13 @@ class FollowingTeacher(Teacher):
             kept, shown = held(own), widen(held(its))
             if rate < 1 and torch.finfo(kept.dtype).bits < 32:
                 before = getattr(own, "average", kept)
-                own.average = before.to(kept.device, torch.float32).lerp(shown, rate)
-                kept.copy_(own.average)
+                average = before.to(kept.device, torch.float32).lerp(shown, rate)
+                cast(Any, own).average = average
+                kept.copy_(average)
             else:
                 kept.copy_(widen(kept).lerp(shown, rate))
-        for own, its in zip(self.copy.buffers(), live.buffers(), strict=True):
-            own.copy_(its)
+        for buffer, live_buffer in zip(self.copy.buffers(), live.buffers(), strict=True):
+            buffer.copy_(live_buffer)
 
 
 @register("ema")
@@ -90,11 +93,11 @@ class EMATeacher(FollowingTeacher):
             )
         self.rate, self.per = rate, per
 
-    def after_step(self, live: nn.Module) -> None:
+    def after_step(self, live: "PreTrainedModel") -> None:
         if self.per == "step":
             self.follow(live, self.rate)
 
-    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+    def after_iteration(self, live: "PreTrainedModel", iteration: int) -> None:
         if self.per == "iteration":
             self.follow(live, self.rate)
 
@@ -112,7 +115,7 @@ class StaleTeacher(FollowingTeacher):
             raise ConfigError(f"teacher.every is {every}: copies are made every 1 or more iterations. Published: 10.")
         self.every = every
 
-    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+    def after_iteration(self, live: "PreTrainedModel", iteration: int) -> None:
         if (iteration + 1) % self.every == 0:
             self.follow(live, 1.0)
 
@@ -127,9 +130,9 @@ class ExternalTeacher(Teacher):
 
     def __init__(self, policy: Policy):
         self.policy = policy
-        self.network: nn.Module | None = None
+        self.network: PreTrainedModel | None = None
 
-    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
         self.network = self.policy.load_model().requires_grad_(False).eval()
         rows = self.network.get_output_embeddings().weight.shape[0]
@@ -139,7 +142,7 @@ class ExternalTeacher(Teacher):
                 "the last ones. Resize its embeddings, or use a teacher that knows every token."
             )
 
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, "PreTrainedModel"]:
         return {} if self.network is None else {"external": self.network}
 
     def copies(self) -> tuple[ModelCopy, ...]:
@@ -151,7 +154,7 @@ class ExternalTeacher(Teacher):
     def context(self, task: Task) -> int | None:
         return self.policy.context()
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel":
         assert self.network is not None, "prepare is called before training"
         return self.network
 
@@ -180,7 +183,7 @@ class RoutedTeacher(Teacher):
     def _named(self) -> list[tuple[str, Teacher]]:
         return [*self.routes.items(), *([("", self.default)] if self.default else [])]
 
-    def prepare(self, live: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         for teacher in self._all():
             teacher.prepare(live, tokenizer, name)
 
@@ -194,7 +197,7 @@ class RoutedTeacher(Teacher):
             )
         return teacher
 
-    def model(self, live: nn.Module, initial: nn.Module | None, task: Task) -> nn.Module | Elsewhere:
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | Elsewhere":
         return self.of(task).model(live, initial, task)
 
     def metrics(self) -> dict[str, float]:
@@ -206,7 +209,7 @@ class RoutedTeacher(Teacher):
     def context(self, task: Task) -> int | None:
         return self.of(task).context(task)
 
-    def networks(self) -> dict[str, nn.Module]:
+    def networks(self) -> dict[str, "PreTrainedModel"]:
         return {f"{family}/{name}": network for family, t in self._named() for name, network in t.networks().items()}
 
     def copies(self) -> tuple[ModelCopy, ...] | None:
@@ -216,11 +219,11 @@ class RoutedTeacher(Teacher):
     def external(self) -> set[str]:
         return {f"{family}/{name}" for family, t in self._named() for name in t.external()}
 
-    def after_step(self, live: nn.Module) -> None:
+    def after_step(self, live: "PreTrainedModel") -> None:
         for teacher in self._all():
             teacher.after_step(live)
 
-    def after_iteration(self, live: nn.Module, iteration: int) -> None:
+    def after_iteration(self, live: "PreTrainedModel", iteration: int) -> None:
         for teacher in self._all():
             teacher.after_iteration(live, iteration)
 

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelSummary, TQDMProgressBar
@@ -123,7 +123,7 @@ class IterationBar(TQDMProgressBar):
     @property
     def total(self) -> int | None:
         """Iterations that the run will have, as far as can be told: steps and actions are as many an iteration as there were so far."""
-        trainer, module, done = self.trainer, self.trainer.lightning_module, self.done
+        trainer, module, done = self.trainer, cast(Any, self.trainer.lightning_module), self.done
         ends = [math.inf]
         if trainer.max_steps >= 0:
             updates = getattr(module, "updates_per_rollout", 1)
@@ -132,8 +132,8 @@ class IterationBar(TQDMProgressBar):
             ends.append(done + math.ceil((trainer.max_steps - trainer.global_step) / updates))
         if (most := getattr(module, "max_env_steps", None)) is not None and done and module.env_steps:
             ends.append(done + math.ceil(max(0, most - module.env_steps) / (module.env_steps / done)))
-        if (trainer.max_epochs or -1) > 0:
-            ends.append(trainer.max_epochs * trainer.num_training_batches)
+        if (epochs := trainer.max_epochs or -1) > 0:
+            ends.append(epochs * trainer.num_training_batches)
         return None if math.isinf(end := min(ends)) else int(end)
 
     # ------------------------------------------------------------------ measuring
@@ -168,14 +168,10 @@ class IterationBar(TQDMProgressBar):
 
     def note(self, doing: str) -> None:
         """Say what is going on."""
-        trainer = self.trainer
+        trainer, bars = self.trainer, {"test": self._test_progress_bar, "predict": self._predict_progress_bar}
         if trainer.training and self._train_progress_bar is not None:
             self.train_progress_bar.set_description_str(doing)
-        elif (
-            bar := {"test": self._test_progress_bar, "predict": self._predict_progress_bar}.get(
-                trainer.state.fn, self._val_progress_bar
-            )
-        ) is not None:
+        elif (bar := bars.get(str(trainer.state.fn), self._val_progress_bar)) is not None:
             bar.set_postfix_str(doing)
 
 

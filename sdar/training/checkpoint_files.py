@@ -91,9 +91,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is damaged, holds more than tensors and plain data, or is no checkpoint of a run.
     """
-    file, mapped = str(path), True
+    file: str | BytesIO = str(path)
+    mapped = True
     if "://" in file:
-        with fsspec.open(file, "rb") as stream:
+        with fsspec.open(str(path), "rb") as stream:
             file, mapped = BytesIO(stream.read()), False  # no copy stays, so none is taken for that of another run
     try:
         _check_sums(path, file)
@@ -124,7 +125,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 DAMAGED = "It was cut off, was changed or is no checkpoint: take another, or copy it anew."
 
 
-def check_form(found: Any, form: type, path: str | Path, inside: str = "") -> None:
+def check_form(found: Any, form: type, path: str | Path | None, inside: str = "") -> None:
     """Raise CheckpointError unless `found` has the keys and types of `form`."""
     try:
         msgspec.convert(found, form)

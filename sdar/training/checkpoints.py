@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -38,7 +38,7 @@ def put_state(module: Host, checkpoint: dict[str, Any]) -> None:
         "seed": module.seed,
         "skipped": module.skipped,
         "origin": module.origin,
-        "panels": {p.name: p.hash for p in module.trainer.datamodule.panels()},
+        "panels": {p.name: p.hash for p in module.tasks.panels()},
         "averages": averages(module),
         "measured": module.validation.first(),
         "retriever": {} if module.retriever is None else module.retriever.state_dict(),
@@ -62,7 +62,7 @@ def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
             f"{path} holds the state of {len(checkpoint['optimizer_states'])} optimizers, a run has one: training cannot go on from "
             "it. Take a checkpoint that `sdar fit` wrote, or start a new run from its policy (sdar export)."
         )
-    for panel in module.trainer.datamodule.panels() if module.trainer.state.fn == "fit" else ():  # others may be measured
+    for panel in module.tasks.panels() if module.trainer.state.fn == "fit" else ():  # others may be measured
         stored = state["panels"].get(panel.name)
         if stored is not None and stored not in (panel.hash, panel.whole):
             raise PanelError(
@@ -87,7 +87,9 @@ def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
         )
     copies = dict(module.teacher_networks.named_parameters())
     for name, average in state["averages"].items():
-        copies[name].average = module.sharding.part(copies[name], average) if "state_dict" in checkpoint else average
+        cast(Any, copies[name]).average = (
+            module.sharding.part(copies[name], average) if "state_dict" in checkpoint else average
+        )
     if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
         ours, unsaved = module.state_dict(), module.unsaved()
         checkpoint["state_dict"] |= {name: ours[name] for name in unsaved}
@@ -103,13 +105,13 @@ def take_retriever(module: Host, state: dict[str, Any], path: Any) -> None:
     """Give the retriever the state that was kept of it; one of another kind is refused."""
     retriever = module.retriever
     learns = retriever is not None and type(retriever).load_state_dict is not Retriever.load_state_dict
-    if (state and not learns) or (learns and not state and retriever.state_dict()):
+    if (state and not learns) or (retriever is not None and learns and not state and retriever.state_dict()):
         raise CheckpointError(
             f"{path} holds {'the state of a retriever that learns' if state else 'no state of a retriever'}, and this run has "
             f"{'no retriever' if retriever is None else part_name(retriever)}{'' if learns else ', which has none'}: what was learned "
             "about skills would be lost. Use the retriever of the checkpoint's run, or start a new run from its policy (sdar export)."
         )
-    if learns:
+    if retriever is not None and learns:
         take_part(retriever, state, path)
 
 
@@ -200,7 +202,7 @@ def check_origin(stored: Mapping[str, str], here: Mapping[str, str]) -> None:
 
 def validation_follows(trainer: Trainer) -> bool:
     """Does Lightning validate after the iteration that has just ended?"""
-    return trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher)
+    return trainer.fit_loop.epoch_loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher))
 
 
 @checked
@@ -237,8 +239,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._kept = pl_module.iteration
-        if trainer.fast_dev_run or not trainer.is_global_zero:
+        self._kept = cast(Host, pl_module).iteration
+        if cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
             return
         folder = Path(self.dirpath or ".")
         self._held = lock(folder)
@@ -253,7 +255,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
-        ends = trainer.should_stop or pl_module.stops or 0 <= trainer.max_steps <= trainer.global_step
+        ends = trainer.should_stop or cast(Host, pl_module).stops or 0 <= trainer.max_steps <= trainer.global_step
         self._due = ends or done % self.every_n_iterations == 0
         if not validation_follows(trainer):
             self._keep(trainer, pl_module)
@@ -264,7 +266,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._keep(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._due = self._kept < pl_module.iteration  # epochs or time ended the run
+        self._due = self._kept < cast(Host, pl_module).iteration  # epochs or time ended the run
         self._keep(trainer, pl_module)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -278,7 +280,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._due:
             super().on_train_batch_end(trainer, pl_module, None, None, 0)
-            self._kept = pl_module.iteration
+            self._kept = cast(Host, pl_module).iteration
 
     def _release(self) -> None:
         if self._held is not None:

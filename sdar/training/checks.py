@@ -47,9 +47,9 @@ def check_teacher_context(module: Host) -> None:
     Raises:
         ConfigError: not even a response and one token before it.
     """
-    data, longest = module.trainer.datamodule, module.sampler.max_new_tokens
+    data, longest = module.tasks, module.sampler.max_new_tokens
     tasks = {task.family: task for task in data.some_tasks()}
-    contexts = {module.teacher.context(task) or module.context for task in tasks.values()}
+    contexts = {module.teacher_context(task) for task in tasks.values()}
     if (least := min(contexts, default=module.context)) <= longest:
         raise ConfigError(
             f"the teacher's context is {least} tokens and sampler.max_new_tokens is {longest}: a response alone would fill it, and "

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -10,18 +10,40 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sdar.data import Step
+from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import Ranks
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError
-from sdar.parts import Correction, Environment, EpisodeController, Policy, PrivilegedView, Retriever, Sampler, Teacher
+from sdar.parts import (
+    Correction,
+    Elsewhere,
+    Environment,
+    EpisodeController,
+    Policy,
+    PrivilegedView,
+    Retriever,
+    Sampler,
+    Teacher,
+)
 from sdar.registry import part_name
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
 from sdar.tally import Tally
 from sdar.training import bars
-from sdar.types import Batch, Episode, Payload
+from sdar.types import Batch, Episode, Payload, Retrieval, Task
+
+
+class Measurements(Protocol):
+    """What validation keeps between two of its reports, as checkpoints see it."""
+
+    rollout: Rollout
+
+    def first(self) -> dict[str, Any]:
+        """What was measured first, by panel."""
+
+    def take_first(self, state: dict[str, Any]) -> None:
+        """Undo `first`."""
 
 
 class Host(LightningModule):
@@ -85,28 +107,45 @@ class Host(LightningModule):
     stops: bool
     """True: the run ends when this iteration's checkpoint is written."""
     tally: Tally
+    _said: set[str]
     settings: dict[str, Any]
     """Of the command that runs it, by dotted key."""
     origin: dict[str, str]
     """Fingerprints of what training started from and keeps."""
+    validation: Measurements
     rollouts_ahead: int
     micro_batch_tokens: int
     updates_per_rollout: int
 
-    def networks(self) -> list[nn.Module]:
+    def networks(self) -> list[PreTrainedModel]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
-        return [n for n in (self.model, self.initial, *self.teacher_networks.values()) if n is not None]
+        teachers = cast(Iterator[PreTrainedModel], iter(self.teacher_networks.values()))
+        return [n for n in (self.model, self.initial, *teachers) if n is not None]
+
+    @property
+    def tasks(self) -> TaskModule:
+        """The tasks of the run: Lightning's ``trainer.datamodule``, which `setup` has looked at."""
+        return cast(Any, self.trainer).datamodule
+
+    def teacher_network(self, task: Task) -> PreTrainedModel | Elsewhere:
+        """The network that is the teacher of a task, for a strategy that has a teacher."""
+        assert self.teacher is not None, f"{type(self).__name__} asks a teacher and has none"
+        return self.teacher.model(self.model, self.initial, task)
+
+    def teacher_context(self, task: Task) -> int:
+        """Tokens that the teacher of a task can read; as many as the policy where it says nothing else."""
+        return (None if self.teacher is None else self.teacher.context(task)) or self.context
 
     def requests(self, step: Step, privileged: bool, training: bool = True, iteration: int | None = None) -> list[Request]:
         """Every attempt at every task of a step, for an `iteration` (by default this one); attempts of one task share a retrieval."""
         iteration = self.iteration if iteration is None else iteration
         wanted = []
         for task, visit in zip(step.tasks, step.visits, strict=True):
-            retrieval = {} if self.retriever is None else {"retrieval": self.retriever.retrieve(task, visit)}
+            retrieval = Retrieval() if self.retriever is None else self.retriever.retrieve(task, visit)
             for g in range(step.attempts):
-                request = Request(task, visit * step.attempts + g, privileged=privileged, **retrieval)
+                request = Request(task, visit * step.attempts + g, retrieval, privileged)
                 if privileged:
-                    request.told = self.view.text(Episode(task, request.attempt, **retrieval), (), 0, self.env)
+                    request.told = self.view.text(Episode(task, request.attempt, retrieval=retrieval), (), 0, self.env)
                 if training and self.controller is not None:
                     request = self.controller(request, iteration, self.env)
                 wanted.append(request)

@@ -5,11 +5,12 @@ import random
 import signal
 import threading
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from sdar.corrections import NoCorrection
@@ -37,6 +38,9 @@ from sdar.training.probe import probe
 from sdar.training.progress import Progress
 from sdar.training.updating import Updating
 from sdar.types import Episode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Lifecycle(Updating):
@@ -68,6 +72,8 @@ class Lifecycle(Updating):
         export: Directory that gets the trained policy, as transformers saves it, when training ends; it must not exist yet or be empty.
         export_dtype: Type of the exported weights.
     """
+
+    validation: Validation
 
     def __init__(
         self,
@@ -123,8 +129,8 @@ class Lifecycle(Updating):
         self.log_episodes_every = log_episodes_every
         self.export, self.export_dtype = export, export_dtype
         self.view: PrivilegedView = SkillView()
-        self.model: nn.Module | None = None
-        self.initial: nn.Module | None = None
+        self.model = cast("PreTrainedModel", None)  # until `configure_model`
+        self.initial = None
         self.settings: dict[str, Any] = {}  # of the command that runs it, by dotted key
         self.origin: dict[str, str] = {}  # fingerprints of what training started from and keeps
         self.teacher_networks = nn.ModuleDict()
@@ -150,9 +156,9 @@ class Lifecycle(Updating):
         check_settings(self, data)
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
-            self.ranks = Group(self.trainer.strategy.deadline)
+            self.ranks = Group(cast(Any, self.trainer.strategy).deadline)
             self.ranks.agree(self.trainer.ckpt_path, "the checkpoint to begin from")
-        if self.export is not None and stage == "fit" and not self.trainer.fast_dev_run:
+        if self.export is not None and stage == "fit" and not cast(Any, self.trainer).fast_dev_run:
             with self.ranks.watch("the folder of model.export"):
                 if self.trainer.is_global_zero:
                     check_export("model.export", self.export)
@@ -173,7 +179,7 @@ class Lifecycle(Updating):
         check_first_prompts(self, data)
 
     def _rollout(self, sampler: Sampler) -> Rollout:
-        rollout = self.trainer.datamodule.rollout(self.chat, sampler, self.view, self.seed)
+        rollout = self.tasks.rollout(self.chat, sampler, self.view, self.seed)
         rollout.progress = lambda ended, of: bars.note(self.trainer, f"{ended}/{of} episodes")
         return rollout
 
@@ -197,7 +203,7 @@ class Lifecycle(Updating):
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
             check_teacher_context(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
-            for network in self.teacher_networks.values():
+            for network in self.teacher.networks().values():
                 self.scorer.check(network)
         self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
@@ -259,13 +265,13 @@ class Lifecycle(Updating):
 
     def on_fit_end(self) -> None:
         """Export the policy."""
-        if self.export is not None and not self.trainer.fast_dev_run:
+        if self.export is not None and not cast(Any, self.trainer).fast_dev_run:
             with self.ranks.watch("export"):
                 weights = self.sharding.weights(self.model)
                 folder = self.export if self.trainer.is_global_zero else None
                 write_policy(self.policy, self.model, weights, folder, self.export_dtype)
                 if folder is not None:
-                    write_manner(folder, manner(self.policy, self.trainer.datamodule))
+                    write_manner(folder, manner(self.policy, self.tasks))
 
     def teardown(self, stage: str) -> None:
         """Last of all, when no progress bar follows: what changed and where everything is."""
@@ -319,11 +325,11 @@ class Lifecycle(Updating):
             self.count_sampling()
         self.tally.add("train/iteration", self.iteration)
         self.tally.add("train/env_steps", self.env_steps)
-        self.tally.add("train/lr", self.optimizers().param_groups[0]["lr"])
+        self.tally.add("train/lr", cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
         metrics = Tally.joined(self.ranks.gather(self.tally, "metrics")).means()
         self.tally = Tally()
         metrics = metrics | {"step": float(self.iteration)}  # what loggers number rows by
-        shown = {k: metrics.pop(k) for k in ("success/train", "reward/mean", "train/loss") if k in metrics}
+        shown: dict[str, float] = {k: metrics.pop(k) for k in ("success/train", "reward/mean", "train/loss") if k in metrics}
         self.log_dict(shown, prog_bar=True, batch_size=max(1, len(episodes)))
         self.log_dict(metrics, batch_size=max(1, len(episodes)))
         if self.retriever is not None and self.trainer.is_global_zero:

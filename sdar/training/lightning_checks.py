@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
@@ -44,19 +44,20 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         ConfigError: an option that could have no effect, or none that is meant.
     """
-    if trainer.overfit_batches > 0:
+    made = cast(Any, trainer)  # its options are attributes that its class does not declare
+    if made.overfit_batches > 0:
         raise ConfigError(
-            f"trainer.overfit_batches is {trainer.overfit_batches}: tasks are drawn anew for each iteration and validation has panels of "
+            f"trainer.overfit_batches is {made.overfit_batches}: tasks are drawn anew for each iteration and validation has panels of "
             "its own. To train on the same few tasks set data.train_tasks to data.tasks_per_step."
         )
-    if trainer.reload_dataloaders_every_n_epochs:
+    if made.reload_dataloaders_every_n_epochs:
         raise ConfigError(
-            f"trainer.reload_dataloaders_every_n_epochs is {trainer.reload_dataloaders_every_n_epochs}: the tasks of an iteration follow "
+            f"trainer.reload_dataloaders_every_n_epochs is {made.reload_dataloaders_every_n_epochs}: the tasks of an iteration follow "
             "from seed and iteration alone, and nothing is loaded anew. Leave it out."
         )
-    for callback in trainer.callbacks:
+    for callback in made.callbacks:
         _check_callback(callback)
-    if isinstance(trainer.limit_train_batches, int) or trainer.fast_dev_run:
+    if isinstance(trainer.limit_train_batches, int) or made.fast_dev_run:
         return
     if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
         trainer.check_val_every_n_epoch = None  # 1 would be taken for 1.0, an epoch, by whatever looks at a metric
@@ -69,9 +70,9 @@ def check_trainer(trainer: Trainer) -> None:
         if value not in (None, -1, 0) and (name, value) != ("check_val_every_n_epoch", 1):
             raise ConfigError(f"trainer.{name} is {value}: {ENDLESS}.")
     trainer.fit_loop.min_epochs = 0  # min_steps alone would set 1, and nothing could stop early
-    for callback in trainer.callbacks:
-        if name := _waits_for_an_epoch(callback):
-            raise ConfigError(f"{type(callback).__name__}.{name} waits for the end of an epoch, but {ENDLESS}.")
+    for callback in made.callbacks:
+        if argument := _waits_for_an_epoch(callback):
+            raise ConfigError(f"{type(callback).__name__}.{argument} waits for the end of an epoch, but {ENDLESS}.")
 
 
 def _check_callback(callback: Callback) -> None:

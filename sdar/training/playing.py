@@ -3,8 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sdar.data import Step
 from sdar.errors import ConfigError
@@ -15,20 +14,23 @@ from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
 from sdar.types import Completion, Draw, Episode
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 class Playing(Host):
     """Episodes and continuations, sampled by the policy or by a teacher."""
 
     ahead: Prefetcher
 
-    def play(self, rollout: Rollout, network: nn.Module, requests: list[Request]) -> list[Episode]:
+    def play(self, rollout: Rollout, network: "PreTrainedModel | Elsewhere", requests: list[Request]) -> list[Episode]:
         """Episodes played by a network, in the order of the requests; each rank plays a share."""
         with self.acting(rollout.sampler, network) as actor:
             episodes = self.ranks.spread(lambda mine: rollout(actor, mine), requests, "episodes")
         return episodes
 
     @contextmanager
-    def acting(self, sampler: Sampler, network: nn.Module | Elsewhere) -> Iterator[nn.Module]:
+    def acting(self, sampler: Sampler, network: "PreTrainedModel | Elsewhere") -> Iterator["PreTrainedModel"]:
         """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
         if isinstance(network, Elsewhere):
             raise ConfigError(
@@ -54,15 +56,16 @@ class Playing(Host):
 
     def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
         """Episodes played by each task's teacher (by the policy where there is none), in the order of the requests."""
-        teacher = self.teacher
-        whose = [self.model if teacher is None else teacher.model(self.model, self.initial, r.task) for r in requests]
+        whose = [self.model if self.teacher is None else self.teacher_network(r.task) for r in requests]
         played: dict[int, Episode] = {}
         for network in {id(n): n for n in whose}.values():
             mine = [i for i, n in enumerate(whose) if n is network]
             played |= dict(zip(mine, self.play(rollout, network, [requests[i] for i in mine]), strict=True))
         return [played[i] for i in range(len(requests))]
 
-    def continuations(self, model: nn.Module, prefixes: list[list[int]], draws: list[Draw], length: int) -> list[Completion]:
+    def continuations(
+        self, model: "PreTrainedModel | Elsewhere", prefixes: list[list[int]], draws: list[Draw], length: int
+    ) -> list[Completion]:
         """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are.
 
         Whoever asks sees to it that the model's context has room for both.
@@ -92,6 +95,6 @@ class Playing(Host):
         # With rows_per_update how many steps this one will have is not known: one that is too many is dropped.
         if not 0 <= self.trainer.max_steps <= self.trainer.global_step + self.updates_per_rollout:
             following = self.iteration + 1
-            step = self.trainer.datamodule.step(self.seed, following)
+            step = self.tasks.step(self.seed, following)
             requests = self.requests(step, self.student_sees_skills, iteration=following)
             self.ahead.begin(requests, following, self.acting(self.sampler, self.model))

@@ -14,13 +14,15 @@ import copy
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.training.host import Host
 from sdar.types import Episode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Prefetcher:
@@ -39,7 +41,7 @@ class Prefetcher:
         self._played: list[Episode] | BaseException = []
         self._acting = ExitStack()
 
-    def begin(self, requests: Sequence[Request], iteration: int, acting: AbstractContextManager[nn.Module]) -> None:
+    def begin(self, requests: Sequence[Request], iteration: int, acting: AbstractContextManager["PreTrainedModel"]) -> None:
         """Start to play the requests of `iteration` with the weights of this moment. Every rank must call it.
 
         Args:
@@ -48,11 +50,13 @@ class Prefetcher:
         module = self.module
         if self._rollout is None:  # tokenizers are not made for two threads: this one has its own
             own = ChatFormat(copy.deepcopy(module.chat.tokenizer), module.chat.options, module.policy.name)
-            self._rollout = module.trainer.datamodule.rollout(own, module.sampler, module.view, module.seed)
+            self._rollout = module.tasks.rollout(own, module.sampler, module.view, module.seed)
         self._requests, self._iteration = requests, iteration
         mine = self._requests[module.ranks.rank :: module.ranks.world]
         actor = self._acting.enter_context(acting)
-        self._thread = threading.Thread(target=self._play, args=(actor, mine), name="sdar-rollout-ahead", daemon=True)
+        self._thread = threading.Thread(
+            target=self._play, args=(self._rollout, actor, mine), name="sdar-rollout-ahead", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -75,9 +79,9 @@ class Prefetcher:
         self.wait()
         self._iteration = -1
 
-    def _play(self, actor: object, requests: Sequence[Request]) -> None:
+    def _play(self, rollout: Rollout, actor: "PreTrainedModel", requests: Sequence[Request]) -> None:
         try:
-            self._played = self._rollout(actor, requests)
+            self._played = rollout(actor, requests)
         except BaseException as error:
             self._played = error
 

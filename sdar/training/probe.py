@@ -63,7 +63,7 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     """What the trainer and what the sampler gave the tokens that the sampler drew ``[tokens]``, in nats, on every rank; and
     which episodes faults of the world ended."""
     trainer = module.trainer
-    step = trainer.datamodule.step(module.seed, module.iteration)
+    step = module.tasks.step(module.seed, module.iteration)
     requests = [
         Request(task, visit * step.attempts + g, max_turns=TURNS)
         for g in range(step.attempts)
@@ -71,7 +71,7 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     ][:EPISODES]
     sampler = copy.copy(module.sampler)
     sampler.max_new_tokens = min(TOKENS, sampler.max_new_tokens)
-    rollout = trainer.datamodule.rollout(module.chat, sampler, module.view, module.seed)
+    rollout = module.tasks.rollout(module.chat, sampler, module.view, module.seed)
     devices = [module.device.index] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), trainer.precision_plugin.train_step_context():
         with module.acting(module.sampler, module.model) as actor:

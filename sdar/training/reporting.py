@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import stdev
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -119,7 +119,7 @@ def write_validation(module: Host, numbers: dict[str, Any]) -> None:
         return
     told = {
         "run": folder.name,
-        "command": trainer.state.fn.value,
+        "command": cast(Any, trainer.state.fn).value,
         "method": type(module).__name__,
         "seed": module.seed,
         "version": sdar.__version__,

@@ -34,7 +34,7 @@ class Rows(Playing):
             for e, g in zip(episodes, group_of, strict=True):
                 if not (e.extra or e.lost):
                     members.setdefault(g, []).append(e)
-            contexts = [self.teacher.context(e.task) or self.context for e in episodes]
+            contexts = [self.teacher_context(e.task) for e in episodes]
             told = (self.chat, self.view, self.env, contexts)
             too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *told)
             self.tally.add("teacher/overflow_share", len(too_long), len(rows))
@@ -52,7 +52,7 @@ class Rows(Playing):
         for place in too_long:
             if rows[place].told and len(rows[place].ids) <= contexts[rows[place].episode]:
                 rows[place] = replace(rows[place], teacher_ids=rows[place].ids, told=False)
-        return [row for row in rows if len(row.teacher_ids) <= contexts[row.episode]]
+        return [row for row in rows if len(row.teacher_ids or ()) <= contexts[row.episode]]
 
     def spans(self, turn: Turn) -> list[int]:
         """The tag that each response token stands in."""

@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from typing import Any, cast
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
@@ -21,13 +22,14 @@ class SaveSettings(SaveConfigCallback):
     """Writes a run's settings without what only its command was given: every other command reads them, too."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        trainer.run_folder = trainer.strategy.broadcast(trainer.run_folder)  # only the first process knew it
-        if trainer.is_global_zero and trainer.run_folder is not None:
+        known = cast(Any, trainer)
+        known.run_folder = folder = trainer.strategy.broadcast(known.run_folder)  # only the first process knew it
+        if trainer.is_global_zero and folder is not None:
             config = self.config.clone()
             for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
                 config.pop(key, None)
             text = self.parser.dump(config, skip_validation=True, **KEEP_NONE)  # it was checked when it was parsed
-            (trainer.run_folder / self.config_filename).write_text(text, encoding="utf-8")
+            (folder / self.config_filename).write_text(text, encoding="utf-8")
             settings = parse_yaml(text, self.config_filename)
             for key in ("logger", "callbacks", "plugins"):  # where somebody's key may stand
                 settings["trainer"].pop(key, None)
@@ -52,11 +54,11 @@ class TableLogger(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         if self._experiment is None:
             self._experiment = _Table(self.log_dir)
-        return self._experiment
+        return cast(ExperimentWriter, self._experiment)
 
 
 def run_loggers(folder: Path, alone: bool) -> list[Logger]:
     """``metrics.csv``, and TensorBoard's events where there are no other loggers."""
-    place = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
+    place: dict[str, Any] = {"save_dir": str(folder.parent), "name": "", "version": folder.name}
     table = TableLogger(**place, flush_logs_every_n_steps=1)
     return [table, TensorBoardLogger(**place, default_hp_metric=False)] if alone else [table]

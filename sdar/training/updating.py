@@ -3,7 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,7 +58,11 @@ class Updating(Rows):
         """What `measure` gives for each micro-batch and the current student, for all rows: ``[batch, time]``."""
         out = torch.zeros(batch.ids.shape)
         for rows, part in self.share(batch):
-            values = self.sharding.run(lambda part=part: measure(part, self.student(part)))
+
+            def measured(part: Batch = part) -> Tensor:
+                return measure(part, self.student(part))
+
+            values = self.sharding.run(measured)
             if part.response_mask.any():
                 out[rows, : values.shape[1]] = values.to(out)
         return self.ranks.total(out, "measurements")
@@ -68,7 +72,7 @@ class Updating(Rows):
         if torch.isfinite(norm):
             if self.teacher is not None:
                 self.teacher.after_step(self.model)
-            if (schedule := self.lr_schedulers()) is not None:
+            if (schedule := cast(Any, self.lr_schedulers())) is not None:
                 schedule.step()
             self.skipped = 0
             self.tally.add("train/grad_norm", float(norm))
