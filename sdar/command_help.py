@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from typing import Any
 
 from jsonargparse import ActionSubCommands, ArgumentParser, DefaultHelpFormatter
 
@@ -50,13 +51,13 @@ class HelpFormatter(DefaultHelpFormatter):
 class Ordered(ArgumentParser):
     """A parser whose help begins with the training method."""
 
-    def format_help(self) -> str:
+    def format_help(self, *given: Any, **named: Any) -> str:
         groups = self._action_groups
         for group in groups:
             group.title = TITLES.get(str(group.title).removesuffix(":"), group.title)
         first = [*TITLES.values()]
         self._action_groups = sorted(groups, key=lambda g: first.index(g.title) if g.title in first else -1)
         try:
-            return super().format_help()
+            return super().format_help(*given, **named)
         finally:
             self._action_groups = groups
