@@ -31,7 +31,7 @@ from sdar.strategies import (
     TopKOPD,
 )
 from sdar.teachers import HindsightView, SolutionView
-from sdar.types import Batch, TokenView
+from sdar.types import Batch, StudentTokens, TokenView
 
 registry.load_parts()
 
@@ -220,6 +220,13 @@ def test_one_that_did_not_say_so_is_told_when_it_asks(small):
 
     with pytest.raises(ConfigError, match=r"TokenView\.gap was not filled in: no teacher reads these rows"):
         small.fit(small.strategy(GRPO, transforms=[Forgetful()]), steps=1)
+
+
+def test_an_objective_on_sampled_tokens_that_reads_logits_is_told_which_ones_have_them():
+    student = StudentTokens(torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ConfigError, match=r"StudentTokens\.logits was not filled in: only an objective over the vocabulary"):
+        _ = student.logits
+    assert StudentTokens(torch.zeros(2), torch.zeros(2), torch.ones(2, 3)).logits.shape == (2, 3)
 
 
 def test_topd_may_compare_the_teachers_likeliest_tokens(small):
