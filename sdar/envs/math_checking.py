@@ -195,8 +195,9 @@ class _Checker:
                 self.stop()
 
     def stop(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
         self.process = None
 
 
