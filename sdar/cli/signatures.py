@@ -147,6 +147,7 @@ def arguments(cls: type) -> dict[str, str]:
     return lines
 
 
+@cache
 def parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Named parameters of the constructor that a class itself declares."""
     if "__init__" not in vars(cls):
