@@ -9,7 +9,10 @@ import yaml
 from fact_bank import write_fact_bank
 
 import sdar
+from sdar import registry
 from sdar.cli import main
+from sdar.cli.roots import settings_of
+from sdar.cli.words import find_config_files
 from sdar.envs import HouseholdEnv
 from sdar.paths import installed_settings
 from sdar.policies import FreshPolicy, world_tokenizer
@@ -136,6 +139,8 @@ def test_a_setting_parses_as_it_is(file, tmp_path, monkeypatch, capsys):
     files = [part for name in whole(file) for part in ("-c", f"conf/{name}")]
     assert main(["fit", *files, "--print_config"]) == 0
     assert "class_path" in capsys.readouterr().out
+    monkeypatch.setattr(registry, "_reads_sources", True)
+    settings_of(find_config_files(["fit", *files]))  # the look before anything is imported refuses nothing
 
 
 def test_the_quickstart_runs_with_another_method(policy, tmp_path, monkeypatch):

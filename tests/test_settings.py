@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from sdar import registry
 from sdar.cli import main
 from sdar.cli.commands import COMMANDS
-from sdar.cli.roots import settings_of
+from sdar.cli.roots import checked_settings, settings_of
 from sdar.cli.settings import Settings, parts
 from sdar.cli.signatures import Argument, Expected, Signature, arguments, signature
 from sdar.cli.words import Source, Text, options, sources
@@ -91,7 +91,7 @@ def test_a_part_needs_what_its_constructor_has_no_default_for(cls: type) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_in_every_world_has_only_names_that_exist(method: str) -> None:
     for world in WORLDS:
-        settings_of(["fit", *files(world, method)]).check_missing()
+        checked_settings(["fit", *files(world, method)])
 
 
 @pytest.mark.parametrize("command", FIT)
@@ -193,6 +193,11 @@ WRONG = [
     "fit --model SDAR --model.teacher InitialTeacher --model.teacher.policy x",
     "fit --model GRPO --model.optimizer.lr 1e-3 --model.sampler.max_new_token 3",
     "fit --model SDAR --model GRPO --model.gate.beta 3",
+    "fit --model SDAR",
+    "fit --model GRPO --model.policy PretrainedPolicy",
+    "fit --trainer.max_steps 3",
+    "export --model GRPO",
+    "serve-search",
     "fit --data TaskModul",
     "fit --data.env household --data.env.horizn 3",
     "fit --data.envs household",
@@ -209,7 +214,7 @@ WRONG = [
 
 def refusal(words: list[str]) -> str:
     with pytest.raises(ConfigError) as refused:
-        settings_of(words)
+        checked_settings(words)
     return str(refused.value).partition(" Choose one of")[0]  # other tests have parts of their own
 
 
@@ -235,7 +240,7 @@ def test_a_command_takes_the_same_as_its_sources_say(command: str, monkeypatch: 
 def test_what_is_valid_passes_from_the_sources(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_reads_sources", True)
     for world in WORLDS:
-        settings_of(["fit", *files(world, method)])
+        checked_settings(["fit", *files(world, method)])
 
 
 def test_what_the_sources_do_not_say_is_left_for_later(monkeypatch: pytest.MonkeyPatch) -> None:

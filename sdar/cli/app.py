@@ -68,13 +68,13 @@ def _run(args: list[str], plugins: list[str]) -> int:
 def _look(args: list[str]) -> None:
     """
     Raises:
-        ConfigError: a misspelt word of a command line or its files, as far as the sources tell for sure.
+        ConfigError: a misspelt or missing word of a command line or its files, as far as the sources tell for sure.
     """
-    from sdar.cli.roots import settings_of
+    from sdar.cli.roots import checked_settings
     from sdar.cli.words import find_config_files
 
     with suppress(UnreadableError):  # told when it is imported
-        settings_of(find_config_files(args))
+        checked_settings(find_config_files(args))
 
 
 def _told(args: list[str]) -> str | None:

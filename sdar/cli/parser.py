@@ -39,7 +39,7 @@ class Parser(Ordered, LightningArgumentParser):
 
 
 @contextmanager
-def explained(settings: Settings | None) -> Iterator[None]:
+def explained(settings: Settings) -> Iterator[None]:
     """
     Raises:
         ConfigError: jsonargparse refuses the settings: which value, and what may stand there.
@@ -47,4 +47,4 @@ def explained(settings: Settings | None) -> Iterator[None]:
     try:
         yield
     except Refusal as refusal:
-        raise ConfigError((settings and settings.wrong_value()) or str(refusal)) from refusal
+        raise ConfigError(settings.wrong_value() or str(refusal)) from refusal

@@ -3,7 +3,6 @@
 Classes are told by `registry.locate`: as imported, or as their sources say, so that a misspelt word is told before torch is imported.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from jsonargparse import Namespace
@@ -50,9 +49,16 @@ def settings_of(words: list[str]) -> Settings:
     return settings
 
 
-def needs_all(words: Iterable[str]) -> bool:
-    """Whether a command line has to give all that is needed: to be run, not to be shown."""
-    return not asks_for_help(words) and not any(word.startswith("--print_config") for word in words)
+def checked_settings(words: list[str]) -> Settings:
+    """`settings_of` a command line that is to be run, not only shown: what is needed is given.
+
+    Raises:
+        ConfigError: as `settings_of`; an argument is missing.
+    """
+    settings = settings_of(words)
+    if not asks_for_help(words) and not any(word.startswith("--print_config") for word in words):
+        settings.check_missing()
+    return settings
 
 
 def _of_run(command: str) -> dict[str, Argument]:

@@ -32,8 +32,7 @@ from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import Origin, fail
 from sdar.cli.origin import origin
 from sdar.cli.parser import Parser, explained
-from sdar.cli.roots import TRAINER_DEFAULTS, needs_all, settings_of
-from sdar.cli.settings import Settings
+from sdar.cli.roots import TRAINER_DEFAULTS, checked_settings
 from sdar.cli.trainer import AgentTrainer
 from sdar.cli.words import find_config_files
 from sdar.command_help import HelpFormatter
@@ -64,8 +63,8 @@ def run(args: list[str]) -> int:
     """Run a command that needs a configuration, and return the exit code."""
     _prepare()
     args = find_config_files(args)
-    settings = _settings(args)
-    for line in [*(f"warning: {line}" for line in _complaints()), *(settings.notes if settings else ())]:
+    settings = checked_settings(args)
+    for line in [*(f"warning: {line}" for line in _complaints()), *settings.notes]:
         sys.stderr.write(f"{line}\n")
     with warnings.catch_warnings(), explained(settings):
         for message in MEANINGLESS:
@@ -74,23 +73,13 @@ def run(args: list[str]) -> int:
     return 0
 
 
-def _settings(args: list[str]) -> Settings | None:
-    """The settings of a command line, with names that exist; None: it asks for the command's help."""
-    if {"-h", "--help"} & {*args}:
-        return None
-    settings = settings_of(args)
-    if needs_all(args):
-        settings.check_missing()
-    return settings
-
-
 def use_tool(name: str, *args: str) -> int:
     """Run a command that is a function, and return the exit code."""
     _prepare()
     tool = cast(Callable[..., Any], pydoc.locate(COMMANDS[name].tool))
     told: dict[str, Any] = {"prog": f"sdar {name}", "description": (inspect.getdoc(tool) or "").partition("\n\nArgs:")[0]}
     try:
-        with explained(_settings([name, *args])):
+        with explained(checked_settings([name, *args])):
             auto_cli(tool, args=list(args), as_positional=False, parser_class=Parser, formatter_class=HelpFormatter, **told)
     except KeyboardInterrupt:  # how a server is stopped
         return 130

@@ -303,7 +303,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
 def _joined(all_expected: Iterable[Expected]) -> Expected:
     found = list(all_expected)
     return Expected(
-        tuple(dict.fromkeys(cls for e in found for cls in e.parts)),
+        tuple({cls: None for e in found for cls in e.parts}),
         next((e.listed for e in found if e.listed), None),
         next((e.mapped for e in found if e.mapped), None),
         max(e.filled for e in found),
