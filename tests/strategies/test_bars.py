@@ -18,6 +18,8 @@ WIDTH = 80
 class Talkative(GRPO):
     """Says something in every way that code has, in the middle of a rollout."""
 
+    plays_attempts = True
+
     def collect(self, step):
         episodes = super().collect(step)
         rank_zero_info("one from a logger")

@@ -14,6 +14,7 @@ from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 class Watched(GRPO):
     """Remembers after which iterations it was validated; may be asked to stop in the middle of an iteration or of a validation."""
 
+    plays_attempts = True
     validated: list
     stop_in = stop_validating = 0
 

@@ -18,6 +18,8 @@ VALIDATED = {"limit_val_batches": None, "enable_checkpointing": True}
 class Watched(GRPO):
     """Keeps the tasks and visits of each iteration."""
 
+    plays_attempts = True
+
     def collect(self, step):
         self.seen.append([(task.id, visit) for task, visit in zip(step.tasks, step.visits, strict=True)])
         return super().collect(step)
