@@ -1,8 +1,10 @@
 """The tree of settings: nothing valid is refused, and what is misspelt is told with its key and the right word."""
 
+import collections.abc
 import difflib
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from copy import deepcopy
 from functools import cache
@@ -14,15 +16,17 @@ import yaml
 from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from sdar import registry
 from sdar.cli import main
 from sdar.cli.commands import COMMANDS
 from sdar.cli.roots import checked_settings, settings_of
 from sdar.cli.settings import Settings, parts
-from sdar.cli.signatures import Argument, Expected, Signature, arguments, signature
+from sdar.cli.signatures import Argument, Expected, Signature, arguments, expected, signature
 from sdar.cli.words import Source, Text, options, sources
 from sdar.cli.yaml_values import RefusedYAML, read_value
+from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.errors import ConfigError
 from sdar.outline import UnreadableError
 from sdar.paths import installed_settings
@@ -315,3 +319,44 @@ def test_a_word_is_the_value_that_a_file_would_have(text: str, value: Any) -> No
 def test_a_word_beyond_the_limits_is_no_value() -> None:
     with pytest.raises(RefusedYAML):
         read_value("[" * 5000)
+
+
+T = typing.TypeVar("T")
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        typing.Callable,
+        collections.abc.Callable,
+        typing.Callable[..., int],
+        collections.abc.Callable[[], Any],
+        typing.List,  # noqa: UP006
+        list,
+        dict[str, Any],
+        tuple[int, ...],
+        typing.Optional[typing.Callable],  # noqa: UP045
+        type[int],
+        T,
+        list[T],
+        "a name that nobody defined",
+        Any,
+        typing.Literal[1, "a"],
+    ],
+    ids=str,
+)
+def test_an_annotation_that_names_no_part_is_left_to_the_parser(hint):
+    assert not expected(hint).parts
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [DDPStrategy, FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy, ReplicatedStrategy, FSDP2Strategy, ZeROStrategy],
+    ids=lambda cls: cls.__name__,
+)
+def test_strategies_of_lightning_and_ours_can_be_named_with_their_path(cls):
+    """Their constructors have annotations of torch, of DeepSpeed and without any type."""
+    words = ["--trainer.strategy", f"{cls.__module__}.{cls.__name__}"]
+    checked_settings(["fit", *files("quickstart", "grpo"), *words])
+    with pytest.raises(ConfigError, match=r"trainer\.strategy\.deadlin"):
+        checked_settings(["fit", *files("quickstart", "grpo"), *words, "--trainer.strategy.deadlin", "1"])

@@ -124,7 +124,7 @@ def expected(hint: Any) -> Expected:
         return Expected(listed=item)
     if origin in MAPPINGS and len(inner) == 2 and (item := expected(inner[1])).parts:
         return Expected(mapped=item)
-    if origin is collections.abc.Callable and isinstance(inner[0], list) and (parts := expected(inner[1]).parts):
+    if origin is collections.abc.Callable and inner and isinstance(inner[0], list) and (parts := expected(inner[1]).parts):
         return Expected(parts, filled=len(inner[0]))
     if isinstance(hint, type) and origin is None and _is_part(hint):
         return Expected((hint,))
