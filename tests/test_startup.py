@@ -1,5 +1,9 @@
 """Commands that need no model answer without the libraries that a model needs."""
 
+import importlib
+import inspect
+import sys
+
 import pytest
 from fresh import HEAVY, fresh
 
@@ -42,3 +46,13 @@ def test_an_answer_about_names_needs_none_of_them(words: list[str], status: int,
     code, out, err, modules = fresh(f"from sdar.cli import main; code = main({words!r})")
     assert code == status and text in out + err
     assert modules & HEAVY == set()
+
+
+def test_a_default_that_is_made_while_something_is_imported_costs_no_look_at_all_modules(own_folder, monkeypatch):
+    """`lazy_instance` asks for the stack, of which each import is five frames."""
+    (own_folder / "imported_deep.py").write_text("import inspect\nframes = len(inspect.stack())\n")
+    inspect.stack()  # the files of the frames here are known from now on
+    looked, ismodule = [], inspect.ismodule
+    monkeypatch.setattr(inspect, "ismodule", lambda thing: looked.append(thing) or ismodule(thing))
+    assert importlib.import_module("imported_deep").frames > len(inspect.stack()) + 4
+    assert len(looked) < 3 * len(sys.modules)  # the new file is looked for once
