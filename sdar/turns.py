@@ -7,19 +7,22 @@ stand behind each other.
 import torch
 from torch import Tensor
 
-from sdar.types import Batch
+from sdar.types import Batch, TokenView
 
 
 class Turns:
     """Turns of all episodes of a batch, by episode, then by time: ``[turns]``.
 
-    Only turns with response tokens that carry a loss are there.
+    Only turns with response tokens that carry a loss are there. A `TokenView` does not know the episodes: each of its rows counts as
+    one, which is all that a gate can see.
     """
 
-    def __init__(self, batch: Batch):
-        self.mask = batch.response_mask
-        width = int(batch.turn_ids.max()) + 1
-        keys = (batch.episode[:, None] * width + batch.turn_ids)[self.mask]
+    def __init__(self, rows: Batch | TokenView):
+        self.mask = rows.response_mask
+        width = int(rows.turn_ids.max()) + 1
+        number = torch.arange(len(self.mask), device=self.mask.device)
+        episode = rows.episode if isinstance(rows, Batch) else number
+        keys = (episode[:, None] * width + rows.turn_ids)[self.mask]
         unique, self.index = torch.unique(keys, return_inverse=True)
         self.episode = unique // width
         """[turns] index of the episode."""
@@ -27,8 +30,8 @@ class Turns:
         """[turns] number of the turn in its episode."""
         self.length = torch.bincount(self.index, minlength=len(unique))
         """[turns] response tokens."""
-        rows = torch.arange(len(self.mask), device=self.mask.device)[:, None].expand_as(self.mask)[self.mask]
-        self.row = torch.zeros_like(self.turn).index_copy_(0, self.index, rows)
+        row = number[:, None].expand_as(self.mask)[self.mask]
+        self.row = torch.zeros_like(self.turn).index_copy_(0, self.index, row)
         """[turns] the row that each turn stands in."""
 
     def __len__(self) -> int:

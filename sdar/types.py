@@ -362,8 +362,11 @@ class TokenView(Filled):
     entropy: Tensor
     """Of the student's next-token distribution."""
     response_mask: Tensor
+    """Bool: what the model said. What stands at other tokens means nothing."""
     turn_ids: Tensor
+    """Number of the turn in its episode. All tokens of a turn stand in one row, one behind the other; a row may hold several turns."""
     advantages: Tensor
+    """Those of before the first transform in one, of after the last elsewhere."""
     vocab_size: int
     """Size of the student's vocabulary: ln(vocab_size) is the largest entropy."""
     old_logp: Tensor = later(SCORED)
@@ -376,10 +379,12 @@ class TokenView(Filled):
     teacher_top_logp: Tensor = later("the rows were not scored with Payload.TOP_K.")
     teacher_logits: Tensor = later("only an objective that needs Payload.FULL has them.")
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary (Payload.FULL)."""
+    in_span: Tensor = later("only an advantage transform is told.")
+    """Bool: the response tokens that a transform reshapes, those inside its `span`; all where it has none."""
     iteration: int = 0
     """The training iteration, from 0."""
 
-    def at(self, tokens: Tensor) -> "TokenView":
+    def at(self, tokens: Any) -> "TokenView":
         """What is known about some tokens: an index (or mask) of the leading axes."""
         known: dict[str, Any] = {k: v[tokens] if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return TokenView(**known)

@@ -144,9 +144,10 @@ class GRPO(AgentModule):
                 if transform.weight(self.iteration) == 0:
                     self.tally.add("distill/coef", 0.0)
                     continue
-                reshaped = transform(batch.advantages, tokens, turns, self.iteration, self.tally)
+                inside = batch.response_mask if transform.span is None else self.inside(batch, transform.span)
+                reshaped = transform(batch.advantages, tokens.including(in_span=inside), turns, self.iteration, self.tally)
                 if transform.span is not None:
-                    reshaped = reshaped.where(self.inside(batch, transform.span), batch.advantages)
+                    reshaped = reshaped.where(inside, batch.advantages)
                 batch.advantages = reshaped
             self.tally.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
         return super().weigh(batch, episodes)

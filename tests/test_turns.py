@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from played import LAYOUTS, batch_of, episode, gathered, shuffled, spread, turn
+from played import LAYOUTS, batch_of, episode, gathered, shuffled, spread, turn, view_of
 
 from sdar.turns import Turns
 from sdar.types import Batch
@@ -80,6 +80,15 @@ def test_a_batch_without_response_tokens_has_no_turns() -> None:
     turns, values = Turns(batch), torch.ones(batch.ids.shape)
     assert len(turns) == 0 and turns.mean(values).shape == (0,)
     assert not turns.spread(torch.zeros(0)).any()
+
+
+@by_layout
+def test_a_gate_finds_the_turns_of_its_rows(layout: str) -> None:
+    batch = rows(layout)
+    values = spread(batch, VALUES)
+    turns = Turns(view_of(batch, values))
+    assert gathered(batch, turns.spread(turns.mean(values))) == gathered(batch, Turns(batch).spread(Turns(batch).mean(values)))
+    assert turns.episode.tolist() == turns.row.tolist() == sorted(turns.row.tolist()), "each row for itself"
 
 
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=4), min_size=1, max_size=4), st.integers(0, 9))

@@ -37,15 +37,18 @@ def check(parts: list[str] | None = None, settings: str | None = None) -> None:
     """
     chosen = list(_chosen(parts or []))
     given = _settings(settings)
-    wrong, lines = 0, []
+    problems, lines = [], []
     for kind, name, cls in chosen:
+        if kind == "strategies":  # it is made of other parts, among them a model
+            lines.append(f"{kind:<20} {name:<20} looked at in a run only")
+            continue
         for what, problem in _checked(kind, cls, given.get(name, {})):
-            wrong += problem is not None
+            problems.append(problem)
             lines.append(f"{kind:<20} {name:<20} {what:<24} {'ok' if problem is None else f'WRONG  {problem}'}")
     print("\n".join(lines), flush=True)
-    if wrong:
+    if wrong := [problem for problem in problems if problem is not None]:
         raise PartError(
-            f"{wrong} of {len(lines)} checks of {len(chosen)} parts failed: what is wrong stands above. Correct the parts."
+            f"{len(wrong)} of {len(problems)} checks of {len(chosen)} parts failed: what is wrong stands above. Correct the parts."
         )
 
 

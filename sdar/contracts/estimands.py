@@ -108,7 +108,7 @@ def one_place(seed: int) -> tuple[Tensor, Tensor, TokenView]:
         teacher_logp=teacher,
         gap=teacher - fixed,
         entropy=-(fixed.exp() * fixed).sum().expand(VOCAB),
-        response_mask=zero + 1,
+        response_mask=torch.ones(VOCAB, dtype=torch.bool),
         turn_ids=zero,
         advantages=zero.double(),
         vocab_size=VOCAB,
@@ -137,10 +137,10 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 def prove(divergence: Divergence, gate: Gate | None, seed: int) -> None:
-    """Value and expected gradient are the declared ones, each token weighted by the gate."""
+    """Value and expected gradient are the declared ones, each token weighted by the gate, to which it is a row of its own."""
     logits, student, tokens = one_place(seed)
     p, teacher = tokens.student_logp.exp(), tokens.teacher_logp
-    weights = torch.ones(VOCAB, dtype=torch.double) if gate is None else gate(tokens)
+    weights = torch.ones(VOCAB, dtype=torch.double) if gate is None else gate(tokens.at((slice(None), None)))[:, 0]
     value, gradient = declared(divergence.value_estimand), declared(divergence.gradient_estimand)
     actual = expected_gradient(divergence, weights, logits, student, tokens)
     over_vocabulary = divergence.needs()[0] != Payload.SAMPLED

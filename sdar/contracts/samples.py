@@ -73,6 +73,7 @@ def tokens(rows: Batch, gap: float | None = None, iteration: int = 0) -> TokenVi
         old_logp=student,
         ids=rows.ids,
         group_success=rows.group_success[:, None].expand(rows.ids.shape),
+        in_span=rows.response_mask,
         iteration=iteration,
     )
 

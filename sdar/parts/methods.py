@@ -184,7 +184,7 @@ class AdvantageTransform(Part, ABC):
     needs_teacher: bool = False
     """True: refused where there is no teacher. False: it may still read one's side, which raises where there is none."""
     span: str | None = None
-    """Only tokens inside this tag of the protocol are reshaped; None: all."""
+    """Only tokens inside this tag of the protocol are reshaped, whatever is returned for others (`tokens.in_span`); None: all."""
 
     def weight(self, iteration: int) -> float:
         """How much what the teacher says counts in an iteration; at 0 the transform is not called, nor is the teacher for its sake."""
@@ -194,7 +194,7 @@ class AdvantageTransform(Part, ABC):
     def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally") -> Tensor:
         """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
 
-        What explains the transform goes into `tally`.
+        It is called once in an iteration, with all turns and on every rank alike. What explains the transform goes into `tally`.
         """
 
 

@@ -181,7 +181,7 @@ class Host(LightningModule):
         tags = self.rollout.protocol.tags
         if tag is not None and tag not in tags:
             raise ConfigError(
-                f"model.span is {tag!r}, but responses of {part_name(self.rollout.protocol)} hold "
+                f"the span is {tag!r}, but responses of {part_name(self.rollout.protocol)} hold "
                 f"{' and '.join(tags) or 'no tags'}: no token would be chosen. Use one of them."
             )
 

@@ -16,6 +16,8 @@ from sdar.divergences import Lift
 from sdar.envs import HouseholdEnv
 from sdar.errors import ConfigError, PartError
 from sdar.parts import EpisodeController, Gate, Judge, PrivilegedView, Retriever, StepResult, TurnWeight
+from sdar.strategies import GRPO
+from sdar.turns import Turns
 from sdar.types import Retrieval
 
 registry.load_parts()
@@ -29,6 +31,16 @@ class Open(Gate):
 class Loud(Gate):
     def __call__(self, tokens):
         return 10 * tokens.gap.abs()
+
+
+class ByTurn(Gate):
+    """Compares each token with the mean of its turn, behind it in its row."""
+
+    def __call__(self, tokens):
+        turns = Turns(tokens)
+        batch, time = tokens.gap.shape
+        mean = turns.spread(turns.mean(tokens.gap))
+        return torch.sigmoid(tokens.gap - mean).where(tokens.response_mask, 0.0).view(batch, time)
 
 
 class Learner(Open):
@@ -109,6 +121,7 @@ class Terse(Judge):
 
 FAULTS = {
     ("gates", "Open"): {},
+    ("gates", "ByTurn"): {},
     ("gates", "Remembering"): {},
     ("gates", "Loud"): {"what it returns": r"Loud returned .*weights in \[0, 1\]", "estimands behind it": "weights in"},
     ("gates", "Learner"): {"state": "after `load_state_dict` it answers otherwise"},
@@ -170,10 +183,13 @@ def test_the_command_imports_the_plugin_prints_the_table_and_ends_with_the_exit_
         monkeypatch.delitem(registry._parts[kind], name)
     assert main(["check", "--plugin", "my_package"]) == 0
     assert re.search(r"gates +my_open +what it returns +ok", capsys.readouterr().out)
+    monkeypatch.setitem(registry._parts["strategies"], "my_method", type("MyMethod", (GRPO,), {"__module__": __name__}))
+    assert main(["check", "--plugin", "my_package"]) == 0, "a method needs a model, which is nothing that can be made here"
+    assert re.search(r"strategies +my_method +looked at in a run only", capsys.readouterr().out)
     mine("gates", "Loud")
     assert main(["check", "--plugin", "my_package"]) == 1
     told = capsys.readouterr()
-    assert re.search(r"gates +my_loud +what it returns +WRONG", told.out) and "checks of 2 parts failed" in told.err
+    assert re.search(r"gates +my_loud +what it returns +WRONG", told.out) and "checks of 3 parts failed" in told.err
 
 
 def test_nothing_to_check_and_an_unknown_name_say_so(monkeypatch):

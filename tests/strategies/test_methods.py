@@ -20,7 +20,7 @@ from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import K1PolicyGradient, TopKReverseKL
 from sdar.envs import HouseholdEnv, ThinkActProtocol
 from sdar.errors import CheckpointError, ConfigError
-from sdar.parts import Completion, Judge
+from sdar.parts import AdvantageTransform, Completion, Judge
 from sdar.policies import world_tokenizer
 from sdar.retrievers import FactRetriever, NoRetriever
 from sdar.rollout.chat import ChatFormat
@@ -515,6 +515,18 @@ def test_rlsd_scales_grpos_advantage_by_the_clipped_evidence_of_each_token(small
     assert gathered(batch, batch.advantages) == near([[[HALF * f for f in won]], [[-HALF * f for f in lost]]])
 
 
+def told_its_span(tag, asked):
+    class Told(AdvantageTransform):
+        gradient_estimand = "-E[A grad student_logp]"
+        span = tag
+
+        def __call__(self, advantages, tokens, turns, iteration, tally):
+            asked.append(tokens.in_span)
+            return advantages
+
+    return Told()
+
+
 def test_rlsd_may_scale_bad_attempts_alone_or_tokens_of_a_span_alone(small):
     strategy = with_gaps(small.strategy(RLSD, retriever=FactRetriever(), negative_only=True), EVIDENCE)
     batch = one_step(small, strategy, play=ONE_WON).batch
@@ -527,7 +539,11 @@ def test_rlsd_may_scale_bad_attempts_alone_or_tokens_of_a_span_alone(small):
     thought = seen.batch.response_mask & (seen.batch.spans == 1)
     assert strategy.rollout.protocol.tags[0] == "think" and 0 < thought.sum() < seen.batch.response_mask.sum()
     torch.testing.assert_close((size != 1) & seen.batch.response_mask & ((size - 1).abs() > 1e-3), thought)
-    with pytest.raises(ConfigError, match=r"model\.span is 'query', but responses of CompactProtocol hold action"):
+    asked = []
+    strategy.transforms = [told_its_span("think", asked), told_its_span(None, asked)]
+    seen = one_step(small, with_gaps(strategy, [[[1.0] * 9], [[1.0] * 9]]), thinking_data(small), play)
+    assert torch.equal(asked[0], thought) and torch.equal(asked[1], seen.batch.response_mask)
+    with pytest.raises(ConfigError, match=r"the span is 'query', but responses of CompactProtocol hold action"):
         one_step(small, small.strategy(RLSD, retriever=FactRetriever(), evidence_span="query"))
 
 
@@ -1113,7 +1129,7 @@ def test_sd_search_is_grpo_bit_for_bit_before_its_window(small):
 
 
 def test_a_span_that_no_response_has_is_refused(small):
-    message = "model.span is 'search', but responses of CompactProtocol hold action: no token would be chosen"
+    message = "the span is 'search', but responses of CompactProtocol hold action: no token would be chosen"
     with pytest.raises(ConfigError, match=message):
         one_step(small, small.strategy(SDSearch))
 
