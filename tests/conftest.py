@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import shapes  # noqa: F401 (first of all: it imports with checks)
 import torch
 from hypothesis import settings
 from launch import forks
@@ -43,6 +45,12 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     policy.load_model().save_pretrained(folder)
     policy.load_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def without_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sdar.functional` as in a run, whose own checks then say what is wrong."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture

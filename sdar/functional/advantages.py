@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -18,7 +19,9 @@ EPSILON = 1e-6
 """Added to the standard deviation."""
 
 
-def group_advantages(rewards: Tensor, group_ids: Tensor, normalize_std: bool = True) -> Tensor:
+def group_advantages(
+    rewards: Real[Tensor, " N"], group_ids: Int[Tensor, " N"], normalize_std: bool = True
+) -> Float[Tensor, " N"]:
     """(r - mean) / (std + 1e-6) within each group (GRPO, arXiv 2402.03300); std is the unbiased one. ``[N]``, detached.
 
     In a group of n > 1 no size exceeds (n - 1) / sqrt(n), whatever the rewards. A group of one has nothing to compare with:
@@ -32,7 +35,9 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, normalize_std: bool = T
     return _advantages(rewards, mean, std, normalize_std)
 
 
-def episode_group_advantages(rewards: Tensor, group_ids: Tensor, episode_ids: Tensor, normalize_std: bool = True) -> Tensor:
+def episode_group_advantages(
+    rewards: Real[Tensor, " N"], group_ids: Int[Tensor, " N"], episode_ids: Int[Tensor, " N"], normalize_std: bool = True
+) -> Float[Tensor, " N"]:
     """`group_advantages` of rows, where each *episode* counts once in mean and std however many rows it has. ``[N]``.
 
     The mean is that of the episodes' means. The variance is that of the rows: the mean square within each episode, summed over
@@ -55,7 +60,7 @@ def episode_group_advantages(rewards: Tensor, group_ids: Tensor, episode_ids: Te
     return _advantages(rewards, mean[row_episode], std[row_episode], normalize_std)
 
 
-def rloo_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
+def rloo_advantages(rewards: Real[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """r minus the mean of the *others* of its group (RLOO, arXiv 2402.14740); a group of one gets 0. ``[N]``, detached.
 
     One element per attempt: with a row per turn, the other rows of an attempt would pass for others.
@@ -64,7 +69,7 @@ def rloo_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return _narrow((count * rewards.double() - total) / (count - 1).clamp_min(1), rewards)
 
 
-def dr_grpo_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
+def dr_grpo_advantages(rewards: Real[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """r - mean within each group (Dr. GRPO, arXiv 2503.20783); a group of one gets 0. ``[N]``, detached.
 
     Dr. GRPO takes two things out of GRPO: the division by the standard deviation, here, and the division of each sequence's
@@ -75,7 +80,7 @@ def dr_grpo_advantages(rewards: Tensor, group_ids: Tensor) -> Tensor:
     return _narrow(rewards.double() - total / count, rewards)
 
 
-def reinforce_pp_advantages(rewards: Tensor, group_ids: Tensor | None = None) -> Tensor:
+def reinforce_pp_advantages(rewards: Real[Tensor, " N"], group_ids: Int[Tensor, " N"] | None = None) -> Float[Tensor, " N"]:
     """(r - mean) / (std + 1e-6) over the whole batch (REINFORCE++, arXiv 2501.03262). ``[N]``, detached.
 
     With `group_ids` the mean of each group is taken off first: the paper's "baseline" variant. Pass all rows of the optimizer
@@ -91,7 +96,9 @@ def reinforce_pp_advantages(rewards: Tensor, group_ids: Tensor | None = None) ->
     return _narrow(centred / (std + EPSILON), rewards)
 
 
-def discounted_returns(rewards: Tensor, trajectory_ids: Tensor, gamma: float) -> Tensor:
+def discounted_returns(
+    rewards: Real[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"], gamma: float
+) -> Float[Tensor, " turns"]:
     """G_k = r_k + gamma G_{k+1} within each trajectory; its last turn has G = r. ``[turns]``, detached.
 
     Raises:
@@ -101,7 +108,12 @@ def discounted_returns(rewards: Tensor, trajectory_ids: Tensor, gamma: float) ->
     return discounted_sums(rewards.flip(0), trajectory_ids.flip(0), gamma).flip(0)
 
 
-def anchor_advantages(returns: Tensor, group_ids: Tensor, anchor_ids: Tensor, normalize_std: bool = False) -> Tensor:
+def anchor_advantages(
+    returns: Real[Tensor, " turns"],
+    group_ids: Int[Tensor, " turns"],
+    anchor_ids: Int[Tensor, " turns"],
+    normalize_std: bool = False,
+) -> Float[Tensor, " turns"]:
     """G - mean over the turns of the same group and anchor state: GiGPO's step advantage (arXiv 2505.10978). ``[turns]``.
 
     With `normalize_std` it is divided by the unbiased std + 1e-6. A turn that is alone in its state has nothing to compare
@@ -118,7 +130,7 @@ def anchor_advantages(returns: Tensor, group_ids: Tensor, anchor_ids: Tensor, no
     return _advantages(returns, mean, std, normalize_std).masked_fill(count == 1, 0.0)
 
 
-def similar_anchors(texts: Sequence[str], group_ids: Tensor, threshold: float | None) -> Tensor:
+def similar_anchors(texts: Sequence[str], group_ids: Int[Tensor, " N"], threshold: float | None) -> Int[Tensor, " N"]:
     """An id per text, equal for texts of the same group that count as the same state. ``[N]`` int64, 0, 1, ... as they appear.
 
     With a threshold of None or 1.0 texts must be equal. Below 1.0 a text joins the first cluster of its group whose
@@ -182,17 +194,17 @@ class _Opener:
         return self.matcher.ratio() >= threshold
 
 
-@torch.no_grad()
 def _group_sums(values: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum and size of each element's group, ``[N]`` each."""
+    """Sum and size of each element's group, ``[N]`` each, detached."""
+    values = values.detach()
     groups, index = torch.unique(group_ids, return_inverse=True)
     zero = torch.zeros(groups.shape[0], dtype=values.dtype, device=values.device)
     return zero.index_add(0, index, values)[index], zero.index_add(0, index, torch.ones_like(values))[index]
 
 
-@torch.no_grad()
 def _group_statistics(values: Tensor, group_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased std of each element's group, ``[N]`` each; 0 and 1 for a group of one. Two passes."""
+    """Mean and unbiased std of each element's group, ``[N]`` each; 0 and 1 for a group of one. Two passes; detached."""
+    values = values.detach()
     total, count = _group_sums(values, group_ids)
     mean = total / count
     squares, _ = _group_sums((values - mean).square(), group_ids)

@@ -5,28 +5,29 @@ or not, and return float32 ``[N]``. A reward is no success: anything but 0 and 1
 """
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 
-def failed_only(success: Tensor, group_ids: Tensor) -> Tensor:
+def failed_only(success: Shaped[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """1 for an episode that failed: AHEAD (arXiv 2608.24114), OPID's option (arXiv 2606.26790)."""
     own, _, _ = _outcomes(success, group_ids)
     return 1 - own
 
 
-def mixed_groups(success: Tensor, group_ids: Tensor) -> Tensor:
+def mixed_groups(success: Shaped[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """1 where the group has both a success and a failure: GRSD (arXiv 2607.28076)."""
     _, successes, attempts = _outcomes(success, group_ids)
     return ((successes > 0) & (successes < attempts)).float()
 
 
-def cliff_groups(success: Tensor, group_ids: Tensor) -> Tensor:
+def cliff_groups(success: Shaped[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """1 where every attempt of the group failed: HDPO's "cliff" tasks (arXiv 2603.23871)."""
     _, successes, _ = _outcomes(success, group_ids)
     return (successes == 0).float()
 
 
-def has_successful_sibling(success: Tensor, group_ids: Tensor) -> Tensor:
+def has_successful_sibling(success: Shaped[Tensor, " N"], group_ids: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
     """1 where *another* attempt of the group succeeded: SDPO (arXiv 2601.20802), whose teacher is shown that attempt."""
     own, successes, _ = _outcomes(success, group_ids)
     return (successes > own).float()

@@ -9,18 +9,19 @@ a loss is detached.
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional.precision import widen
 
 
-def log_prob_gap(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+def log_prob_gap(teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
     """Teacher minus student log-probability of the sampled token, in nats; positive: the teacher endorses the token."""
     return widen(teacher_logp) - widen(student_logp)
 
 
-def gap_gate(gap: Tensor, beta: float) -> Tensor:
+def gap_gate(gap: Float[Tensor, "*tokens"], beta: float) -> Float[Tensor, "*tokens"]:
     """sigmoid(beta gap): 1/2 where teacher and student agree. The gate that SDAR trains with (its beta: 5).
 
     beta = 0 is 1/2 everywhere.
@@ -28,7 +29,7 @@ def gap_gate(gap: Tensor, beta: float) -> Tensor:
     return torch.sigmoid(beta * widen(gap))
 
 
-def entropy_gate(entropy: Tensor, beta: float, vocab_size: int) -> Tensor:
+def entropy_gate(entropy: Float[Tensor, "*tokens"], beta: float, vocab_size: int) -> Float[Tensor, "*tokens"]:
     """2 sigmoid(beta h) - 1 = tanh(beta h / 2), with h = entropy / ln(vocab_size) in [0, 1].
 
     0 where the student is certain, growing with its doubt. As noted it is sigmoid(beta h) without a scale for h. Ours divides
@@ -45,7 +46,9 @@ def entropy_gate(entropy: Tensor, beta: float, vocab_size: int) -> Tensor:
     return torch.tanh(0.5 * beta * _normalized_entropy(entropy, vocab_size))
 
 
-def soft_or_gate(gap: Tensor, entropy: Tensor, beta: float, vocab_size: int) -> Tensor:
+def soft_or_gate(
+    gap: Float[Tensor, "*tokens"], entropy: Float[Tensor, "*tokens"], beta: float, vocab_size: int
+) -> Float[Tensor, "*tokens"]:
     """sigmoid(beta [1 - (1 - h)(1 - D)]), with h = entropy / ln(vocab_size) and D = tanh(gap): endorsed *or* uncertain.
 
     A certain student (h = 0) gets sigmoid(beta D), which is the gap gate for small gaps; an undecided one (h = 1) gets

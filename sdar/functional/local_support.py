@@ -8,6 +8,7 @@ temperature, forbidden ids and padded vocabularies are those of `sdar.functional
 from typing import Literal, get_args
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -21,16 +22,16 @@ MIN_LOG_TAIL = -50.0
 
 
 def top_k_reverse_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
     k: int,
     *,
     support: Support = "teacher",
     tail: Tail = "drop",
-    sampled_ids: Tensor | None = None,
+    sampled_ids: Int[Tensor, "*tokens"] | None = None,
     max_log_ratio: float | None = None,
     temperature: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "*tokens"]:
     """KL(S' || T') of student and teacher on the small support that `local_support` makes.
 
     Value:    sum S' (log S' - log T'); with the bucket at most KL(S || T), which it is for k = V whatever the tail.
@@ -52,16 +53,16 @@ def top_k_reverse_kl(
 
 
 def top_k_forward_kl(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
     k: int,
     *,
     support: Support = "teacher",
     tail: Tail = "drop",
-    sampled_ids: Tensor | None = None,
+    sampled_ids: Int[Tensor, "*tokens"] | None = None,
     max_log_ratio: float | None = None,
     temperature: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "*tokens"]:
     """KL(T' || S'), arguments and errors as in `top_k_reverse_kl`.
 
     Value:    sum T' (log T' - log S'); with the bucket at most KL(T || S), which it is for k = V whatever the tail.
@@ -73,16 +74,16 @@ def top_k_forward_kl(
 
 
 def top_k_jsd(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
     k: int,
     beta: float,
     *,
     support: Support = "teacher",
     tail: Tail = "drop",
-    sampled_ids: Tensor | None = None,
+    sampled_ids: Int[Tensor, "*tokens"] | None = None,
     temperature: float = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "*tokens"]:
     """`jsd` of S' and T', arguments and errors as there and in `top_k_reverse_kl`.
 
     Value:    beta KL(T' || M) + (1 - beta) KL(S' || M), M = beta T' + (1 - beta) S'; at most ln 2.
@@ -93,13 +94,13 @@ def top_k_jsd(
 
 
 def local_support(
-    student_logits: Tensor,
-    support_ids: Tensor,
-    teacher_support_logp: Tensor,
+    student_logits: Float[Tensor, "*tokens vocab"],
+    support_ids: Int[Tensor, "*tokens K"],
+    teacher_support_logp: Float[Tensor, "*tokens K"],
     tail: Tail,
-    sampled_ids: Tensor | None = None,
-    teacher_sampled_logp: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    sampled_ids: Int[Tensor, "*tokens"] | None = None,
+    teacher_sampled_logp: Float[Tensor, "*tokens"] | None = None,
+) -> tuple[Float[Tensor, "*tokens kept"], Float[Tensor, "*tokens kept"]]:
     """Student and teacher as normalised log-probabilities over few categories: ``[*, K]``, ``[*, K + 1]`` if there is a tail.
 
     "drop":    both renormalised on the support.
@@ -139,7 +140,7 @@ def local_support(
     return student, teacher.log_softmax(-1)
 
 
-def top_k_ids(logits: Tensor, k: int) -> Tensor:
+def top_k_ids(logits: Float[Tensor, "*tokens vocab"], k: int) -> Int[Tensor, "*tokens {k}"]:
     """Ids of the k largest logits, ``[*, V] -> [*, k]``, largest first.
 
     Raises:
@@ -155,14 +156,14 @@ def top_k_ids(logits: Tensor, k: int) -> Tensor:
 
 
 def top_k_support(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
     k: int,
     support: Support,
     tail: Tail,
-    sampled_ids: Tensor | None,
+    sampled_ids: Int[Tensor, "*tokens"] | None,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, "*tokens kept"], Float[Tensor, "*tokens kept"]]:
     """Like `local_support`, from full logits on both sides; the teacher's bucket is then as exact as the student's."""
     if support not in get_args(Support):
         raise ConfigError(f"support is {support!r}: it says whose most probable tokens count. Use one of {get_args(Support)}.")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -14,7 +15,9 @@ LAST = -1e6
 """Log-weight of a token with weight 0: behind all others, however lucky its draw."""
 
 
-def first_occurrences(ids: Tensor, response_mask: Tensor, token_ids: Iterable[int]) -> Tensor:
+def first_occurrences(
+    ids: Int[Tensor, "batch time"], response_mask: Shaped[Tensor, "batch time"], token_ids: Iterable[int]
+) -> Bool[Tensor, "batch time"]:
     """True at the first response token of each row that has the id, for each of `token_ids`. Bool.
 
     Revisiting OPD (arXiv 2603.25562) takes the first ``<``, ``think`` and ``<|im_end|>`` of a response out of its loss.
@@ -27,8 +30,9 @@ def first_occurrences(ids: Tensor, response_mask: Tensor, token_ids: Iterable[in
     return first
 
 
-@torch.no_grad()
-def weighted_subset(weights: Tensor, mask: Tensor, share: float, generator: torch.Generator | None = None) -> Tensor:
+def weighted_subset(
+    weights: Float[Tensor, "*tokens"], mask: Shaped[Tensor, "*tokens"], share: float, generator: torch.Generator | None = None
+) -> Bool[Tensor, "*tokens"]:
     """True for floor(share tokens in the mask), drawn without replacement with probability proportional to `weights`. Bool.
 
     At least one if there are any. A token with weight 0 comes only when all others are in, and then each is as likely.
@@ -48,7 +52,7 @@ def weighted_subset(weights: Tensor, mask: Tensor, share: float, generator: torc
             f"share is {share}: it is the share of tokens that are kept. Use a number above 0, up to 1, e.g. 0.5."
         )
     mask = mask.bool()
-    inside = weights[mask].double()
+    inside = weights.detach()[mask].double()
     bad = ~((inside >= 0) & inside.isfinite())
     if bool(bad.any()):
         raise ValueError(
@@ -62,7 +66,9 @@ def weighted_subset(weights: Tensor, mask: Tensor, share: float, generator: torc
     return torch.zeros_like(mask).masked_scatter(mask, kept)
 
 
-def token_importance(entropy: Tensor, jsd: Tensor, vocab_size: int, alpha: float, gamma: float) -> Tensor:
+def token_importance(
+    entropy: Float[Tensor, "*tokens"], jsd: Float[Tensor, "*tokens"], vocab_size: int, alpha: float, gamma: float
+) -> Float[Tensor, "*tokens"]:
     """h^alpha d^gamma in [0, 1], h = entropy / ln(vocab_size), d = jsd / ln 2: uncertain *and* divergent. TIP, detached.
 
     An exponent of 0 leaves its factor out.
@@ -83,7 +89,9 @@ def token_importance(entropy: Tensor, jsd: Tensor, vocab_size: int, alpha: float
     return doubt.pow(alpha) * divergence.pow(gamma)
 
 
-def soft_or_importance(entropy: Tensor, jsd: Tensor, vocab_size: int) -> Tensor:
+def soft_or_importance(
+    entropy: Float[Tensor, "*tokens"], jsd: Float[Tensor, "*tokens"], vocab_size: int
+) -> Float[Tensor, "*tokens"]:
     """h + d - h d in [0, 1]: uncertain *or* divergent, with h and d of `token_importance`. Detached.
 
     TIP names a soft-OR score without its formula; this, the usual one, is ours.

@@ -6,6 +6,7 @@ differ, which is why both are stated. Write S for the student, T for the teacher
 """
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -17,7 +18,7 @@ MAX_LOG_RATIO = 10.0
 """Bound of the exponent in the importance ratio of `importance_k3`."""
 
 
-def lift(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+def lift(teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
     """log T - log S of the sampled token: SDAR's surrogate (arXiv 2605.15155), before gate and reduction.
 
     Value:    -KL(S || T).
@@ -28,7 +29,9 @@ def lift(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
     return widen(teacher_logp).detach() - widen(student_logp)
 
 
-def k1_policy_gradient(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+def k1_policy_gradient(
+    teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"]
+) -> Float[Tensor, "*tokens"]:
     """l, with the gradient of the score function: detached l times grad log S.
 
     Value:    KL(S || T).
@@ -39,7 +42,7 @@ def k1_policy_gradient(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
     return log_ratio + log_ratio * (student - student.detach())
 
 
-def k2(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+def k2(teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
     """l^2 / 2.
 
     Value:    E[l^2] / 2, which is KL(S || T) to second order; biased.
@@ -48,7 +51,9 @@ def k2(teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
     return 0.5 * (widen(student_logp) - widen(teacher_logp).detach()).square()
 
 
-def k3(teacher_logp: Tensor, student_logp: Tensor, clamp: float | None = None) -> Tensor:
+def k3(
+    teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"], clamp: float | None = None
+) -> Float[Tensor, "*tokens"]:
     """exp(-l) - 1 + l, the "low-variance KL"; the exponent is bounded by 20.
 
     Value:    KL(S || T).
@@ -77,7 +82,9 @@ def k3(teacher_logp: Tensor, student_logp: Tensor, clamp: float | None = None) -
     return kl if clamp is None else kl.clamp(max=clamp)
 
 
-def importance_k3(teacher_logp: Tensor, student_logp: Tensor, old_logp: Tensor) -> Tensor:
+def importance_k3(
+    teacher_logp: Float[Tensor, "*tokens"], student_logp: Float[Tensor, "*tokens"], old_logp: Float[Tensor, "*tokens"]
+) -> Float[Tensor, "*tokens"]:
     """rho (exp(-l) - 1 + l) with rho = S / old carrying a gradient: the loss of Skill-SD (arXiv 2604.10674).
 
     The values are bounded as published: by 20 in the exponent of the bracket, by 10 in that of rho. Where the bracket is bounded

@@ -3,6 +3,7 @@ sequence ratio, and plain, truncated or masked importance sampling. `old_logp` a
 """
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -13,13 +14,13 @@ MAX_LOG_RATIO = 20.0
 
 
 def ppo_clip(
-    logp: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
+    logp: Float[Tensor, "*batch time"],
+    old_logp: Float[Tensor, "*batch time"],
+    advantages: Float[Tensor, "*batch"] | Float[Tensor, "*batch time"],
     clip_low: float,
     clip_high: float,
     dual_clip: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "*batch time"]:
     """max(-A r, -A clip(r, 1 - clip_low, 1 + clip_high)) per token, r = exp(logp - old_logp); at most -A dual_clip if A < 0.
 
     Value:    minus the clipped surrogate return.
@@ -44,7 +45,13 @@ def ppo_clip(
     return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
-def clip_indicator(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low: float, clip_high: float) -> Tensor:
+def clip_indicator(
+    logp: Float[Tensor, "*batch time"],
+    old_logp: Float[Tensor, "*batch time"],
+    advantages: Float[Tensor, "*batch"] | Float[Tensor, "*batch time"],
+    clip_low: float,
+    clip_high: float,
+) -> Float[Tensor, "*batch time"]:
     """1 where `ppo_clip` is clipped (dual clip aside), else 0; its `masked_mean` is the clip fraction."""
     with torch.no_grad():
         loss, clipped_loss, _ = _surrogates(logp, old_logp, advantages, clip_low, clip_high)
@@ -52,8 +59,13 @@ def clip_indicator(logp: Tensor, old_logp: Tensor, advantages: Tensor, clip_low:
 
 
 def gspo_clip(
-    logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor, clip_low: float, clip_high: float
-) -> Tensor:
+    logp: Float[Tensor, "batch time"],
+    old_logp: Float[Tensor, "batch time"],
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch time"],
+    response_mask: Shaped[Tensor, "batch time"],
+    clip_low: float,
+    clip_high: float,
+) -> Float[Tensor, "batch time"]:
     """`ppo_clip` with one ratio for all tokens of a row, s = exp(mean over its response tokens of logp - old_logp).
 
     This is GSPO-token (arXiv 2507.18071): each token has a gradient of its own, so that advantages may differ within a row.
@@ -76,7 +88,12 @@ def gspo_clip(
     return torch.maximum(loss, clipped_loss).where(mask, 0.0)
 
 
-def importance_policy_gradient(logp: Tensor, old_logp: Tensor, advantages: Tensor, cap: float | None = None) -> Tensor:
+def importance_policy_gradient(
+    logp: Float[Tensor, "*batch time"],
+    old_logp: Float[Tensor, "*batch time"],
+    advantages: Float[Tensor, "*batch"] | Float[Tensor, "*batch time"],
+    cap: float | None = None,
+) -> Float[Tensor, "*batch time"]:
     """-w A per token with w = `truncated_ratio`, which passes the gradient on even where it is capped.
 
     Without a cap this is the plain importance-sampling loss -r A of Thinking Machines' on-policy distillation; with one it is
@@ -92,7 +109,9 @@ def importance_policy_gradient(logp: Tensor, old_logp: Tensor, advantages: Tenso
     return loss + loss * (widen(logp) - widen(logp).detach())
 
 
-def truncated_ratio(logp: Tensor, old_logp: Tensor, cap: float | None = None) -> Tensor:
+def truncated_ratio(
+    logp: Float[Tensor, "*tokens"], old_logp: Float[Tensor, "*tokens"], cap: float | None = None
+) -> Float[Tensor, "*tokens"]:
     """min(exp(logp - old_logp), cap), detached: an importance weight of bounded variance. SDPO (arXiv 2601.20802) has cap 2.
 
     Raises:
@@ -107,7 +126,9 @@ def truncated_ratio(logp: Tensor, old_logp: Tensor, cap: float | None = None) ->
     return log_ratio.exp().clamp(max=cap) if cap is not None else log_ratio.exp()
 
 
-def masked_ratio(logp: Tensor, old_logp: Tensor, low: float, high: float) -> Tensor:
+def masked_ratio(
+    logp: Float[Tensor, "*tokens"], old_logp: Float[Tensor, "*tokens"], low: float, high: float
+) -> Float[Tensor, "*tokens"]:
     """r = exp(logp - old_logp) where it lies in [low, high], elsewhere 0; detached. IcePop (arXiv 2510.18855) has 0.5 and 5.
 
     Value:    r if low <= r <= high, else 0.

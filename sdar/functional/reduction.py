@@ -1,12 +1,15 @@
 """The one reduction: every loss in the package becomes a number here."""
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from sdar.functional.precision import widen
 
 
-def masked_mean(values: Tensor, mask: Tensor, normalizer: Tensor | float | None = None) -> Tensor:
+def masked_mean(
+    values: Float[Tensor, "*tokens"], mask: Shaped[Tensor, "*tokens"], normalizer: Tensor | float | None = None
+) -> Float[Tensor, ""]:
     """sum(mask * values) / normalizer, a scalar; the normalizer is the number of tokens in `mask` if none is given.
 
     Give the number of tokens of the *whole* optimizer step as `normalizer`, and the sum over micro-batches is the same for

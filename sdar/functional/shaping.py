@@ -5,6 +5,7 @@ of the row. ``[turns]`` is ordered by trajectory and then by time; equal `trajec
 """
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -17,7 +18,13 @@ MIN_PRIOR = 1e-3
 """A prior belief is kept this far from 0 and 1, whose log-odds are infinite."""
 
 
-def rlsd_advantages(advantages: Tensor, teacher_logp: Tensor, student_logp: Tensor, lam: float, clip: float) -> Tensor:
+def rlsd_advantages(
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch time"],
+    teacher_logp: Float[Tensor, "batch time"],
+    student_logp: Float[Tensor, "batch time"],
+    lam: float,
+    clip: float,
+) -> Float[Tensor, "batch time"]:
     """A [(1 - lam) + lam w], w = clamp(exp(sign(A) gap), 1 - clip, 1 + clip): RLSD (arXiv 2604.03128). ``[batch, time]``.
 
     Where the teacher agrees with the sign of the advantage (it endorses a token of a good attempt, rejects one of a bad
@@ -37,13 +44,13 @@ def rlsd_advantages(advantages: Tensor, teacher_logp: Tensor, student_logp: Tens
 
 
 def additive_gap(
-    advantages: Tensor,
-    teacher_logp: Tensor,
-    student_logp: Tensor,
+    advantages: Float[Tensor, " batch"] | Float[Tensor, "batch time"],
+    teacher_logp: Float[Tensor, "batch time"],
+    student_logp: Float[Tensor, "batch time"],
     coef: float,
-    weights: Tensor | None = None,
+    weights: Float[Tensor, "batch time"] | None = None,
     max_gap: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """A + coef w gap, gap = teacher - student in nats: distillation as a reward. ``[batch, time]``.
 
     Under a policy gradient this descends coef KL(student || teacher). OPD, TCOD (arXiv 2604.24005): w = 1; SOD
@@ -62,7 +69,9 @@ def additive_gap(
     return per_token(advantages, gap) + coef * gap
 
 
-def belief_revision(evidence: Tensor, trajectory_ids: Tensor, prior: Tensor, decay: float) -> Tensor:
+def belief_revision(
+    evidence: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"], prior: Float[Tensor, " turns"], decay: float
+) -> Float[Tensor, " turns"]:
     """B_k - B_{k-1}: how a turn changes the belief in success, AgentOPSD (arXiv 2608.05987). ``[turns]`` in (-1, 1).
 
     c_k = decay c_{k-1} + e_k, B_k = sigmoid(logit(prior) + c_k), B_0 = prior. The revisions of a trajectory sum to what the
@@ -97,7 +106,7 @@ def belief_revision(evidence: Tensor, trajectory_ids: Tensor, prior: Tensor, dec
     return (belief - before).to(widen(evidence).dtype)
 
 
-def trajectory_zscore(values: Tensor, trajectory_ids: Tensor) -> Tensor:
+def trajectory_zscore(values: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"]) -> Float[Tensor, " turns"]:
     """(v - mean) / std over the turns of each trajectory, std the biased one. ``[turns]``.
 
     0 where the values of a trajectory are less than 1e-8 apart, as in a trajectory of one turn; that bound is ours.
@@ -111,7 +120,9 @@ def trajectory_zscore(values: Tensor, trajectory_ids: Tensor) -> Tensor:
     return (centred / std).where(high - low >= FLAT, 0.0).to(widen(values).dtype)
 
 
-def agent_opsd_weights(advantages: Tensor, revision_z: Tensor, band: float) -> Tensor:
+def agent_opsd_weights(
+    advantages: Float[Tensor, "..."], revision_z: Float[Tensor, "*tokens"], band: float
+) -> Float[Tensor, "*tokens"]:
     """clamp(1 + band sign(A) z, 1 - band, 1 + band), AgentOPSD (arXiv 2608.05987); for `mix_advantages`.
 
     A turn after which success became more likely counts more in a good attempt and less in a bad one.
@@ -128,7 +139,9 @@ def agent_opsd_weights(advantages: Tensor, revision_z: Tensor, band: float) -> T
     return (1 + band * per_token(advantages, z).sign() * z).clamp(1 - band, 1 + band)
 
 
-def mix_advantages(advantages: Tensor, weights: Tensor, lam: float) -> Tensor:
+def mix_advantages(
+    advantages: Float[Tensor, "..."], weights: Float[Tensor, "*tokens"], lam: float
+) -> Float[Tensor, "*tokens"]:
     """A [(1 - lam) + lam w], shaped like the weights.
 
     Raises:

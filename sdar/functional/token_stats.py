@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -20,20 +21,20 @@ from sdar.functional.vocabulary import log_probs
 class TokenStats(NamedTuple):
     """Per token ``[N]``, in nats, float32 (float64 for float64 inputs)."""
 
-    logp: Tensor
+    logp: Float[Tensor, " N"]
     """Log-probability of the target under the tempered softmax over the allowed ids."""
-    entropy: Tensor
+    entropy: Float[Tensor, " N"]
     """Of the same distribution."""
-    allowed_logmass: Tensor
+    allowed_logmass: Float[Tensor, " N"]
     """Log of the mass that the tempered softmax over *all* ids gives to the allowed ones; 0 when nothing is forbidden."""
 
 
 def chunked_token_stats(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
+    targets: Int[Tensor, " N"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     forbidden_ids: Sequence[int] = (),
     softcap: float | None = None,
@@ -77,14 +78,14 @@ def chunked_token_stats(
 
 
 def vocabulary_log_probs(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden: Float[Tensor, "N H"],
+    weight: Float[Tensor, "V H"],
     *,
-    bias: Tensor | None = None,
+    bias: Float[Tensor, " V"] | None = None,
     temperature: float = 1.0,
     forbidden_ids: Sequence[int] = (),
     softcap: float | None = None,
-) -> Tensor:
+) -> Float[Tensor, "N V"]:
     """Log-probabilities ``[N, V]`` of the distribution of `chunked_token_stats`; for a chunk of tokens at a time.
 
     Forbidden ids get the lowest finite number. Matrix products as there: inputs in their own precision, float32 out.

@@ -5,6 +5,7 @@ tokens of a window; whose embeddings, the caller decides. Tensors are batched: w
 """
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,10 +13,13 @@ from sdar.errors import ConfigError
 from sdar.functional.precision import widen
 
 
-@torch.no_grad()
 def transport_plan(
-    cost: Tensor, source_mask: Tensor, target_mask: Tensor, regularization: float = 0.05, iterations: int = 50
-) -> Tensor:
+    cost: Float[Tensor, "batch n m"],
+    source_mask: Shaped[Tensor, "batch n"],
+    target_mask: Shaped[Tensor, "batch m"],
+    regularization: float = 0.05,
+    iterations: int = 50,
+) -> Float[Tensor, "batch n m"]:
     """The plan P that minimises <P, cost> + regularization sum P log P between uniform masses. ``[batch, n, m]``, detached.
 
     Sinkhorn's iteration on logarithms. It ends with the source: each source token sends exactly 1 / (their number), and what
@@ -37,7 +41,7 @@ def transport_plan(
         )
     source, target = source_mask.bool(), target_mask.bool()
     pairs = source[:, :, None] & target[:, None, :]
-    scores = (-widen(cost) / regularization).where(pairs, -torch.inf)
+    scores = (-widen(cost).detach() / regularization).where(pairs, -torch.inf)
     log_source = -source.sum(1).clamp_min(1).to(scores.dtype).log()[:, None]
     log_target = -target.sum(1).clamp_min(1).to(scores.dtype).log()[:, None]
     # Potentials outside of the masks are -inf - -inf; zero is as good as any, since the scores there are -inf.
@@ -49,13 +53,13 @@ def transport_plan(
 
 
 def window_distance(
-    source: Tensor,
-    target: Tensor,
-    source_mask: Tensor,
-    target_mask: Tensor,
+    source: Float[Tensor, "batch n dim"],
+    target: Float[Tensor, "batch m dim"],
+    source_mask: Shaped[Tensor, "batch n"],
+    target_mask: Shaped[Tensor, "batch m"],
     regularization: float = 0.05,
     iterations: int = 50,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch n m"]]:
     """<P, 1 - cosine> in [0, 2], ``[batch]``, and the `transport_plan` P, ``[batch, n, m]``; 0 for an empty window.
 
     Value:    the cost of the plan, without the entropy term; above the unregularised distance by at most

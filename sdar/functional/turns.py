@@ -5,6 +5,7 @@ are any integers, are consecutive. Weights are detached.
 """
 
 import torch
+from jaxtyping import Float, Int, Real, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -14,7 +15,9 @@ FLAT = 1e-8
 """Values of a trajectory that are less than this apart count as equal."""
 
 
-def turn_mean(values: Tensor, response_mask: Tensor, turn_ids: Tensor) -> Tensor:
+def turn_mean(
+    values: Float[Tensor, "batch time"], response_mask: Shaped[Tensor, "batch time"], turn_ids: Int[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
     """Each response token gets the mean of `values` over the response tokens of its turn; other tokens get 0.
 
     Differentiable in `values`. Turn ids are any integers; what they and `values` hold outside of the mask does not matter.
@@ -29,13 +32,13 @@ def turn_mean(values: Tensor, response_mask: Tensor, turn_ids: Tensor) -> Tensor
 
 
 def stepwise_weights(
-    student_logp: Tensor,
-    teacher_logp: Tensor,
-    response_mask: Tensor,
-    turn_ids: Tensor,
+    student_logp: Float[Tensor, "batch time"],
+    teacher_logp: Float[Tensor, "batch time"],
+    response_mask: Shaped[Tensor, "batch time"],
+    turn_ids: Int[Tensor, "batch time"],
     epsilon: float = 1e-6,
     delta: float = 0.2,
-) -> Tensor:
+) -> Float[Tensor, "batch time"]:
     """SOD's weight of each response token's turn (arXiv 2605.07725), 0 outside of the mask. Detached.
 
     `stepwise_turn_weights` of d_k, the mean |student - teacher| in nats over the response tokens of turn k. A row is a
@@ -49,7 +52,9 @@ def stepwise_weights(
     return weights
 
 
-def stepwise_turn_weights(divergence: Tensor, trajectory_ids: Tensor, epsilon: float = 1e-6, delta: float = 0.2) -> Tensor:
+def stepwise_turn_weights(
+    divergence: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"], epsilon: float = 1e-6, delta: float = 0.2
+) -> Float[Tensor, " turns"]:
     """w_1 = 1, w_k = min((d_1 + epsilon) / (d_k + epsilon), 1 + delta), SOD (arXiv 2605.07725). ``[turns]``, detached.
 
     The paper multiplies the ratios (d_u + epsilon) / (d_{u+1} + epsilon) of successive turns and bounds the product, which
@@ -73,7 +78,9 @@ def stepwise_turn_weights(divergence: Tensor, trajectory_ids: Tensor, epsilon: f
     return (first[index] / divergence).clamp(max=1 + delta)
 
 
-def atod_turn_weights(divergence: Tensor, surprise: Tensor, trajectory_ids: Tensor) -> Tensor:
+def atod_turn_weights(
+    divergence: Float[Tensor, " turns"], surprise: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"]
+) -> Float[Tensor, " turns"]:
     """1 - (1 - d)(1 - h), in [0, 1]: a turn counts if it diverges *or* surprises (ATOD, arXiv 2606.27814). Detached.
 
     d and h are `divergence` and `surprise` moved to [0, 1] by the minimum and maximum of their trajectory; where these are
@@ -87,7 +94,9 @@ def atod_turn_weights(divergence: Tensor, surprise: Tensor, trajectory_ids: Tens
     return 1 - (1 - d) * (1 - h)
 
 
-def iw_opd_weights(gap: Tensor, response_mask: Tensor, gamma: float = 0.5, epsilon: float = 1e-8) -> Tensor:
+def iw_opd_weights(
+    gap: Float[Tensor, "batch time"], response_mask: Shaped[Tensor, "batch time"], gamma: float = 0.5, epsilon: float = 1e-8
+) -> Float[Tensor, "batch time"]:
     """1 + gamma (1 - share of the row's sum of |gap| that lies before the token), 0 outside of the mask. Detached.
 
     IW-OPD (arXiv 2606.22600): from 1 + gamma for the first response token down to nearly 1 for the last ones, since what
@@ -110,7 +119,7 @@ def iw_opd_weights(gap: Tensor, response_mask: Tensor, gamma: float = 0.5, epsil
     return (1 + gamma * (1 - share)).where(mask, 0.0)
 
 
-def trajectory_index(trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
+def trajectory_index(trajectory_ids: Int[Tensor, " turns"]) -> tuple[Int[Tensor, " turns"], Int[Tensor, " trajectories"]]:
     """The trajectory of each turn as 0, 1, ... ``[turns]``, and the number of turns of each ``[trajectories]``.
 
     Raises:
@@ -126,7 +135,9 @@ def trajectory_index(trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
     return index, counts
 
 
-def discounted_sums(values: Tensor, trajectory_ids: Tensor, discount: float) -> Tensor:
+def discounted_sums(
+    values: Real[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"], discount: float
+) -> Float[Tensor, " turns"]:
     """c_k = discount c_{k-1} + v_k within each trajectory, from c_0 = 0. ``[turns]``, detached; computed in float64.
 
     Raises:
@@ -147,7 +158,9 @@ def discounted_sums(values: Tensor, trajectory_ids: Tensor, discount: float) -> 
     return (by_trajectory @ powers.triu())[index, place].to(widen(values).dtype)
 
 
-def trajectory_bounds(values: Tensor, trajectory_ids: Tensor) -> tuple[Tensor, Tensor]:
+def trajectory_bounds(
+    values: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"]
+) -> tuple[Float[Tensor, " turns"], Float[Tensor, " turns"]]:
     """Minimum and maximum of `values` over the trajectory of each turn, ``[turns]`` each."""
     index, counts = trajectory_index(trajectory_ids)
     zero = values.new_zeros(len(counts))

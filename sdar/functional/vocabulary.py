@@ -12,13 +12,18 @@ for float16's lowest number): unmistakable, but finite like its gradient. A row 
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional.precision import widen
 
 
-def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def forward_kl(
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    temperature: float = 1.0,
+) -> Float[Tensor, "*tokens"]:
     """KL(T || S), mass-covering.
 
     Value:    sum_v T (log T - log S).
@@ -28,7 +33,11 @@ def forward_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return kl(teacher, student)
 
 
-def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+def reverse_kl(
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    temperature: float = 1.0,
+) -> Float[Tensor, "*tokens"]:
     """KL(S || T), mode-seeking: what `k1_policy_gradient` samples.
 
     Value:    sum_v S (log S - log T).
@@ -38,7 +47,12 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, temperature: floa
     return kl(student, teacher)
 
 
-def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature: float = 1.0) -> Tensor:
+def jsd(
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    beta: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*tokens"]:
     """The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649): M = beta T + (1 - beta) S.
 
     beta = 0 is KL(T || S) and beta = 1 is KL(S || T), as in GKD and TRL: the limits of jsd / beta and jsd / (1 - beta), where
@@ -64,7 +78,12 @@ def jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float, temperature
     return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
 
 
-def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+def skew_forward_kl(
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    alpha: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*tokens"]:
     """KL(T || M), M = alpha T + (1 - alpha) S: the skew KL of DistiLLM (arXiv 2402.03898; there alpha = 0.1).
 
     Value:    at most -ln alpha; KL(T || S) at alpha = 0.
@@ -78,7 +97,12 @@ def skew_forward_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float
     return kl(teacher, _log_mixture(teacher, student, alpha))
 
 
-def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float, temperature: float = 1.0) -> Tensor:
+def skew_reverse_kl(
+    student_logits: Float[Tensor, "*tokens student_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    alpha: float,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*tokens"]:
     """KL(S || M), M = alpha S + (1 - alpha) T: the skew reverse KL of DistiLLM (arXiv 2402.03898; there alpha = 0.1).
 
     Value:    at most -ln alpha; KL(S || T) at alpha = 0.
@@ -92,7 +116,9 @@ def skew_reverse_kl(student_logits: Tensor, teacher_logits: Tensor, alpha: float
     return kl(student, _log_mixture(student, teacher, alpha))
 
 
-def common_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
+def common_vocabulary(
+    student_logits: Float[Tensor, "*tokens student_vocab"], teacher_logits: Float[Tensor, "*tokens teacher_vocab"]
+) -> tuple[Float[Tensor, "*tokens vocab"], Float[Tensor, "*tokens vocab"]]:
     """Both cut to the narrower vocabulary: embeddings are padded behind the last token (Qwen: 151,936 and 152,064 rows).
 
     Zeros instead would be logits like any others, and can hold most of the mass.
@@ -109,7 +135,9 @@ def common_vocabulary(student_logits: Tensor, teacher_logits: Tensor) -> tuple[T
     return student_logits[..., :width], teacher_logits[..., :width]
 
 
-def kl(logp: Tensor, logq: Tensor, max_log_ratio: float | None = None) -> Tensor:
+def kl(
+    logp: Float[Tensor, "*tokens vocab"], logq: Float[Tensor, "*tokens vocab"], max_log_ratio: float | None = None
+) -> Float[Tensor, "*tokens"]:
     """sum_v p (log p - log q) of finite log-probabilities; the log ratio is kept in [-max, max] if there is a `max_log_ratio`.
 
     Raises:
@@ -126,13 +154,13 @@ def kl(logp: Tensor, logq: Tensor, max_log_ratio: float | None = None) -> Tensor
     return (logp.exp() * log_ratio).sum(-1)
 
 
-def log_probs(logits: Tensor) -> Tensor:
+def log_probs(logits: Float[Tensor, "*tokens vocab"]) -> Float[Tensor, "*tokens vocab"]:
     """The log-softmax of finite logits; torch's own sums a row on the CPU with an error of 1e-5 nats for 152,000 ids."""
     logits = logits - logits.detach().amax(-1, keepdim=True)
     return logits - logits.logsumexp(-1, keepdim=True)
 
 
-def finite_logits(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def finite_logits(logits: Float[Tensor, "*tokens vocab"], temperature: float = 1.0) -> Float[Tensor, "*tokens vocab"]:
     """Logits / temperature in at least float32; forbidden ids get a finite number, of which 0 log 0 is 0, and no gradient.
 
     Raises:

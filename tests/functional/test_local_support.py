@@ -364,6 +364,7 @@ def test_half_precision_over_a_large_vocabulary(tail: str) -> None:
         ({"k": 2, "temperature": 0.0}, r"temperature is 0\.0"),
     ],
 )
+@pytest.mark.usefixtures("without_shapes")
 def test_errors_explain_themselves(settings_: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         top_k_reverse_kl(random_logits(24), torch.cat([random_logits(25)] * 2, -1), **settings_)
@@ -380,6 +381,7 @@ def test_the_tail_of_sampled_tokens_needs_them() -> None:
 
 
 @pytest.mark.parametrize(("ids", "logp"), [((2, 3), (2, 4)), ((1, 3), (1, 3))])
+@pytest.mark.usefixtures("without_shapes")
 def test_rows_are_not_broadcast(ids: tuple[int, int], logp: tuple[int, int]) -> None:
     with pytest.raises(
         ValueError, match=r"student_logits have shape \(2, 5\), support_ids .*Select the same tokens in all three"

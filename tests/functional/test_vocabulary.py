@@ -338,6 +338,7 @@ def test_errors_explain_themselves(call: Callable[[Tensor], Tensor], text: str) 
         call(torch.zeros(2, 3))
 
 
+@pytest.mark.usefixtures("without_shapes")
 def test_rows_are_not_broadcast() -> None:
     with pytest.raises(
         ValueError, match=r"student_logits have shape \(2, 3\), teacher_logits \(1, 3\): .*Select the same tokens"
