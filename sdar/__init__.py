@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sdar.envs import ThinkActProtocol as ThinkActProtocol
     from sdar.envs import WebShopEnv as WebShopEnv
     from sdar.lora import LoRAPolicy as LoRAPolicy
+    from sdar.metrics import EpisodeMetric as EpisodeMetric
+    from sdar.metrics import Metrics as Metrics
+    from sdar.metrics import TokenMetric as TokenMetric
+    from sdar.metrics.means import Tally as Tally
     from sdar.module import AgentModule as AgentModule
     from sdar.parts import AdvantageEstimator as AdvantageEstimator
     from sdar.parts import AdvantageTransform as AdvantageTransform
@@ -72,7 +76,6 @@ if TYPE_CHECKING:
     from sdar.strategies import SkillPrompt as SkillPrompt
     from sdar.strategies import SkillSD as SkillSD
     from sdar.strategies import TopKOPD as TopKOPD
-    from sdar.tally import Tally as Tally
     from sdar.teachers import EMATeacher as EMATeacher
     from sdar.teachers import ExternalTeacher as ExternalTeacher
     from sdar.teachers import InitialTeacher as InitialTeacher

@@ -109,7 +109,7 @@ class GiGPOAdvantage(AdvantageEstimator):
         returns = functional.discounted_returns(credit.turn_rewards, credit.turns.episode, self.gamma) - credit.turn_penalties
         anchors = functional.similar_anchors(credit.observations, credit.turn_groups, self.similarity)
         alone = torch.bincount(anchors)[anchors] == 1
-        credit.tally.add("advantage/shared_anchor_share", float((~alone).sum()), len(alone))
+        credit.metrics.add("advantage/shared_anchor_share", float((~alone).sum()), len(alone))
         step = functional.anchor_advantages(returns, credit.turn_groups, anchors, self.normalize_std)
         return episode[:, None] + self.step_weight * credit.turns.spread(step)
 

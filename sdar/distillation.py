@@ -42,13 +42,13 @@ class Taught(AgentModule):
             return super().weigh(batch, episodes)
         tokens = self.tokens(batch, batch.old_logp, batch.old_entropy)
         mask = batch.response_mask
-        self.tally.tokens("gap/mean", tokens.gap, mask)
-        self.tally.tokens("gap/abs", tokens.gap.abs(), mask)
-        self.tally.tokens("gap/negative_share", tokens.gap < 0, mask)
+        self.metrics.tokens("gap/mean", tokens.gap, mask)
+        self.metrics.tokens("gap/abs", tokens.gap.abs(), mask)
+        self.metrics.tokens("gap/negative_share", tokens.gap < 0, mask)
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
-        self.tally.add("teacher/extra_tokens", float(extra.sum()), len(extra))
-        self.tally.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
-        self.tally.add("teacher/empty_share", float((~batch.told).sum()), len(extra))
+        self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
+        self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
+        self.metrics.add("teacher/empty_share", float((~batch.told).sum()), len(extra))
         if self.view.uses_retrieval() and not batch.told.all() and not self._warned:
             self._warned = True
             rank_zero_warn(
@@ -138,22 +138,22 @@ class Distillation(Taught):
         if weighed is None:
             return None
         batch = weighed
-        self.tally.add("distill/coef", self.distill_coef(self.iteration))
+        self.metrics.add("distill/coef", self.distill_coef(self.iteration))
         if not self.hears_teacher():
             batch.distill_weights = torch.zeros(batch.ids.shape)
             return batch
         chosen = self.chosen(batch, episodes)
-        self.tally.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
+        self.metrics.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
         if batch.has("teacher_top_ids"):
             covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)
-            self.tally.tokens("support/covers_sampled", covered, batch.response_mask)
-            self.tally.tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
+            self.metrics.tokens("support/covers_sampled", covered, batch.response_mask)
+            self.metrics.tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
         if self.gate is not None:
-            self.gate.observe(self.tokens(batch, batch.old_logp, batch.old_entropy), self.tally)
+            self.gate.observe(self.tokens(batch, batch.old_logp, batch.old_entropy), self.metrics)
         batch.distill_weights = chosen.float()
         if self.turn_weight is not None:
             turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
-            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.tally))
+            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.metrics))
         return self.learned_rows(batch)
 
     def learned_rows(self, batch: Batch) -> Batch | None:
@@ -175,11 +175,11 @@ class Distillation(Taught):
         weights = batch.distill_weights
         if self.gate is not None:
             gate = self.gate(self.tokens(batch, now.logp, now.entropy))
-            self.tally.tokens("gate/mean", gate, batch.loss_mask)
-            self.tally.tokens("gate/active_share", gate > 0.5, batch.loss_mask)
+            self.metrics.tokens("gate/mean", gate, batch.loss_mask)
+            self.metrics.tokens("gate/active_share", gate > 0.5, batch.loss_mask)
             weights = weights * gate
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now)
-        self.tally.tokens("distill/divergence", divergence, batch.distill_weights > 0)
+        self.metrics.tokens("distill/divergence", divergence, batch.distill_weights > 0)
         return loss + coef * weights * divergence

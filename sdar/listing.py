@@ -110,8 +110,9 @@ def _place(plural: str) -> tuple[str, bool]:
     base = registry.kinds()[plural]
     if plural == "strategies":
         return "model", False
-    strategies = sorted(set(known_names([registry.kinds()["strategies"]]).values()), key=lambda cls: cls.__name__)
-    owners = [("data", registry.locate("sdar.data.TaskModule")), *(("model", cls) for cls in strategies)]
+    strategies = set(known_names([registry.kinds()["strategies"]]).values())
+    ours_first = sorted(strategies, key=lambda cls: (not cls.__module__.startswith("sdar."), cls.__name__))
+    owners = [("data", registry.locate("sdar.data.TaskModule")), *(("model", cls) for cls in ours_first)]
     for head, owner in owners:
         for cls in owner.__mro__:
             for name, declared in parameters(cls).items():

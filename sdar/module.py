@@ -23,6 +23,7 @@ from torch import Tensor
 from sdar.data import Step
 from sdar.errors import ConfigError
 from sdar.functional import log_prob_gap, masked_mean
+from sdar.metrics.base import TokenMetric
 from sdar.parts import Divergence
 from sdar.registry import part_kind
 from sdar.rollout import Request
@@ -81,10 +82,11 @@ class AgentModule(Lifecycle):
                 self.score(batch, episodes)
                 batch, last = self.weigh(batch, episodes), "weigh"
         if batch:
+            self.observe_tokens(batch)
             with self.phase("update", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
-        self.tally.add("train/empty_iterations", float(not batch))
+        self.metrics.add("train/empty_iterations", float(not batch))
         self.conclude(episodes)
         self.progress.end(None if batch else last, episodes)
 
@@ -129,7 +131,7 @@ class AgentModule(Lifecycle):
             networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
             asked = (self.scorer, self.micro_batch_tokens, self.payload, self.top_k)
             self.teacher_heads = consult(batch, networks, *asked, self.sharding, self.ranks)
-        reporting.sampling_mismatch(self.tally, batch, old.allowed_logmass)
+        reporting.sampling_mismatch(self.metrics, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
 
     def scoring_passes(self) -> dict[str, float]:
@@ -141,8 +143,8 @@ class AgentModule(Lifecycle):
         """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""
         sampled, logp, sampled_logp = densities(batch, allowed_logmass)
         batch.importance = self.correction(logp, sampled_logp).where(sampled, 1.0)
-        self.tally.tokens("rollout/importance", batch.importance, sampled)
-        self.tally.tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
+        self.metrics.tokens("rollout/importance", batch.importance, sampled)
+        self.metrics.tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """What is decided once about the scored rows; may drop rows or tokens. None: nothing is left to learn from."""
@@ -154,20 +156,20 @@ class AgentModule(Lifecycle):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         tokens = self.normalizer(update)
-        self.tally.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
+        self.metrics.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
         parts = self.share(update)
         for number, (_, part) in enumerate(parts, 1):
             with self.sharding.micro_batch(last=number == len(parts)):
                 loss = self.sharding.run(partial(self.loss, part, tokens))
                 self.manual_backward(loss)
-            self.tally.add("train/loss", float(loss.detach()), 0)
-        self.tally.add("train/loss", 0.0, 1)
+            self.metrics.add("train/loss", float(loss.detach()), 0)
+        self.metrics.add("train/loss", 0.0, 1)
         self._step(optimizer, update)
 
     def loss(self, part: Batch, tokens: Tensor) -> Tensor:
         """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
         now = self.student(part)
-        self.tally.tokens("train/entropy", now.entropy, part.loss_mask)
+        self.metrics.tokens("train/entropy", now.entropy, part.loss_mask)
         loss = self.token_loss(part, now)
         if part.has("importance"):
             loss = part.importance * loss
@@ -184,7 +186,7 @@ class AgentModule(Lifecycle):
         if self.teacher is not None:
             self.teacher.after_iteration(self.model, self.iteration)
             for name, value in self.teacher.metrics().items():
-                self.tally.add(name, value)
+                self.metrics.add(name, value)
         self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
@@ -192,6 +194,12 @@ class AgentModule(Lifecycle):
         self.report(attempts)
 
     # ------------------------------------------------------------------ what they share
+
+    def observe_tokens(self, batch: Batch) -> None:
+        """Show the iteration's tokens to the metrics that are about them."""
+        for metric in self.own_metrics:
+            if isinstance(metric, TokenMetric):
+                metric.update(self.tokens(batch, batch.old_logp, batch.old_entropy))
 
     def normalizer(self, update: Batch) -> Tensor:
         """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""

@@ -20,6 +20,7 @@ MOVED = {
     "sdar.reporting": "sdar.training.reporting",
     "sdar.run_logs": "sdar.training.run_logs",
     "sdar.spans": "sdar.rollout.spans",
+    "sdar.tally": "sdar.metrics.means",
     "sdar.trainer": "sdar.cli.trainer",
 }
 """Old path -> new path. What moved into a package of the same name (``sdar.plan``) stands in that package's face."""

@@ -41,6 +41,7 @@ SHELVES = (
     "sdar.shaping",
     "sdar.turn_weights",
     "sdar.filters",
+    "sdar.metrics.tasks",
     "sdar.curricula",
     "sdar.divergences",
     "sdar.schedules",

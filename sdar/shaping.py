@@ -4,10 +4,10 @@ from torch import Tensor
 
 from sdar import functional
 from sdar.errors import ConfigError
+from sdar.metrics import Metrics
 from sdar.parts import AdvantageTransform, Schedule, TurnWeight
 from sdar.registry import register
 from sdar.schedules import scheduled
-from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import TokenView
 
@@ -34,10 +34,10 @@ class GapAdvantage(AdvantageTransform):
     def weight(self, iteration: int) -> float:
         return self.coef(iteration)
 
-    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
-        weights = None if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, tally))
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, metrics: Metrics) -> Tensor:
+        weights = None if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, metrics))
         coef = self.coef(iteration)
-        tally.add("distill/coef", coef)
+        metrics.add("distill/coef", coef)
         return functional.additive_gap(advantages, tokens.teacher_logp, tokens.student_logp, coef, weights, self.clip)
 
 
@@ -67,11 +67,11 @@ class EvidenceRatio(AdvantageTransform):
     def weight(self, iteration: int) -> float:
         return self.lam(iteration)
 
-    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, metrics: Metrics) -> Tensor:
         lam = self.lam(iteration)
         ratio = (advantages.sign() * tokens.gap).exp()
-        tally.add("distill/coef", lam)
-        tally.tokens("advantage/evidence_clipped_share", (ratio - 1).abs() > self.clip, tokens.response_mask)
+        metrics.add("distill/coef", lam)
+        metrics.tokens("advantage/evidence_clipped_share", (ratio - 1).abs() > self.clip, tokens.response_mask)
         scaled = functional.rlsd_advantages(advantages, tokens.teacher_logp, tokens.student_logp, lam, self.clip)
         return scaled.where(advantages < 0, advantages) if self.negative_only else scaled
 
@@ -101,13 +101,13 @@ class BeliefRevision(AdvantageTransform):
     def weight(self, iteration: int) -> float:
         return self.lam(iteration)
 
-    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, tally: Tally) -> Tensor:
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, metrics: Metrics) -> Tensor:
         prior = turns.mean(tokens.group_success)
         revision = functional.belief_revision(turns.sum(tokens.gap), turns.episode, prior, self.decay)
         z = turns.spread(functional.trajectory_zscore(revision, turns.episode))
         lam = self.lam(iteration)
-        tally.add("distill/coef", lam)
-        tally.add("turn/belief_revision", float(revision.abs().sum()), len(revision))
+        metrics.add("distill/coef", lam)
+        metrics.add("turn/belief_revision", float(revision.abs().sum()), len(revision))
         return functional.mix_advantages(advantages, functional.agent_opsd_weights(advantages, z, self.band), lam)
 
 

@@ -4,9 +4,9 @@ from torch import Tensor
 
 from sdar import functional
 from sdar.errors import ConfigError
+from sdar.metrics import Metrics
 from sdar.parts import TurnWeight
 from sdar.registry import register
-from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import TokenView
 
@@ -29,12 +29,12 @@ class StepwiseWeight(TurnWeight):
             )
         self.epsilon, self.delta = epsilon, delta
 
-    def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
+    def __call__(self, tokens: TokenView, turns: Turns, metrics: Metrics) -> Tensor:
         distance = turns.mean(tokens.gap.abs())
         weights = functional.stepwise_turn_weights(distance, turns.episode, self.epsilon, self.delta)
-        tally.add("turn/divergence", float(distance.sum()), len(turns))
-        tally.add("turn/weight", float(weights.sum()), len(turns))
-        tally.add("turn/weight_capped_share", float((weights >= 1 + self.delta).sum()), len(turns))
+        metrics.add("turn/divergence", float(distance.sum()), len(turns))
+        metrics.add("turn/weight", float(weights.sum()), len(turns))
+        metrics.add("turn/weight_capped_share", float((weights >= 1 + self.delta).sum()), len(turns))
         return weights
 
 
@@ -46,9 +46,9 @@ class ATODWeight(TurnWeight):
     episode (1/2 where all turns are alike).
     """
 
-    def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
+    def __call__(self, tokens: TokenView, turns: Turns, metrics: Metrics) -> Tensor:
         distance, surprise = turns.mean(tokens.gap.abs()), turns.mean(-tokens.student_logp)
         weights = functional.atod_turn_weights(distance, surprise, turns.episode)
-        tally.add("turn/divergence", float(distance.sum()), len(turns))
-        tally.add("turn/weight", float(weights.sum()), len(turns))
+        metrics.add("turn/divergence", float(distance.sum()), len(turns))
+        metrics.add("turn/weight", float(weights.sum()), len(turns))
         return weights

@@ -73,7 +73,7 @@ class CriticSearch(GRPO):
                 f"{part_name(self.view)} has no gold answer for {len(blank)} of {len(seen)} tasks, such as {blank[0]}: the judge would "
                 "guess. Use SolutionView in a world with solutions, or SkillView with a retriever that knows every task."
             )
-        with self.tally.timed("time/judge_s"):
+        with self.metrics.timed("time/judge_s"):
             asked = list(zip((episodes[e] for e in seen), answers, strict=True))
             labels = self.ranks.spread(
                 lambda mine: self.judge(*zip(*mine, strict=True)) if mine else [], asked, "judge's labels"
@@ -85,8 +85,8 @@ class CriticSearch(GRPO):
         advantage = torch.zeros(len(turns), dtype=torch.float32)
         group = compared.group[turns.row][known]  # as one state each: a label that is alone in its group says nothing
         advantage[known] = anchor_advantages(reward[known], group, torch.zeros_like(group), normalize_std=True)
-        self.tally.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
-        self.tally.add("judge/unlabelled_share", float((~known).sum()), len(known))
+        self.metrics.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
+        self.metrics.add("judge/unlabelled_share", float((~known).sum()), len(known))
         kept = 1.0 if self.mix == "sum" else 1.0 - self.turn_coef
         advantages = kept * compared.advantages + self.turn_coef * turns.spread(advantage)
         batch.advantages[attempts, : advantages.shape[1]] = advantages

@@ -109,7 +109,7 @@ class GRPO(AgentModule):
         for e, g in zip(batch.episode[attempts].tolist(), batch.group[attempts].tolist(), strict=True):
             rewards.setdefault(g, set()).add(episodes[e].reward)
         flat = torch.tensor([len(rewards.get(g, ())) == 1 for g in batch.group.tolist()])
-        self.tally.add("reward/flat_group_share", float(flat[attempts].sum()), len(attempts))
+        self.metrics.add("reward/flat_group_share", float(flat[attempts].sum()), len(attempts))
         if not self.drop_flat_groups:
             return batch
         kept = (~flat).nonzero()[:, 0]
@@ -133,7 +133,7 @@ class GRPO(AgentModule):
             turn_groups=batch.group[turns.row],
             observations=[t.observation for t in taken],
             survivor=survivors(batch, episodes),
-            tally=self.tally,
+            metrics=self.metrics,
         )
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
@@ -142,27 +142,27 @@ class GRPO(AgentModule):
             before = batch.advantages
             for transform in self.transforms:
                 if transform.weight(self.iteration) == 0:
-                    self.tally.add("distill/coef", 0.0)
+                    self.metrics.add("distill/coef", 0.0)
                     continue
                 inside = batch.response_mask if transform.span is None else self.inside(batch, transform.span)
-                reshaped = transform(batch.advantages, tokens.including(in_span=inside), turns, self.iteration, self.tally)
+                reshaped = transform(batch.advantages, tokens.including(in_span=inside), turns, self.iteration, self.metrics)
                 if transform.span is not None:
                     reshaped = reshaped.where(inside, batch.advantages)
                 batch.advantages = reshaped
-            self.tally.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
+            self.metrics.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
         return super().weigh(batch, episodes)
 
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         policy = (now.logp, batch.old_logp, batch.advantages, batch.response_mask)
-        self.tally.tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
+        self.metrics.tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
         loss = self.policy_coef * self.policy_loss(*policy)
         if self.kl_coef:
             kl = k3(batch.ref_logp, now.logp, self.kl_clamp)
-            self.tally.tokens("kl/reference", kl, batch.response_mask)
+            self.metrics.tokens("kl/reference", kl, batch.response_mask)
             if self.kl_clamp is not None:
-                self.tally.tokens("kl/reference_clamped_share", kl >= self.kl_clamp, batch.response_mask)
+                self.metrics.tokens("kl/reference_clamped_share", kl >= self.kl_clamp, batch.response_mask)
             loss = loss + self.kl_coef * kl
-        self.tally.tokens("kl/old", batch.old_logp - now.logp, batch.response_mask)
+        self.metrics.tokens("kl/old", batch.old_logp - now.logp, batch.response_mask)
         loss = loss - self.entropy_coef * now.entropy
         return super().token_loss(batch, now) + loss.where(~batch.extra[:, None], 0.0)
 

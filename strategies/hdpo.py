@@ -49,7 +49,7 @@ class HDPO(Distillation, GRPO):
 
     def extra_requests(self, groups: list[list[Episode]]) -> list[Request]:
         cliffs = [g for g in groups if not any(e.success for e in g)]
-        self.tally.add("hdpo/cliff_share", len(cliffs), len(groups))
+        self.metrics.add("hdpo/cliff_share", len(cliffs), len(groups))
         if not self.hears_teacher():
             return []
         return self.informed_requests(cliffs, self.privileged_attempts, extra=True)
@@ -59,5 +59,5 @@ class HDPO(Distillation, GRPO):
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         verified = batch.extra & (batch.success > 0)
-        self.tally.add("hdpo/verified_share", float(verified.sum()), max(float(batch.extra.sum()), 1.0))
+        self.metrics.add("hdpo/verified_share", float(verified.sum()), max(float(batch.extra.sum()), 1.0))
         return super().chosen(batch, episodes) & verified[:, None]

@@ -72,8 +72,8 @@ class TIP(Distillation):
         importance = token_importance(batch.old_entropy, jsd, self.scorer.vocab_size, self.alpha, self.gamma)
         draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)
         kept = weighted_subset(importance, batch.distill_weights > 0, self.keep, draw)
-        self.tally.tokens("tip/importance", importance, batch.response_mask)
-        self.tally.tokens("tip/importance_kept", importance, kept)
+        self.metrics.tokens("tip/importance", importance, batch.response_mask)
+        self.metrics.tokens("tip/importance_kept", importance, kept)
         batch.distill_weights = batch.distill_weights * kept
         if not self.learns_everywhere:  # nothing else reads the others: they stay out of the vocabulary head
             batch.loss_mask = kept

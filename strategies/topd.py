@@ -87,8 +87,8 @@ class TOPD(Distillation):
         rank = distance.argsort(stable=True).argsort()  # [found]: 0 for the smallest distance
         surface = rank < round(self.surface_share * len(distance))  # other words for the same
         fork = ~surface
-        self.tally.add("transport/distance", float(distance.sum()), len(distance))
-        self.tally.add("transport/surface_share", float(surface.sum()), len(distance))
+        self.metrics.add("transport/distance", float(distance.sum()), len(distance))
+        self.metrics.add("transport/surface_share", float(surface.sum()), len(distance))
         batch.distill_weights[rows[surface], places[surface]] = 0.0
         self.soft_targets(batch, rows[fork], places[fork], student_mask[fork], teacher_ids[fork], plan[fork])
         return batch
@@ -156,11 +156,11 @@ class TOPD(Distillation):
     def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
         loss = super().token_loss(batch, now)
         covered = batch.soft_target_logp.isfinite().any(-1)
-        self.tally.tokens("transport/covered_share", covered, batch.response_mask)
+        self.metrics.tokens("transport/covered_share", covered, batch.response_mask)
         if self.trajectory_coef == 0 or not covered.any():
             return loss
         tokens = self.tokens(batch, now.logp, now.entropy)
         targets = tokens.including(teacher_top_ids=batch.soft_target_ids, teacher_top_logp=batch.soft_target_logp)
         entropy = now.compare(TopKCrossEntropy(self.window), targets)
-        self.tally.tokens("transport/cross_entropy", entropy, covered)
+        self.metrics.tokens("transport/cross_entropy", entropy, covered)
         return loss + self.trajectory_coef * covered * entropy

@@ -11,12 +11,12 @@ from torch import Tensor
 from sdar import functional
 from sdar.corrections import MaskedCorrection, NoCorrection, TruncatedCorrection
 from sdar.errors import ConfigError
+from sdar.metrics import Metrics
 from sdar.module import AgentModule
 from sdar.parts import Correction
 from sdar.policy_losses import PPO
 from sdar.registry import load_parts, parts
 from sdar.scoring import densities
-from sdar.tally import Tally
 
 load_parts()
 CORRECTIONS = {name: cls for name, cls in parts("corrections").items() if cls.__module__.startswith("sdar.")}
@@ -217,9 +217,9 @@ def corrected(correction: Correction, off: float = 0.0):
     episodes[1].extra = True
     batch = batch_of(episodes, "trajectory")
     batch.old_logp = (torch.full(batch.ids.shape, -1.0) + off) * batch.response_mask
-    strategy = SimpleNamespace(correction=correction, tally=Tally())
+    strategy = SimpleNamespace(correction=correction, metrics=Metrics())
     AgentModule.correct(strategy, batch, torch.zeros(batch.ids.shape))
-    return batch, strategy.tally.means()
+    return batch, strategy.metrics.compute()
 
 
 def test_only_what_the_sampler_of_the_policy_drew_is_weighted() -> None:

@@ -19,7 +19,7 @@ PAGES = sorted(
     if not any(part in SKIPPED or part.startswith(".") for part in path.relative_to(ROOT).parts)
 )
 GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
-NOUNS = ("sdar.types", "sdar.parts", "sdar.turns", "sdar.tally", "sdar.data", "sdar.skills", "sdar.rollout")
+NOUNS = ("sdar.types", "sdar.parts", "sdar.turns", "sdar.metrics", "sdar.data", "sdar.skills", "sdar.rollout")
 NOUNS += ("sdar.distillation", "sdar.distributed.ranks")
 
 

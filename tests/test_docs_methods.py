@@ -40,7 +40,7 @@ def logged():
     """Patterns of all metrics: those of the table in docs/metrics.md and the names in the source."""
     table = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     source = "".join(p.read_text(encoding="utf-8") for folder in ("sdar", "strategies") for p in (ROOT / folder).rglob("*.py"))
-    names = re.findall(r"`([^`\s]+/[^`\s]+)`", table) + re.findall(r"tally\.\w+\(\s*f?\"([^\"]+)\"", source)
+    names = re.findall(r"`([^`\s]+/[^`\s]+)`", table) + re.findall(r"metrics\.\w+\(\s*f?\"([^\"]+)\"", source)
     return [re.sub(r"\\?[<{].*?\\?[>}]", r"[^/]+", re.escape(n)) for n in names]
 
 

@@ -32,11 +32,17 @@ def test_the_method_of_the_page_trains_and_logs_what_explains_it(own_folder, cap
     assert main(f"{command} {SMALL} --trainer.max_steps 6 --ckpt_path last".split()) == 0
 
 
-def test_the_divergence_of_the_page_is_used_by_name(own_folder):
-    (own_folder / "my_divergences.py").write_text(blocks("python")["my_divergences.py"])
+def test_the_divergence_and_the_metrics_of_the_page_are_used_by_name(own_folder):
+    for name in ("my_divergences.py", "my_metrics.py"):
+        (own_folder / name).write_text(blocks("python")[name])
+    (own_folder / "metrics.yaml").write_text(re.search(r"```yaml\n(model: \{metrics: .*?)```", PAGE, re.DOTALL)[1])
     files = "-c conf/env/quickstart.yaml -c conf/method/opsd.yaml -c conf/scale/quickstart.yaml"
-    assert main(f"fit --plugin my_divergences {files} --model.divergence half_reverse {SMALL}".split()) == 0
+    assert main(f"fit --plugin my_divergences {files} -c metrics.yaml --model.divergence half_reverse {SMALL}".split()) == 0
     assert "half_reverse" in next(own_folder.rglob("config.yaml")).read_text()
+    columns = next(own_folder.rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    assert {"turns_to_success/train", "turns_to_success/unseen", "largest_gap"} & {*columns} == {
+        "largest_gap"
+    }  # without a success
 
 
 def test_the_parts_of_the_page_keep_their_promises(own_folder, capsys):

@@ -6,11 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
+from sdar.metrics import Metrics
 from sdar.rollout.groups import by_group, describe_lost, finished, group_numbers
-from sdar.tally import Tally
 from sdar.training import reporting
 from sdar.types import Batch, Episode, Retrieval, Status, Task, Turn
 
@@ -36,45 +34,10 @@ def seen() -> list[Episode]:
     ]
 
 
-def test_a_mean_is_over_everything_whatever_the_pieces() -> None:
-    tally = Tally()
-    tally.add("a", 3.0, 2)
-    tally.add("a", 1.0, 2)
-    tally.add("b", True)
-    tally.add("empty", 0.0, 0)
-    assert tally.means() == {"a": 1.0, "b": 1.0}
-    assert tally.means() == {}  # it starts anew
-
-
-def test_a_sum_may_be_told_before_its_count() -> None:
-    """How a loss is told: parts that are already divided by the whole step's tokens, and then one step."""
-    tally = Tally()
-    for part in (0.5, 0.25):
-        tally.add("train/loss", part, 0)
-    tally.add("train/loss", 0.0, 1)
-    assert tally.means() == {"train/loss": 0.75}
-
-
-@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=5), min_size=1, max_size=4))
-def test_a_token_mean_counts_each_response_token_once(parts: list[list[float]]) -> None:
-    tally = Tally()
-    for values in parts:
-        padded = torch.tensor([*values, math.nan])  # padding may hold anything
-        tally.tokens("x", padded[None], torch.tensor([[1] * len(values) + [0]]))
-    flat = [v for values in parts for v in values]
-    assert tally.means()["x"] == pytest.approx(sum(flat) / len(flat), abs=1e-5)
-
-
-def test_no_response_token_is_no_number() -> None:
-    tally = Tally()
-    tally.tokens("x", torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
-    assert tally.means() == {}
-
-
 def test_the_metrics_of_an_iteration_by_hand() -> None:
-    tally = Tally()
-    reporting.episodes(tally, seen(), retrieves=False)
-    assert tally.means() == pytest.approx(
+    metrics = Metrics()
+    reporting.episodes(metrics, seen(), retrieves=False)
+    assert metrics.compute() == pytest.approx(
         {
             "success/train": 2 / 4,  # two were lost, which is no failure
             "success_by_family/train/put": 1 / 3,
@@ -109,9 +72,9 @@ def test_what_was_lost_is_told_with_the_first_task_and_error() -> None:
 
 
 def test_retrievals_are_counted_once_a_task() -> None:
-    tally = Tally()
-    reporting.episodes(tally, seen(), retrieves=True)
-    assert {k: v for k, v in tally.means().items() if k.startswith("retrieval/")} == pytest.approx(
+    metrics = Metrics()
+    reporting.episodes(metrics, seen(), retrieves=True)
+    assert {k: v for k, v in metrics.compute().items() if k.startswith("retrieval/")} == pytest.approx(
         {
             "retrieval/empty_share": 1 / 3,
             "retrieval/skills_per_task": (2 + 1 + 0) / 3,
@@ -122,10 +85,10 @@ def test_retrievals_are_counted_once_a_task() -> None:
 
 
 def test_responses_that_the_limit_cut_are_counted_but_not_those_that_nobody_sampled() -> None:
-    tally = Tally()
+    metrics = Metrics()
     turns = [turn(tokens=9, stopped=False), turn(tokens=3), turn(tokens=1, imitated=False)]
-    reporting.episodes(tally, [episode("a", turns), episode("b", [turn(tokens=4)])], retrieves=False)
-    told = tally.means()
+    reporting.episodes(metrics, [episode("a", turns), episode("b", [turn(tokens=4)])], retrieves=False)
+    told = metrics.compute()
     assert told["rollout/cut_share"] == pytest.approx(1 / 3)
     assert (told["rollout/response_length_min"], told["rollout/response_length_max"]) == (3, 9)
     assert "reward/group_std" not in told  # no group has two attempts
@@ -133,17 +96,17 @@ def test_responses_that_the_limit_cut_are_counted_but_not_those_that_nobody_samp
 
 def test_the_deviation_of_rewards_is_within_groups() -> None:
     """What groups differ by among each other is no signal."""
-    tally = Tally()
+    metrics = Metrics()
     rewards = {"a": (0.0, 10.0), "b": (100.0, 100.0)}
-    reporting.episodes(tally, [episode(t, [turn()], reward=r) for t, two in rewards.items() for r in two], retrieves=False)
-    assert tally.means()["reward/group_std"] == pytest.approx((10 / math.sqrt(2) + 0) / 2)
+    reporting.episodes(metrics, [episode(t, [turn()], reward=r) for t, two in rewards.items() for r in two], retrieves=False)
+    assert metrics.compute()["reward/group_std"] == pytest.approx((10 / math.sqrt(2) + 0) / 2)
 
 
 def test_every_skill_is_counted_in_a_table_and_metrics_stay_few(tmp_path) -> None:
     bank = [episode(f"t{n}", [turn()], "often", f"skill {n}") for n in range(200)]
-    tally = Tally()
-    reporting.episodes(tally, bank, retrieves=True)
-    assert len([name for name in tally.means() if name.startswith("retrieval/")]) == 4
+    metrics = Metrics()
+    reporting.episodes(metrics, bank, retrieves=True)
+    assert len([name for name in metrics.compute() if name.startswith("retrieval/")]) == 4
     for iteration in (1, 2):
         reporting.write_retrievals(SimpleNamespace(default_root_dir=tmp_path), iteration, bank)
     first, second = (json.loads(line) for line in (tmp_path / "retrievals.jsonl").read_text().splitlines())
@@ -207,23 +170,23 @@ def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
         extra=torch.zeros(1, dtype=torch.bool),
         old_logp=old,
     )
-    tally = Tally()
-    reporting.sampling_mismatch(tally, batch, allowed)
+    metrics = Metrics()
+    reporting.sampling_mismatch(metrics, batch, allowed)
     mass = (math.exp(-0.2) + math.exp(-0.5)) / 2
     wanted = dict.fromkeys(["rollout/mismatch", "rollout/mismatch_p99", "rollout/mismatch_max"], 0.0) | {
         "rollout/kept_mass": mass
     }
-    assert tally.means() == pytest.approx(wanted, abs=1e-6)
+    assert metrics.compute() == pytest.approx(wanted, abs=1e-6)
     batch.old_logp = old + torch.tensor([[9.0, 0.3, -0.1]])  # the prompt is not compared
-    reporting.sampling_mismatch(tally, batch, allowed)
+    reporting.sampling_mismatch(metrics, batch, allowed)
     far = {"rollout/mismatch": 0.2, "rollout/mismatch_p99": 0.3, "rollout/mismatch_max": 0.3}
-    assert tally.means() == pytest.approx(wanted | far, abs=1e-6)
+    assert metrics.compute() == pytest.approx(wanted | far, abs=1e-6)
     batch.behaviour_logp = torch.zeros(1, 3)  # the only token that top-p kept: it is sampled with certainty, and counts
-    reporting.sampling_mismatch(tally, batch, allowed)
-    assert tally.means()["rollout/mismatch_max"] == pytest.approx(1.6)  # |-0.7 + 0.1 + 0.2| and |-2.1 + 0.5|
+    reporting.sampling_mismatch(metrics, batch, allowed)
+    assert metrics.compute()["rollout/mismatch_max"] == pytest.approx(1.6)  # |-0.7 + 0.1 + 0.2| and |-2.1 + 0.5|
     batch.kept_logmass = torch.zeros(1, 3)  # demonstrations: nobody sampled them
-    reporting.sampling_mismatch(tally, batch, allowed)
-    assert tally.means() == {}
+    reporting.sampling_mismatch(metrics, batch, allowed)
+    assert metrics.compute() == {}
 
 
 def test_episodes_are_written_as_lines_that_can_be_read_back(tmp_path) -> None:
@@ -242,13 +205,13 @@ def test_episodes_are_written_as_lines_that_can_be_read_back(tmp_path) -> None:
 
 def test_no_name_out_of_data_falls_on_another_metric_or_between_its_folders() -> None:
     """Families may be called as metrics are; a file store has no room for a name that is a folder of others."""
-    from sdar.evaluate.validation import summarize
+    from sdar.evaluate.validation import of_panel
 
     names = [episode("a", [turn()], family=name, success=True, reward=1.0) for name in ("mean", "low", "high", "pass@1")]
     names[0].reward = 5.0
-    tally = Tally()
-    reporting.episodes(tally, names, retrieves=False)
-    told = tally.means()
+    metrics = Metrics()
+    reporting.episodes(metrics, names, retrieves=False)
+    told = metrics.compute()
     assert told["reward/mean"] == 2.0 and told["reward_by_family/mean"] == 5.0
-    keys = [*told, *summarize("unseen", names, 1), "success_low/unseen", "success_high/unseen", "pass@1/unseen"]
+    keys = [*told, *of_panel("unseen", names, 1), "success_low/unseen", "success_high/unseen", "pass@1/unseen"]
     assert not [(a, b) for a in keys for b in keys if b.startswith(f"{a}/")]

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional import additive_gap
+from sdar.metrics import Metrics
 from sdar.parts import AdvantageTransform, Schedule, TurnWeight
 from sdar.registry import load_parts, parts
 from sdar.schedules import WindowSchedule
 from sdar.shaping import BeliefRevision, EvidenceRatio, GapAdvantage
-from sdar.tally import Tally
 from sdar.turn_weights import StepwiseWeight
 from sdar.turns import Turns
 from sdar.types import Batch, TokenView
@@ -47,10 +47,10 @@ def apply(
     iteration: int = 0,
     outside: float = 0.0,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Advantages ``[batch, time]`` and what was put into the tally."""
+    """Advantages ``[batch, time]`` and what was put into the metrics."""
     advantages = spread(batch, before, outside)
-    view, tally = view_of(batch, spread(batch, gaps, outside), advantages), Tally()
-    return transform(advantages, view, Turns(batch), iteration, tally), tally.means()
+    view, metrics = view_of(batch, spread(batch, gaps, outside), advantages), Metrics()
+    return transform(advantages, view, Turns(batch), iteration, metrics), metrics.compute()
 
 
 def near(nested: Any) -> Any:
@@ -80,15 +80,15 @@ def test_the_default_does_something_and_says_what_the_gradient_is(name: str) -> 
 
 @by_transform
 def test_layout_order_of_rows_and_what_is_masked_change_no_token(name: str) -> None:
-    found, tallies = [], []
+    found, told = [], []
     for layout in LAYOUTS:
         for outside in (0.0, 3.0):
             batch, _ = shuffled(batch_of(EPISODES, layout), 1)
-            after, tally = apply(made(name), batch, outside=outside)
+            after, metrics = apply(made(name), batch, outside=outside)
             found.append(gathered(batch, after))
-            tallies.append(tally)
+            told.append(metrics)
     assert all(other == near(found[0]) for other in found[1:])
-    assert all(other == pytest.approx(tallies[0]) for other in tallies[1:])
+    assert all(other == pytest.approx(told[0]) for other in told[1:])
 
 
 @by_transform
@@ -96,10 +96,10 @@ def test_a_schedule_is_followed(name: str) -> None:
     batch = batch_of(EPISODES, "trajectory")
     window = made(name, WindowSchedule(0.7, start=2, stop=4))
     for iteration in range(6):
-        after, tally = apply(window, batch, iteration=iteration)
+        after, metrics = apply(window, batch, iteration=iteration)
         expected, _ = apply(made(name, 0.7 if 2 <= iteration < 4 else 0.0), batch)
         assert torch.equal(after, expected)
-        assert tally["distill/coef"] == (0.7 if 2 <= iteration < 4 else 0.0)
+        assert metrics["distill/coef"] == (0.7 if 2 <= iteration < 4 else 0.0)
 
 
 @by_transform
@@ -108,7 +108,7 @@ def test_one_transform_after_the_other_sees_what_the_first_has_made(name: str) -
     gap, turns = spread(batch, GAPS), Turns(batch)
     first, _ = apply(GapAdvantage(2.0), batch)
     given, found = (
-        made(name)(first, view_of(batch, gap, known), turns, 0, Tally()) for known in (spread(batch, BEFORE), first)
+        made(name)(first, view_of(batch, gap, known), turns, 0, Metrics()) for known in (spread(batch, BEFORE), first)
     )
     assert torch.equal(given, found) and not torch.equal(given, first)
 
@@ -119,9 +119,9 @@ def test_one_transform_after_the_other_sees_what_the_first_has_made(name: str) -
 @by_layout
 def test_gap_golden(layout: str) -> None:
     batch = batch_of(EPISODES, layout)
-    after, tally = apply(GapAdvantage(2.0), batch)
+    after, metrics = apply(GapAdvantage(2.0), batch)
     assert gathered(batch, after) == near([[[2.0, -1.0], [5.0]], [[-0.7], [0.1, 0.0]], [[-6.0, -1.9]]])
-    assert tally == {"distill/coef": 2.0}
+    assert metrics == {"distill/coef": 2.0}
     clipped, _ = apply(GapAdvantage(2.0, clip=0.4), batch)
     assert gathered(batch, clipped) == near([[[1.8, 0.2], [1.8]], [[-0.7], [0.1, 0.0]], [[-2.8, -1.9]]])
 
@@ -132,9 +132,9 @@ def test_gap_with_stepwise_weights_golden(layout: str) -> None:
     # epsilon 1: distances 0.75 and 2, weights 1 and 1.75 / 3 = 7 / 12.
     batch = batch_of(EPISODES[:1], layout)
     assert len(batch) == (1 if layout == "trajectory" else 2)
-    after, tally = apply(GapAdvantage(3.0, StepwiseWeight(epsilon=1.0)), batch)
+    after, metrics = apply(GapAdvantage(3.0, StepwiseWeight(epsilon=1.0)), batch)
     assert gathered(batch, after) == near([[[1 + 1.5, 1 - 3.0], [1 + 3 * 2 * 7 / 12]]])
-    assert tally == pytest.approx(
+    assert metrics == pytest.approx(
         {
             "distill/coef": 3.0,
             "turn/divergence": 2.75 / 2,
@@ -154,7 +154,7 @@ def test_the_weights_are_asked_about_the_gap_that_was_not_clipped() -> None:
 def test_the_gap_is_its_function() -> None:
     batch = batch_of(EPISODES, "trajectory")
     view, turns = view_of(batch, spread(batch, GAPS), spread(batch, BEFORE)), Turns(batch)
-    weights = turns.spread(StepwiseWeight()(view, turns, Tally()))
+    weights = turns.spread(StepwiseWeight()(view, turns, Metrics()))
     expected = additive_gap(view.advantages, view.teacher_logp, view.student_logp, 0.3, weights)
     after, _ = apply(GapAdvantage(0.3, StepwiseWeight()), batch)
     torch.testing.assert_close(after, expected)
@@ -167,13 +167,13 @@ def test_the_gap_is_its_function() -> None:
 def test_evidence_golden(layout: str) -> None:
     # exp(sign(A) gap) within 0.8 to 1.2, half of the advantage scaled: 1.2, 0.8 | 1.2 || exp(0.1), 0.8 with A = -0.5 | A = 0 || ...
     batch = batch_of(EPISODES, layout)
-    after, tally = apply(EvidenceRatio(0.5, 0.2), batch)
+    after, metrics = apply(EvidenceRatio(0.5, 0.2), batch)
     small = math.exp(0.1)
     assert gathered(batch, after) == near(
         [[[1.1, 0.9], [1.1]], [[-0.5 * (1 + small) / 2], [-0.45, 0.0]], [[-2.2, -(1 + math.exp(-0.05))]]]
     )
     # beyond the bound: 0.5, -1, 2, 0.3, -2 of eight response tokens; no advantage, no evidence
-    assert tally == {"distill/coef": 0.5, "advantage/evidence_clipped_share": 5 / 8}
+    assert metrics == {"distill/coef": 0.5, "advantage/evidence_clipped_share": 5 / 8}
 
 
 def test_evidence_never_turns_the_sign_of_an_advantage() -> None:
@@ -194,7 +194,7 @@ def test_belief_golden(layout: str) -> None:
     gaps = [[[0.25, 0.75], [2.0]], [[0.0], [-3.0]]]
     before = [[[2.0, 2.0], [2.0]], [[-2.0], [-2.0]]]
     batch = batch_of(episodes, layout)
-    after, tally = apply(BeliefRevision(lam=0.5, band=0.2, decay=1.0), batch, gaps, before)
+    after, metrics = apply(BeliefRevision(lam=0.5, band=0.2, decay=1.0), batch, gaps, before)
     # Two numbers have the z-scores +1 and -1. First: revisions s(1) - 1/2 = 0.231 and s(3) - s(1) = 0.222: z = 1, -1.
     # Second: 0 and s(-3) - 1/2 < 0: z = 1, -1. Scales 1 + 0.2 sign(A) z, and half of the advantage is scaled.
     assert gathered(batch, after) == near([[[2.2, 2.2], [1.8]], [[-1.8], [-2.2]]])
@@ -203,7 +203,7 @@ def test_belief_golden(layout: str) -> None:
         return 1 / (1 + math.exp(-x))
 
     moved = (sigmoid(3.0) - 0.5) + (0.5 - sigmoid(-3.0))
-    assert tally == pytest.approx({"distill/coef": 0.5, "turn/belief_revision": moved / 4})
+    assert metrics == pytest.approx({"distill/coef": 0.5, "turn/belief_revision": moved / 4})
 
 
 def test_belief_decay_golden() -> None:
@@ -290,7 +290,7 @@ def policy_gradient(w: World, loss: str, transform: AdvantageTransform, layout: 
     view = view_of(batch, spread(batch, (w.teacher_logp - w.student_logp.detach())[..., None].tolist()))
     view.student_logp = spread(batch, w.student_logp.detach()[..., None].tolist())
     view.teacher_logp = spread(batch, w.teacher_logp[..., None].tolist())
-    advantages = transform(torch.zeros_like(view.gap), view, Turns(batch), 0, Tally())
+    advantages = transform(torch.zeros_like(view.gap), view, Turns(batch), 0, Metrics())
     number = spread(batch, torch.arange(2 * VOCAB**2).view(-1, 2, 1).tolist()).long()
     logp = w.student_logp.flatten()[number] * batch.response_mask
     per_token = parts("policy_losses")[loss]()(logp, logp.detach(), advantages, batch.response_mask)
@@ -330,7 +330,7 @@ def test_a_turns_weight_counts_as_a_constant_of_its_trajectory(layout: str) -> N
 @by_layout
 def test_weights_that_know_no_token_weigh_the_kl_of_their_place(layout: str) -> None:
     class ByTurn(TurnWeight):
-        def __call__(self, tokens: TokenView, turns: Turns, tally: Tally) -> Tensor:
+        def __call__(self, tokens: TokenView, turns: Turns, metrics: Metrics) -> Tensor:
             return torch.where(turns.turn == 1, 0.5, 2.0).double()
 
     w = world()

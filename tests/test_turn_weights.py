@@ -6,8 +6,8 @@ from played import LAYOUTS, batch_of, episode, gathered, shuffled, spread, turn,
 
 from sdar.errors import ConfigError
 from sdar.functional import stepwise_weights
+from sdar.metrics import Metrics
 from sdar.registry import load_parts, parts
-from sdar.tally import Tally
 from sdar.turn_weights import StepwiseWeight
 from sdar.turns import Turns
 
@@ -27,58 +27,60 @@ def test_every_weight_is_one_number_a_turn_and_not_negative(name: str, layout: s
     batch = batch_of(EPISODES, layout)
     turns = Turns(batch)
     gap = spread(batch, GAPS).requires_grad_()
-    weights = WEIGHTS[name]()(view_of(batch, gap), turns, Tally())
+    weights = WEIGHTS[name]()(view_of(batch, gap), turns, Metrics())
     assert weights.shape == (len(turns),) == (6,)
     assert (weights >= 0).all() and weights.isfinite().all() and not weights.requires_grad
 
 
 @by_weight
 def test_layout_order_of_rows_and_what_is_masked_change_no_weight(name: str) -> None:
-    found, tallies = [], []
+    found, told = [], []
     for layout in LAYOUTS:
         for outside in (0.0, torch.nan):
             batch, _ = shuffled(batch_of(EPISODES, layout), 2)
-            tally = Tally()
-            found.append(WEIGHTS[name]()(view_of(batch, spread(batch, GAPS, outside)), Turns(batch), tally))
-            tallies.append(tally.means())
+            metrics = Metrics()
+            found.append(WEIGHTS[name]()(view_of(batch, spread(batch, GAPS, outside)), Turns(batch), metrics))
+            told.append(metrics.compute())
     for other in found[1:]:
         torch.testing.assert_close(other, found[0])
-    assert tallies[0] and all(other == pytest.approx(tallies[0]) for other in tallies[1:])
+    assert told[0] and all(other == pytest.approx(told[0]) for other in told[1:])
 
 
 @by_layout
 def test_stepwise_golden(layout: str) -> None:
     # epsilon 1: 3/3; 3/5; 3/2, at most 1.2 | 1 | 1; 5/3, at most 1.2
-    batch, tally = batch_of(EPISODES, layout), Tally()
+    batch, metrics = batch_of(EPISODES, layout), Metrics()
     turns = Turns(batch)
-    weights = StepwiseWeight(epsilon=1.0, delta=0.2)(view_of(batch, spread(batch, GAPS)), turns, tally)
+    weights = StepwiseWeight(epsilon=1.0, delta=0.2)(view_of(batch, spread(batch, GAPS)), turns, metrics)
     assert weights.tolist() == pytest.approx([1.0, 0.6, 1.2, 1.0, 1.0, 1.2])
     assert [[t[0] for t in e] for e in gathered(batch, turns.spread(weights))] == [
         pytest.approx([1.0, 0.6, 1.2]),
         [1.0],
         pytest.approx([1.0, 1.2]),
     ]
-    assert tally.means() == pytest.approx({"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6})
+    assert metrics.compute() == pytest.approx(
+        {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6}
+    )
 
 
 def test_stepwise_spread_over_the_tokens_is_the_function_for_trajectories() -> None:
     batch = batch_of(EPISODES, "trajectory")
     view, turns = view_of(batch, spread(batch, GAPS)), Turns(batch)
     expected = stepwise_weights(view.student_logp, view.teacher_logp, batch.response_mask, batch.turn_ids, 0.5, 0.3)
-    torch.testing.assert_close(turns.spread(StepwiseWeight(0.5, 0.3)(view, turns, Tally())), expected)
+    torch.testing.assert_close(turns.spread(StepwiseWeight(0.5, 0.3)(view, turns, Metrics())), expected)
 
 
 def test_in_half_precision_the_bound_still_counts_as_the_bound() -> None:
     """float32 has no 1.2."""
-    batch, tally = batch_of([episode(turn(), turn())], "trajectory"), Tally()
+    batch, metrics = batch_of([episode(turn(), turn())], "trajectory"), Metrics()
     view = view_of(batch, spread(batch, [[[2.0], [0.5]]]).float())
-    weights = StepwiseWeight(delta=0.2)(view, Turns(batch), tally)
-    assert weights.dtype == torch.float32 and tally.means()["turn/weight_capped_share"] == 0.5
+    weights = StepwiseWeight(delta=0.2)(view, Turns(batch), metrics)
+    assert weights.dtype == torch.float32 and metrics.compute()["turn/weight_capped_share"] == 0.5
 
 
 def test_where_the_teacher_agrees_everywhere_all_turns_count_alike() -> None:
     batch = batch_of(EPISODES, "turn")
-    weights = StepwiseWeight()(view_of(batch, torch.zeros(batch.ids.shape)), Turns(batch), Tally())
+    weights = StepwiseWeight()(view_of(batch, torch.zeros(batch.ids.shape)), Turns(batch), Metrics())
     assert weights.tolist() == [1.0] * 6
 
 

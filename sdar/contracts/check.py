@@ -14,10 +14,10 @@ from sdar import registry
 from sdar.contracts import estimands, samples
 from sdar.contracts.environments import PROMISES
 from sdar.errors import ConfigError, PartError
+from sdar.metrics import Metrics
 from sdar.parts import Divergence, Environment, EpisodeController, Gate, Judge, Part, PrivilegedView, Retriever
 from sdar.reading import read_yaml
 from sdar.rollout import Request
-from sdar.tally import Tally
 from sdar.turns import Turns
 
 Case = tuple[str, Callable[[], object]]
@@ -188,19 +188,19 @@ def _gate(gate: Gate, layout: str) -> torch.Tensor:
     rows = samples.batch(layout)
     for gap in (0.0, 50.0, -50.0):
         gate(samples.tokens(rows, gap))
-    gate.observe(samples.tokens(rows), Tally())
+    gate.observe(samples.tokens(rows), Metrics())
     return gate(samples.tokens(rows))[rows.response_mask]
 
 
 def _turn_weight(weight: Any, layout: str) -> torch.Tensor:
     rows = samples.batch(layout)
-    return weight(samples.tokens(rows), Turns(rows), Tally())
+    return weight(samples.tokens(rows), Turns(rows), Metrics())
 
 
 def _transform(transform: Any, layout: str) -> torch.Tensor:
     rows = samples.batch(layout)
     tokens = samples.tokens(rows)
-    return transform(tokens.advantages, tokens, Turns(rows), 0, Tally())
+    return transform(tokens.advantages, tokens, Turns(rows), 0, Metrics())
 
 
 def _filter(chosen: Any, layout: str) -> torch.Tensor:

@@ -2,9 +2,9 @@
 
 import torch
 
+from sdar.metrics import Metrics
 from sdar.parts import Credit, Environment, StepResult
 from sdar.rollout.rows import collate, make_rows
-from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Task, TokenView, Turn
 
@@ -92,5 +92,5 @@ def credit(rows: Batch) -> Credit:
         turn_groups=rows.group[turns.row],
         observations=[t.observation for t in taken],
         survivor=torch.zeros(len(rows), dtype=torch.bool),
-        tally=Tally(),
+        metrics=Metrics(),
     )

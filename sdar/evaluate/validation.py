@@ -4,16 +4,25 @@ If the teacher is not better than the student, no distillation can help: the dif
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
+
+from torch import nn
+from torchmetrics import Metric
 
 from sdar.data import Step
 from sdar.data.panels import Panel
-from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference, pass_at_k
+from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference
+from sdar.metrics.base import EpisodeMetric
+from sdar.metrics.tasks import PassAtK, Score, Success, TaskMean, TeacherLift, averages, paired
 from sdar.rollout import Rollout
 from sdar.rollout.groups import by_group, describe_lost, finished
 from sdar.training import bars, reporting
 from sdar.training.playing import Playing
 from sdar.types import Episode, Status, Task
+
+Summary = dict[str, Estimate | float]
+"""Metric name -> its value, with an interval where it is one over tasks."""
 
 
 class Validation:
@@ -49,18 +58,18 @@ class Validation:
         for name, actors in played.items():
             panel = Panel(name, tuple(tasks[name]))  # what was played: a limit of the Trainer may leave a part
             asked = len(by_group(actors["policy"])[0])
-            values = {actor: averages(of_actor) for actor, of_actor in actors.items()}
-            summary = summarize(name, actors["policy"], asked)
-            if values["policy"]:
-                self._history[name].append((module.iteration, panel, values["policy"]))
-            if values.get("privileged"):
-                summary[f"teacher/success/{name}"] = mean_interval([*values["privileged"].values()])
-                if pairs := paired(values["privileged"], values["policy"]):
-                    summary[f"teacher/lift/{name}"] = paired_difference(*pairs)
-            flat = {key: estimate.mean for key, estimate in summary.items()}
-            for bound in ("low", "high") if values["policy"] else ():
-                flat[f"success_{bound}/{name}"] = getattr(summary[f"success/{name}"], bound)
-            self._log(flat, len(panel))
+            metrics = of_panel(name, actors["policy"], asked, module.own_metrics)
+            if values := averages(actors["policy"]):
+                self._history[name].append((module.iteration, panel, values))
+            if teacher := finished(actors.get("privileged", [])):
+                metrics[f"teacher/success/{name}"] = success = Success()
+                success.update(teacher)
+                lift = TeacherLift()
+                lift.update(teacher, actors["policy"])
+                if lift.teacher:
+                    metrics[f"teacher/lift/{name}"] = lift
+            summary = {key: told(metric) for key, metric in metrics.items()}
+            self._log(name, metrics, summary, len(panel))
             if module.trainer.is_global_zero:
                 self._tell(panel, asked, summary, actors)
                 for actor, of_actor in actors.items():
@@ -96,17 +105,22 @@ class Validation:
                 ]
         return lines
 
-    def _log(self, metrics: dict[str, float], tasks: int) -> None:
+    def _log(self, panel: str, metrics: dict[str, Metric], summary: Summary, tasks: int) -> None:
         """Give loggers the numbers beside the iteration that they belong to; the first ones too, which Lightning keeps to itself."""
         module = self.module
-        metrics |= {"train/iteration": module.iteration, "train/env_steps": module.env_steps}
-        module.log_dict(metrics | {"step": float(module.iteration)}, batch_size=tasks, add_dataloader_idx=False)
+        numbers: dict[str, float] = {"train/iteration": module.iteration, "train/env_steps": module.env_steps}
+        if isinstance(success := summary.get(f"success/{panel}"), Estimate):
+            numbers |= {f"success_low/{panel}": success.low, f"success_high/{panel}": success.high}
+        module.log_dict(numbers | {"step": float(module.iteration)}, batch_size=tasks, add_dataloader_idx=False)
+        for key, metric in metrics.items():
+            module.log(key, metric, batch_size=tasks, add_dataloader_idx=False, metric_attribute=key)
         if module.trainer.sanity_checking:
+            numbers |= {key: found.mean if isinstance(found, Estimate) else found for key, found in summary.items()}
             for logger in module.trainer.loggers:
-                logger.log_metrics(metrics, step=module.iteration)
+                logger.log_metrics(numbers, step=module.iteration)
                 logger.save()
 
-    def _tell(self, panel: Panel, attempts: int, summary: dict[str, Estimate], actors: dict[str, list[Episode]]) -> None:
+    def _tell(self, panel: Panel, attempts: int, summary: Summary, actors: dict[str, list[Episode]]) -> None:
         module, whole = self.module, self._panels[panel.name]
         what = "test" if module.trainer.state.fn == "test" else "validation"
         part = "" if panel == whole else f", a part of panel {whole.hash} with {len(whole)}"
@@ -114,7 +128,7 @@ class Validation:
         head = f"{what} of {panel.name} (panel {panel.hash}, {len(panel)} tasks{part}, avg@{attempts}) after {when}"
         names = [key.replace(f"success_by_family/{panel.name}/", "  ", 1) for key in summary]
         width = max(map(len, names), default=0)  # no wider than must be: terminals may have 80 columns
-        lines = [f"  {key:<{width}} {estimate}" for key, estimate in zip(names, summary.values(), strict=True)]
+        lines = [f"  {key:<{width}} {found}" for key, found in zip(names, summary.values(), strict=True)]
         for actor, of_actor in actors.items():
             if lost := describe_lost(of_actor):
                 lines.append(
@@ -130,7 +144,7 @@ class Validation:
                 "  The teacher is in other processes and does not act: whether it is better than the student is not known."
             )
         lift = summary.get(f"teacher/lift/{panel.name}")
-        if lift is not None and lift.high <= 0:
+        if isinstance(lift, Estimate) and lift.high <= 0:
             lines.append("  The teacher is not better than the student on these tasks: no distillation from it can help.")
         bars.say(module.trainer, "\n".join(["", head, *lines]))
         reporting.write_validation(
@@ -143,41 +157,37 @@ class Validation:
                 "attempts": attempts,
                 "episodes": len(actors["policy"]),
                 "lost": sum(e.lost for e in actors["policy"]),
-                **{key: list(estimate[:3]) for key, estimate in summary.items()},
+                **{key: list(found[:3]) if isinstance(found, Estimate) else found for key, found in summary.items()},
             },
         )
 
 
-def averages(episodes: list[Episode]) -> dict[str, float]:
-    """avg@k of each task of which at least one attempt was played, by its id."""
-    played = by_group(finished(episodes))
-    return {group[0].task.id: sum(e.success for e in group) / len(group) for group in played}
-
-
-def paired(after: dict[str, float], before: dict[str, float]) -> tuple[list[float], list[float]] | None:
-    """The values of the tasks that both have, in one order; None where there is no such task."""
-    both = [task for task in after if task in before]
-    return ([after[task] for task in both], [before[task] for task in both]) if both else None
-
-
-def summarize(name: str, episodes: list[Episode], attempts: int) -> dict[str, Estimate]:
-    """Success, pass@k, success of families and scores of a panel: over what was played. Empty where nothing was.
+def of_panel(name: str, episodes: list[Episode], attempts: int, own: Iterable[nn.Module] = ()) -> dict[str, Metric]:
+    """Success, pass@k, success of families and scores of a panel, and metrics of one's own: over what was played. Empty where nothing was.
 
     Args:
         attempts: At each task; pass@k is about the tasks of which all of them were played.
     """
     played = finished(episodes)
-    groups = by_group(played)
-    if not groups:
+    if not played:
         return {}
-    summary = {f"success/{name}": mean_interval([*averages(played).values()])}
-    whole = [sum(e.success for e in group) for group in groups if len(group) == attempts]
-    if attempts > 1 and whole:
-        summary[f"pass@{attempts}/{name}"] = mean_interval([pass_at_k(w, attempts, attempts) for w in whole])
-    for family in sorted({e.task.family for e in played}):
-        of_family = [e for e in played if e.task.family == family]
-        summary[f"success_by_family/{name}/{family}"] = mean_interval([*averages(of_family).values()])
+    metrics: dict[str, Metric] = {f"success/{name}": Success()}
+    if attempts > 1:
+        metrics[f"pass@{attempts}/{name}"] = PassAtK(attempts)
+    families = {f"success_by_family/{name}/{family}": family for family in sorted({e.task.family for e in played})}
+    metrics |= {key: Success() for key in families}
     for score in sorted({score for e in played for score in e.scores}):  # an episode that failed has none
-        told = [[e.scores.get(score, 0.0) for e in group] for group in groups]
-        summary[f"scores/{score}/{name}"] = mean_interval([sum(group) / len(group) for group in told])
-    return summary
+        metrics[f"scores/{score}/{name}"] = Score(score)
+    for metric in own:
+        if isinstance(metric, EpisodeMetric):
+            metrics[f"{metric.name}/{name}"] = mine = metric.clone()
+            mine.reset()
+    for key, metric in metrics.items():
+        metric.update([e for e in played if key not in families or e.task.family == families[key]])
+    return {key: metric for key, metric in metrics.items() if not metric.compute().isnan()}
+
+
+def told(metric: Metric) -> Estimate | float:
+    """What is printed and written of a metric."""
+    estimate = metric.estimate() if isinstance(metric, TaskMean | TeacherLift) else None
+    return metric.compute().item() if estimate is None else estimate

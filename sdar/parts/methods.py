@@ -16,9 +16,9 @@ from sdar.registry import part_kind
 from sdar.types import Episode, Payload, Request, Retrieval, StudentTokens, Task, TokenView
 
 if TYPE_CHECKING:
+    from sdar.metrics import Metrics
     from sdar.rollout.chat import ChatFormat
     from sdar.skills import SkillBank
-    from sdar.tally import Tally
     from sdar.turns import Turns
 
 
@@ -35,9 +35,9 @@ class Gate(Part, ABC):
         It is called on micro-batches, again for each update, and by each rank on its share: it learns in `observe`.
         """
 
-    def observe(self, tokens: TokenView, tally: "Tally") -> None:
+    def observe(self, tokens: TokenView, metrics: "Metrics") -> None:
         """Learn from all tokens of an iteration (`tokens.iteration`), once, before its updates: ``tokens.student_logp`` is that of the
-        weights before them, and every rank is told the same. What explains the gate goes into `tally`."""
+        weights before them, and every rank is told the same. What explains the gate goes into `metrics`."""
 
 
 @part_kind("retrievers")
@@ -158,7 +158,7 @@ class Credit:
     survivor: Tensor
     """[rows] True where all other attempts of the group were lost (their world failed): there is nothing left to compare with. Not
     for a group that was one attempt from the start."""
-    tally: "Tally"
+    metrics: "Metrics"
     """What explains the advantages goes here."""
 
 
@@ -191,10 +191,10 @@ class AdvantageTransform(Part, ABC):
         return 1.0
 
     @abstractmethod
-    def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, tally: "Tally") -> Tensor:
+    def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, metrics: "Metrics") -> Tensor:
         """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
 
-        It is called once in an iteration, with all turns and on every rank alike. What explains the transform goes into `tally`.
+        It is called once in an iteration, with all turns and on every rank alike. What explains the transform goes into `metrics`.
         """
 
 
@@ -205,11 +205,11 @@ class TurnWeight(Part, ABC):
     answers: ClassVar = {"__call__": returned.turn_weights}
 
     @abstractmethod
-    def __call__(self, tokens: TokenView, turns: "Turns", tally: "Tally") -> Tensor:
+    def __call__(self, tokens: TokenView, turns: "Turns", metrics: "Metrics") -> Tensor:
         """Weights ``[turns]``, not negative; ``tokens.student_logp`` is that of the weights before the update.
 
         It is called once in an iteration (`tokens.iteration`), with all turns and on every rank alike, and may learn then. What explains
-        the weights goes into `tally`.
+        the weights goes into `metrics`.
         """
 
 

@@ -68,6 +68,7 @@ class State(msgspec.Struct):
     settings: dict[str, Any] | None = None
     parts: dict[str, dict[str, Any]] = {}
     measured: dict[str, Measured] = {}
+    metrics: dict[str, dict[str, Any]] = {}
 
 
 class Written(msgspec.Struct):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdar.arguments import checked
 from sdar.errors import CheckpointError, ConfigError, PanelError, SdarError
+from sdar.metrics.base import RunMetric
 from sdar.parts import Part, Retriever
 from sdar.registry import part_name
 from sdar.training.checkpoint_files import Written, check_form, read_checkpoint
@@ -45,6 +46,7 @@ def put_state(module: Host, checkpoint: dict[str, Any]) -> None:
         "asked": asked(module),
         "settings": module.settings,
         "parts": {name: state for name, part in stateful_parts(module) if (state := part.state_dict())},
+        "metrics": {metric.name: dict(metric.metric_state) for metric in going_on(module)},
         "rng": {"torch": torch.get_rng_state(), "python": [python[0], list(python[1]), python[2]]},
     }
 
@@ -79,6 +81,7 @@ def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
     module.rollout.seed = module.validation.rollout.seed = module.seed
     take_retriever(module, state["retriever"], path)
     take_parts(module, state.get("parts", {}), path)
+    take_metrics(module, state.get("metrics", {}), path)
     now = {"world": module.ranks.world, "strategy": type(module.trainer.strategy).__name__}
     if (then := state["ranks"]) != now:
         rank_zero_info(
@@ -133,6 +136,29 @@ def take_parts(module: Host, states: dict[str, Any], path: Any) -> None:
         )
     for name, state in states.items():
         take_part(parts[name], state, path)
+
+
+def going_on(module: Host) -> list[RunMetric]:
+    """The metrics that are about the whole run."""
+    return [m for m in module.own_metrics if isinstance(m, RunMetric) and m.cumulative]
+
+
+def take_metrics(module: Host, states: dict[str, dict[str, Any]], path: Any) -> None:
+    """Give the metrics that go on over the run what they had gathered; one that is new begins now.
+
+    Raises:
+        CheckpointError: a state that no metric of this run takes.
+    """
+    known = {metric.name: metric for metric in going_on(module)}
+    for name, state in states.items():
+        metric = known.get(name)
+        if metric is None or metric.metric_state.keys() != state.keys():
+            has = "no such metric" if metric is None else f"one whose states are {', '.join(metric.metric_state)}"
+            raise CheckpointError(
+                f"{path} holds what the metric {name!r} gathered ({', '.join(state)}), and model.metrics of this run has {has}: its number "
+                "would begin anew in the middle of the run. Use the metrics of the checkpoint's run."
+            )
+        metric.merge_state(state)
 
 
 def take_part(part: Part, state: dict[str, Any], path: Any) -> None:

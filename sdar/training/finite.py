@@ -2,7 +2,7 @@
 
 import torch
 
-from sdar.tally import Tally
+from sdar.metrics import Metrics
 from sdar.types import Batch
 
 INPUTS = (
@@ -19,7 +19,7 @@ INPUTS = (
 """What a loss is made of beside the current student, by its name in `Batch`."""
 
 
-def blame(update: Batch, tally: Tally) -> str:
+def blame(update: Batch, metrics: Metrics) -> str:
     """What was not finite in an update whose loss or gradient was not: inputs of the loss first, else what was computed from them."""
     mask = update.response_mask.bool()
     found = []
@@ -33,7 +33,7 @@ def blame(update: Batch, tally: Tally) -> str:
             f"What went into the loss was not finite already: {', '.join(found)}. Look where that comes from: a part, the teacher, a "
             "reward; the learning rate is not to blame."
         )
-    computed = sorted(set(tally.not_finite()) - {"train/loss", "train/grad_norm"})
+    computed = sorted(set(metrics.not_finite()) - {"train/loss", "train/grad_norm"})
     told = f" Of what was computed from it these were not: {', '.join(computed)}." if computed else ""
     advice = "Lower the learning rate, look at the coefficients, or train in a wider precision."
     return f"All that went into the loss was finite.{told} {advice}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
+from warnings import warn
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -14,6 +15,7 @@ from sdar.data import Step, TaskModule
 from sdar.distributed.ranks import Ranks
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError
+from sdar.metrics.means import Metrics
 from sdar.parts import (
     Correction,
     Elsewhere,
@@ -29,7 +31,6 @@ from sdar.registry import part_name
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
-from sdar.tally import Tally
 from sdar.training import bars
 from sdar.types import Batch, Episode, Payload, Retrieval, Task
 
@@ -106,7 +107,9 @@ class Host(LightningModule):
     """Optimizer steps in a row whose gradient was not finite."""
     stops: bool
     """True: the run ends when this iteration's checkpoint is written."""
-    tally: Tally
+    metrics: Metrics
+    own_metrics: nn.ModuleList
+    """Metrics of one's own, of `RunMetric`."""
     _said: set[str]
     settings: dict[str, Any]
     """Of the command that runs it, by dotted key."""
@@ -116,6 +119,12 @@ class Host(LightningModule):
     rollouts_ahead: int
     micro_batch_tokens: int
     updates_per_rollout: int
+
+    @property
+    def tally(self) -> Metrics:
+        """The old name of `metrics`."""
+        warn(f"{type(self).__name__}.tally is called metrics now.", FutureWarning, stacklevel=2)
+        return self.metrics
 
     def networks(self) -> list[PreTrainedModel]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
@@ -201,10 +210,10 @@ class Host(LightningModule):
         """A part of an iteration: it is timed, and the other ranks can tell that this one is in it."""
         self.ranks.note(name)
         bars.note(self.trainer, name)
-        with self.tally.timed(f"time/{name}_s", rate):
+        with self.metrics.timed(f"time/{name}_s", rate):
             yield
 
     def count_sampling(self) -> None:
         """Log what the sampler's engine counted."""
         for name, value in self.sampler.metrics().items():
-            self.tally.add(name, value)
+            self.metrics.add(name, value)

@@ -19,13 +19,14 @@ from sdar.distributed.ranks import ALONE, Group, Ranks
 from sdar.distributed.sharding import Sharding, sharding_of
 from sdar.errors import ConfigError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
+from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
+from sdar.metrics.means import Metrics
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler
 from sdar.rollout import Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.groups import by_group, finished
 from sdar.samplers import TorchSampler
 from sdar.scoring import Head, Scorer
-from sdar.tally import Tally
 from sdar.teachers import SkillView
 from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
@@ -68,6 +69,7 @@ class Lifecycle(Updating):
         max_skipped_steps: Steps in a row that may be skipped because their loss or gradient is not finite.
         max_empty_iterations: Iterations in a row that may end without an optimizer step, because their worlds failed or nothing was
             left to learn from; then the run ends.
+        metrics: Metrics of your own, and those of `sdar list metrics`, beside the ones that are always logged.
         log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
         export: Directory that gets the trained policy, as transformers saves it, when training ends; it must not exist yet or be empty.
         export_dtype: Type of the exported weights.
@@ -92,6 +94,7 @@ class Lifecycle(Updating):
         max_env_steps: int | None = None,
         max_skipped_steps: int = 3,
         max_empty_iterations: int = 20,
+        metrics: list[RunMetric] | None = None,
         log_episodes_every: int = 10,
         export: str | None = None,
         export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
@@ -139,7 +142,7 @@ class Lifecycle(Updating):
         self.env_steps = 0
         self.skipped = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-        self.tally = Tally()
+        self.metrics, self.own_metrics = Metrics(), nn.ModuleList(own_metrics(metrics))
         self.progress = Progress(self, max_empty_iterations)
         self.ranks: Ranks = ALONE
         self.sharding = Sharding(self)
@@ -320,15 +323,14 @@ class Lifecycle(Updating):
 
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
-        reporting.episodes(self.tally, episodes, retrieves=self.retriever is not None)
+        reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None)
         if not self.rollouts_ahead:
             self.count_sampling()
-        self.tally.add("train/iteration", self.iteration)
-        self.tally.add("train/env_steps", self.env_steps)
-        self.tally.add("train/lr", cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
-        metrics = Tally.joined(self.ranks.gather(self.tally, "metrics")).means()
-        self.tally = Tally()
-        metrics = metrics | {"step": float(self.iteration)}  # what loggers number rows by
+        self.metrics.add("train/iteration", self.iteration)
+        self.metrics.add("train/env_steps", self.env_steps)
+        self.metrics.add("train/lr", cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
+        metrics = self.measure(episodes)
+        metrics["step"] = float(self.iteration)  # what loggers number rows by
         shown: dict[str, float] = {k: metrics.pop(k) for k in ("success/train", "reward/mean", "train/loss") if k in metrics}
         self.log_dict(shown, prog_bar=True, batch_size=max(1, len(episodes)))
         self.log_dict(metrics, batch_size=max(1, len(episodes)))
@@ -336,6 +338,20 @@ class Lifecycle(Updating):
             reporting.write_retrievals(self.trainer, self.iteration, episodes)
         if self.log_episodes_every and self.iteration % self.log_episodes_every == 0 and self.trainer.is_global_zero:
             reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
+
+    def measure(self, episodes: list[Episode]) -> dict[str, float]:
+        """What was measured in this iteration, over all ranks; most metrics start anew then."""
+        self.metrics.sync(self.ranks)
+        out = self.metrics.compute()
+        played = finished(episodes)
+        for metric in cast(list[RunMetric], self.own_metrics):
+            if isinstance(metric, EpisodeMetric) and played:
+                metric.update(played)
+            if metric.update_called and not (value := metric.compute()).isnan():
+                out[f"{metric.name}/train" if isinstance(metric, EpisodeMetric) else metric.name] = value.item()
+            if not metric.cumulative:
+                metric.reset()
+        return out
 
     def forward(self, work: Callable[[], Any]) -> Any:
         """Whatever passes through the networks, as one call: strategies of Lightning hang what they do on it."""

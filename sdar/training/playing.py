@@ -84,7 +84,7 @@ class Playing(Host):
     def attempts(self, step: Step) -> list[Episode]:
         """The attempts at each task of a step: those that were played ahead, if they were."""
         played = self.ahead.take(self.iteration)
-        self.tally.add("rollout/staleness", float(played is not None))
+        self.metrics.add("rollout/staleness", float(played is not None))
         if played is not None:
             return played
         return self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))

@@ -10,65 +10,62 @@ from typing import Any, cast
 from torch import Tensor
 
 import sdar
+from sdar.metrics import Metrics
 from sdar.rollout.groups import by_group, finished
 from sdar.scoring import densities
-from sdar.tally import Tally
 from sdar.training.host import Host
 from sdar.types import Batch, Episode, Status, Turn
 
 
-def episodes(tally: Tally, all_episodes: Sequence[Episode], retrieves: bool) -> None:
+def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool) -> None:
     """Success, reward, lengths, validity, statuses and retrievals; all but the last two of what was played to an end."""
-    for e in all_episodes:
-        for status in Status:
-            if status != Status.DONE:
-                tally.add(f"rollout/{status}_share", e.status == status)
-        tally.add("rollout/tokens_per_second", e.response_tokens, 0)
-    _responses(tally, [t for e in finished(all_episodes) for t in e.turns if t.imitated])
-    for group in by_group(finished(all_episodes)):
-        if len(group) > 1:
-            tally.add("reward/group_std", stdev(e.reward for e in group))
-    for e in finished(all_episodes):
-        tally.add("success/train", e.success)
-        tally.add(f"success_by_family/train/{e.task.family}", e.success)
-        tally.add("reward/mean", e.reward)
-        tally.add(f"reward_by_family/{e.task.family}", e.reward)
-        tally.add("rollout/episode_length", len(e.turns))
-        tally.add("rollout/response_tokens", e.response_tokens)
-        tally.add("rollout/valid_action_rate", sum(t.valid for t in e.turns), len(e.turns))
-        tally.add("rollout/well_formed_rate", sum(t.well_formed for t in e.turns), len(e.turns))
-        for name, score in e.scores.items():
-            tally.add(f"scores/{name}/train", score)
+    played = finished(all_episodes)
+    for status in Status:
+        if status != Status.DONE:
+            metrics.values(f"rollout/{status}_share", [e.status == status for e in all_episodes])
+    metrics.add("rollout/tokens_per_second", sum(e.response_tokens for e in all_episodes), 0)
+    _responses(metrics, [t for e in played for t in e.turns if t.imitated])
+    metrics.values("reward/group_std", [stdev(e.reward for e in group) for group in by_group(played) if len(group) > 1])
+    metrics.values("success/train", [e.success for e in played])
+    metrics.values("reward/mean", [e.reward for e in played])
+    for family in dict.fromkeys(e.task.family for e in played):
+        of_family = [e for e in played if e.task.family == family]
+        metrics.values(f"success_by_family/train/{family}", [e.success for e in of_family])
+        metrics.values(f"reward_by_family/{family}", [e.reward for e in of_family])
+    metrics.values("rollout/episode_length", [len(e.turns) for e in played])
+    metrics.values("rollout/response_tokens", [e.response_tokens for e in played])
+    metrics.values("rollout/valid_action_rate", [t.valid for e in played for t in e.turns])
+    metrics.values("rollout/well_formed_rate", [t.well_formed for e in played for t in e.turns])
+    for name in dict.fromkeys(name for e in played for name in e.scores):
+        metrics.values(f"scores/{name}/train", [e.scores[name] for e in played if name in e.scores])
     if retrieves:
-        skills: Counter[str] = Counter()
-        tasks = by_group(all_episodes)
-        for group in tasks:
-            tally.add("retrieval/empty_share", not group[0].retrieval.text)
-            tally.add("retrieval/skills_per_task", len(group[0].retrieval.skill_ids))
-            skills.update(group[0].retrieval.skill_ids)
-        tally.add("retrieval/distinct_skills", len(skills))
-        tally.add("retrieval/most_used_share", max(skills.values(), default=0), len(tasks))
+        groups = by_group(all_episodes)
+        skills = Counter(skill for group in groups for skill in group[0].retrieval.skill_ids)
+        metrics.values("retrieval/empty_share", [not group[0].retrieval.text for group in groups])
+        metrics.values("retrieval/skills_per_task", [len(group[0].retrieval.skill_ids) for group in groups])
+        metrics.add("retrieval/distinct_skills", len(skills))
+        metrics.add("retrieval/most_used_share", max(skills.values(), default=0), len(groups))
 
 
-def _responses(tally: Tally, sampled: Sequence[Turn]) -> None:
+def _responses(metrics: Metrics, sampled: Sequence[Turn]) -> None:
     """Lengths of responses, and how many the limit of new tokens cut."""
     lengths = [len(turn.response_ids) for turn in sampled]
     if lengths:
-        tally.add("rollout/response_length", sum(lengths), len(lengths))
-        tally.add("rollout/response_length_min", min(lengths))
-        tally.add("rollout/response_length_max", max(lengths))
-        tally.add("rollout/cut_share", sum(not turn.stopped for turn in sampled), len(sampled))
+        metrics.add("rollout/response_length", sum(lengths), len(lengths))
+        metrics.add("rollout/response_length_min", min(lengths))
+        metrics.add("rollout/response_length_max", max(lengths))
+        metrics.add("rollout/cut_share", sum(not turn.stopped for turn in sampled), len(sampled))
 
 
-def sampling_mismatch(tally: Tally, batch: Batch, allowed_logmass: Tensor) -> None:
+def sampling_mismatch(metrics: Metrics, batch: Batch, allowed_logmass: Tensor) -> None:
     """How far the trainer's density is from the one that was sampled from, in nats; the kept mass accounts for truncation."""
     sampled, logp, sampled_logp = densities(batch, allowed_logmass)
     if sampled.any():
         off = (logp - sampled_logp).abs()
-        tally.tokens("rollout/mismatch", off, sampled)
-        tally.add("rollout/mismatch_p99", percentile(off[sampled], 99))
-        tally.add("rollout/mismatch_max", float(off[sampled].max()))
-        tally.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
+        metrics.tokens("rollout/mismatch", off, sampled)
+        metrics.add("rollout/mismatch_p99", percentile(off[sampled], 99))
+        metrics.add("rollout/mismatch_max", float(off[sampled].max()))
+        metrics.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
 
 
 def percentile(values: Tensor, percent: int) -> float:

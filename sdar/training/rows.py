@@ -37,7 +37,7 @@ class Rows(Playing):
             contexts = [self.teacher_context(e.task) for e in episodes]
             told = (self.chat, self.view, self.env, contexts)
             too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *told)
-            self.tally.add("teacher/overflow_share", len(too_long), len(rows))
+            self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
             rows = self._readable(rows, contexts, too_long)
         return collate(rows, episodes, group_of) if rows else None
 
@@ -62,4 +62,4 @@ class Rows(Playing):
         """Tasks of a step that could not be made are left out of it, told and counted."""
         for task_id, error in step.unreadable.items():
             self.say_once(f"unreadable {task_id}", f"task {task_id} cannot be made and is left out: {error}")
-        self.tally.add("rollout/unreadable_share", len(step.unreadable), max(1, len(step.tasks) + len(step.unreadable)))
+        self.metrics.add("rollout/unreadable_share", len(step.unreadable), max(1, len(step.tasks) + len(step.unreadable)))

@@ -75,13 +75,13 @@ class Updating(Rows):
             if (schedule := cast(Any, self.lr_schedulers())) is not None:
                 schedule.step()
             self.skipped = 0
-            self.tally.add("train/grad_norm", float(norm))
+            self.metrics.add("train/grad_norm", float(norm))
         else:
             self.skipped += 1
-        self.tally.add("train/skipped_steps", float(self.skipped > 0))
+        self.metrics.add("train/skipped_steps", float(self.skipped > 0))
         if self.skipped > self.max_skipped_steps:
             raise NonFiniteLossError(
                 f"iteration {self.iteration}: the loss or gradient was not finite in {self.skipped} optimizer steps in a row "
                 f"(model.max_skipped_steps is {self.max_skipped_steps}). The weights were not changed by them and the last checkpoint "
-                f"is good. {blame(update, self.tally)}"
+                f"is good. {blame(update, self.metrics)}"
             )

@@ -49,7 +49,7 @@ class Learner(Open):
     def __init__(self):
         self.seen, self.kept = 0, 0
 
-    def observe(self, tokens, tally):
+    def observe(self, tokens, metrics):
         self.seen += 1
         self.kept += 1
 
@@ -74,7 +74,7 @@ class Remembering(Learner):
 class ByRow(TurnWeight):
     """Weighs a turn by the row that it happens to stand in."""
 
-    def __call__(self, tokens, turns, tally):
+    def __call__(self, tokens, turns, metrics):
         return 1.0 + turns.row.float()
 
 

@@ -8,9 +8,9 @@ from played import batch_of, credit_of, episode, turn, view_of
 
 from sdar import registry
 from sdar.errors import PartError
+from sdar.metrics import Metrics
 from sdar.parts import Completion, Part
 from sdar.rollout import Request
-from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import Retrieval, StudentTokens
 
@@ -26,10 +26,10 @@ ASKED = Request(TASK, 0)
 
 CALLS: dict[str, dict[str, tuple]] = {
     "gates": {"__call__": (TOKENS,)},
-    "turn_weights": {"__call__": (TOKENS, TURNS, Tally())},
+    "turn_weights": {"__call__": (TOKENS, TURNS, Metrics())},
     "filters": {"__call__": (torch.ones(2), torch.zeros(2))},
     "advantages": {"__call__": (credit_of(BATCH, EPISODES),)},
-    "advantage_transforms": {"__call__": (TOKENS.advantages, TOKENS, TURNS, 0, Tally())},
+    "advantage_transforms": {"__call__": (TOKENS.advantages, TOKENS, TURNS, 0, Metrics())},
     "divergences": {"__call__": (StudentTokens(LOGP, LOGP), TOKENS)},
     "policy_losses": {"__call__": (LOGP, LOGP, LOGP, BATCH.response_mask)},
     "corrections": {"__call__": (LOGP, LOGP)},
@@ -163,7 +163,7 @@ def test_nobody_is_blamed_for_what_was_not_finite_before() -> None:
     nan = torch.full((ROWS, TIME), torch.nan)
     assert part_that_returns("gates", "__call__", nan)(broken) is nan
     weights = torch.full((len(TURNS),), torch.nan)
-    assert part_that_returns("turn_weights", "__call__", weights)(broken, TURNS, Tally()) is weights
+    assert part_that_returns("turn_weights", "__call__", weights)(broken, TURNS, Metrics()) is weights
     assert part_that_returns("corrections", "__call__", nan)(nan, LOGP) is nan
     padded = ones(ROWS, TIME).masked_fill(~BATCH.response_mask, 7.0)
     assert part_that_returns("gates", "__call__", padded)(TOKENS) is padded  # nobody reads what stands behind the responses

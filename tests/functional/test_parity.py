@@ -27,10 +27,10 @@ from sdar.functional import (
     soft_or_gate,
     stepwise_weights,
 )
+from sdar.metrics import Metrics
 from sdar.parts import Credit
 from sdar.rollout.groups import group_numbers
 from sdar.strategies.grpo import GRPO
-from sdar.tally import Tally
 from sdar.types import Episode, Task
 
 # Three rows of four tokens, seven of them in responses: log-probabilities of the sampled tokens.
@@ -203,7 +203,7 @@ def test_first_occurrences_of_revisiting_opd() -> None:
 
 def turn_credit(episodes: list[Episode]) -> Credit:
     """What GRPO tells its estimator: one row per turn, 0.1 for each action of wrong form."""
-    strategy = SimpleNamespace(invalid_penalty=0.1, penalize_refused=False, tally=Tally())
+    strategy = SimpleNamespace(invalid_penalty=0.1, penalize_refused=False, metrics=Metrics())
     batch = batch_of(episodes, "turn", group_numbers(episodes))
     return GRPO.credit_of(strategy, batch, episodes)  # type: ignore[arg-type]
 

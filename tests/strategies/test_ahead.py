@@ -28,7 +28,7 @@ def fit(small, strategy, steps=4, **kwargs):
 
     def watched(step):
         episodes = collect(step)
-        seen.append((episodes, strategy.tally._sums["rollout/staleness"]))
+        seen.append((episodes, strategy.metrics["rollout/staleness"].total.item()))
         return episodes
 
     strategy.collect = watched

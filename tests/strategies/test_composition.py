@@ -199,7 +199,7 @@ class HighEntropy(AdvantageTransform):
 
     gradient_estimand = "-E[A 1{H above its median} grad student_logp]"
 
-    def __call__(self, advantages, tokens, turns, iteration, tally):
+    def __call__(self, advantages, tokens, turns, iteration, metrics):
         return advantages * (tokens.entropy >= tokens.entropy[tokens.response_mask].median())
 
 
@@ -215,7 +215,7 @@ def test_a_transform_that_asks_a_teacher_is_refused_without_one(small):
 
 def test_one_that_did_not_say_so_is_told_when_it_asks(small):
     class Forgetful(HighEntropy):
-        def __call__(self, advantages, tokens, turns, iteration, tally):
+        def __call__(self, advantages, tokens, turns, iteration, metrics):
             return advantages + tokens.gap
 
     with pytest.raises(ConfigError, match=r"TokenView\.gap was not filled in: no teacher reads these rows"):

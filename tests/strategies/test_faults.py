@@ -11,12 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from sdar.envs import HouseholdEnv
 from sdar.envs.household_planner import PlanError
 from sdar.errors import ConfigError, NonFiniteLossError, NoProgressError
-from sdar.evaluate.validation import averages, paired, summarize
+from sdar.evaluate.validation import of_panel, told
+from sdar.metrics import Metrics
+from sdar.metrics.tasks import averages, paired
 from sdar.parts import StepResult
 from sdar.retrievers import FactRetriever, UCBRetriever
 from sdar.rollout import collate, make_rows
 from sdar.strategies import GRPO, HDPO, SDAR, BehaviorCloning
-from sdar.tally import Tally
 from sdar.teachers import LiveTeacher
 from sdar.training.finite import blame
 from sdar.types import Episode, Status, Task, Turn
@@ -79,15 +80,15 @@ def test_a_panel_of_which_nothing_was_played_has_no_number(small, capsys):
 def test_means_of_a_panel_are_over_what_was_played():
     episodes = attempts("a", True, None) + attempts("b", None, None) + attempts("c", True, False)
     assert averages(episodes) == {"a": 1.0, "c": 0.5}
-    told = summarize("unseen", episodes, 2)
-    assert {key: (e.mean, e.n) for key, e in told.items()} == {
+    estimates = {key: told(metric) for key, metric in of_panel("unseen", episodes, 2).items()}
+    assert {key: (e.mean, e.n) for key, e in estimates.items()} == {
         "success/unseen": (0.75, 2),
         "pass@2/unseen": (1.0, 1),  # both attempts were played at one task only
         "success_by_family/unseen/put": (0.75, 2),
     }
     assert paired({"a": 1.0, "c": 0.5}, {"b": 0.0, "c": 0.25, "a": 0.5}) == ([1.0, 0.5], [0.5, 0.25])
     assert paired({"a": 1.0}, {"b": 1.0}) is None
-    assert summarize("unseen", attempts("b", None), 1) == {}
+    assert of_panel("unseen", attempts("b", None), 1) == {}
 
 
 def test_the_share_of_a_group_that_succeeded_leaves_out_what_was_lost():
@@ -275,16 +276,16 @@ def test_a_loss_that_is_no_number_names_what_went_into_it(small):
 
 
 def test_what_was_computed_from_finite_inputs_is_named():
-    tally = Tally()
-    tally.add("distill/divergence", torch.inf)
-    tally.add("train/loss", torch.nan)
+    metrics = Metrics()
+    metrics.add("distill/divergence", torch.inf)
+    metrics.add("train/loss", torch.nan)
     batch = collate(make_rows(attempts("a", True), "turn"), attempts("a", True), [0])
     batch.teacher_logp = torch.zeros(batch.ids.shape)
-    assert "was finite. Of what was computed from it these were not: distill/divergence. Lower" in blame(batch, tally)
+    assert "was finite. Of what was computed from it these were not: distill/divergence. Lower" in blame(batch, metrics)
     batch.teacher_logp[0, 0] = torch.nan  # a prompt's token counts nowhere
-    assert "teacher_logp" not in blame(batch, tally)
+    assert "teacher_logp" not in blame(batch, metrics)
     batch.teacher_logp[0, 1] = -torch.inf
-    assert "not finite already: teacher_logp (1 of 1 tokens)" in blame(batch, tally)
+    assert "not finite already: teacher_logp (1 of 1 tokens)" in blame(batch, metrics)
 
 
 class Damaged(HouseholdEnv):

@@ -486,7 +486,7 @@ def test_a_token_far_below_the_initial_policy_has_no_gradient_unless_wished(smal
     [slope] = torch.autograd.grad(loss.sum(), now.logp)
     torch.testing.assert_close(loss.detach(), 0.5 * torch.tensor(losses))
     torch.testing.assert_close(slope[batch.response_mask], 0.5 * torch.tensor(slopes))
-    assert strategy.tally.means().get("kl/reference_clamped_share") == (share if share is None else pytest.approx(share))
+    assert strategy.metrics.compute().get("kl/reference_clamped_share") == (share if share is None else pytest.approx(share))
 
 
 @pytest.mark.parametrize("clamp", [0.0, -1.0])

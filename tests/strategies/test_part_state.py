@@ -16,12 +16,12 @@ class RunningGate(Gate):
     def __init__(self):
         self.threshold, self.seen, self.iterations = torch.zeros(()), 0, []
 
-    def observe(self, tokens, tally):
+    def observe(self, tokens, metrics):
         gaps = tokens.gap[tokens.response_mask.bool()]
         self.threshold = 0.9 * self.threshold + 0.1 * gaps.median()
         self.seen += len(gaps)
         self.iterations.append(tokens.iteration)
-        tally.add("gate/threshold", float(self.threshold))
+        metrics.add("gate/threshold", float(self.threshold))
 
     def __call__(self, tokens):
         return torch.sigmoid(tokens.gap - self.threshold)
@@ -39,7 +39,7 @@ class Fading(TurnWeight):
     def __init__(self):
         self.weight = 1.0
 
-    def __call__(self, tokens, turns, tally):
+    def __call__(self, tokens, turns, metrics):
         self.weight *= 0.9
         return torch.full((len(turns),), self.weight)
 

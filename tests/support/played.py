@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sdar.metrics import Metrics
 from sdar.parts import Credit
 from sdar.rollout import collate, make_rows
-from sdar.tally import Tally
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Task, TokenView, Turn
 
@@ -54,7 +54,7 @@ def credit_of(batch: Batch, episodes: Sequence[Episode], penalty: float = 0.0) -
         turn_groups=batch.group[turns.row],
         observations=[t.observation for t in taken],
         survivor=torch.zeros(len(batch), dtype=torch.bool),
-        tally=Tally(),
+        metrics=Metrics(),
     )
 
 

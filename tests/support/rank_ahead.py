@@ -17,7 +17,7 @@ class Ahead(rank_run.Watched):
 
     def attempts(self, step):
         episodes = super().attempts(step)
-        self.stale = [*getattr(self, "stale", []), self.tally._sums["rollout/staleness"]]
+        self.stale = [*getattr(self, "stale", []), self.metrics["rollout/staleness"].total.item()]
         return episodes
 
 

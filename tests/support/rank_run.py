@@ -102,10 +102,10 @@ class Watched(SDAR):
         return loss
 
     def report(self, episodes):
-        self.tally = self.tally.joined(self.ranks.gather(self.tally, "metrics"))
-        if "train/loss" in self.tally._sums:
-            self.losses.append(self.tally._sums["train/loss"] / self.tally._counts["train/loss"])
-            self.norms.append(self.tally._sums["train/grad_norm"] / self.tally._counts["train/grad_norm"])
+        self.metrics.sync(self.ranks)
+        if self.metrics["train/loss"].count:
+            self.losses.append(self.metrics["train/loss"].compute().item())
+            self.norms.append(self.metrics["train/grad_norm"].compute().item())
         super().report(episodes)
 
 

@@ -1,0 +1,79 @@
+"""Means over everything that an iteration saw, whatever the order and the pieces it came in."""
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdar.metrics.mean import Mean
+
+if TYPE_CHECKING:
+    from sdar.distributed.ranks import Ranks
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Tally":
+        warnings.warn("sdar.Tally is called sdar.Metrics now, and its `means` `compute`.", FutureWarning, stacklevel=2)
+        return Metrics
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+class Metrics:
+    """A `Mean` for each name, made when something is first added to it."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, Mean] = {}
+
+    def __getitem__(self, name: str) -> Mean:
+        if name not in self._means:
+            self._means[name] = Mean()
+        return self._means[name]
+
+    def add(self, name: str, total: float | Tensor, count: float | Tensor = 1.0) -> None:
+        """`total` is a sum over `count` things."""
+        self[name].update(total, count)
+
+    def values(self, name: str, values: Sequence[float]) -> None:
+        """Add numbers that count once each."""
+        self.add(name, sum(values), len(values))
+
+    def tokens(self, name: str, values: Tensor, mask: Tensor) -> None:
+        """Add a per-token quantity ``[batch, time]``."""
+        chosen = values.detach()[mask.bool()].float()
+        self.add(name, chosen.sum(), chosen.numel())
+
+    def not_finite(self) -> list[str]:
+        """Names whose sum is no finite number."""
+        return [name for name, mean in self._means.items() if not torch.isfinite(mean.total)]
+
+    @contextmanager
+    def timed(self, name: str, rate: str | None = None) -> Iterator[None]:
+        """Add the seconds that a block takes; they also divide what is added to `rate` with a count of 0."""
+        started = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - started
+        self.add(name, seconds)
+        if rate is not None:
+            self.add(rate, 0.0, seconds)
+
+    def sync(self, ranks: "Ranks") -> None:
+        """Take in what all ranks were told, whose names may be others: one meeting for all names."""
+        every = ranks.gather({name: (mean.total, mean.count) for name, mean in self._means.items()}, "metrics")
+        self.reset()
+        for sums in every:
+            for name, (total, count) in sums.items():
+                self.add(name, total, count)
+
+    def compute(self) -> dict[str, float]:
+        """The means; empty ones are left out. All start anew."""
+        out = {name: mean.compute().item() for name, mean in self._means.items() if mean.count}
+        self.reset()
+        return out
+
+    def reset(self) -> None:
+        for mean in self._means.values():
+            mean.reset()
