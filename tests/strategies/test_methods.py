@@ -520,7 +520,7 @@ def told_its_span(tag, asked):
         gradient_estimand = "-E[A grad student_logp]"
         span = tag
 
-        def __call__(self, advantages, tokens, turns, iteration, tally):
+        def __call__(self, advantages, tokens, turns, iteration, metrics):
             asked.append(tokens.in_span)
             return advantages
 
