@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sdar.envs import SearchEnv as SearchEnv
     from sdar.envs import ThinkActProtocol as ThinkActProtocol
     from sdar.envs import WebShopEnv as WebShopEnv
+    from sdar.errors import ConfigError as ConfigError
     from sdar.lora import LoRAPolicy as LoRAPolicy
     from sdar.metrics import EpisodeMetric as EpisodeMetric
     from sdar.metrics import Metrics as Metrics
@@ -82,6 +83,8 @@ if TYPE_CHECKING:
     from sdar.teachers import LiveTeacher as LiveTeacher
     from sdar.training.checkpoints import RunCheckpoint as RunCheckpoint
     from sdar.turns import Turns as Turns
+    from sdar.types import Batch as Batch
+    from sdar.types import Episode as Episode
     from sdar.types import Payload as Payload
     from sdar.types import Retrieval as Retrieval
     from sdar.types import StudentTokens as StudentTokens

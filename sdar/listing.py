@@ -1,32 +1,41 @@
-"""`sdar list`: what a configuration can name, all of it, one kind, or one part with everything that is known of it."""
+"""`sdar list`: what a configuration can name, all of it, one kind, or one part with everything that is known of it; and what the
+classes and functions promise that parts are written with."""
 
+import ast
 import inspect
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import yaml
 
-from sdar import registry
+from sdar import outline, registry
 from sdar.cli.signatures import annotated, arguments, defaults, known_names, parameters
 from sdar.errors import UnknownPartError
 
+FACES = ("sdar", "sdar.parts", "sdar.functional")
+"""Modules whose classes and functions parts are written with."""
+
 
 def listing(wanted: list[str]) -> Iterator[str]:
-    """One text block for each kind (plural name) or part (short or class name) in `wanted`; all kinds by default.
+    """One text block for each kind (plural name), part (short or class name) or name of `FACES` in `wanted`; all kinds by default.
 
     Raises:
-        UnknownPartError: neither.
+        UnknownPartError: none of these.
     """
     for name in wanted or sorted(registry.kinds()):
         if name in registry.kinds():
             yield _kind(name)
         elif found := [(plural, cls) for plural in registry.kinds() if (cls := named(plural, name))]:
             yield from (part(plural, cls) for plural, cls in found)
+        elif told := interface(name):
+            yield told
         else:
             known = [*registry.kinds(), *registry.names()]
+            others = [name for face in FACES if (home := outline.source(face)) for name in home.definitions]
+            near = registry.did_you_mean(name, known) or registry.did_you_mean(name, others)
             raise UnknownPartError(
-                f"{name!r} is no kind of part and no part.{registry.did_you_mean(name, known)} Kinds: "
-                f"{', '.join(sorted(registry.kinds()))}."
+                f"{name!r} is no kind of part and no part.{near} Kinds: {', '.join(sorted(registry.kinds()))}."
             )
 
 
@@ -67,6 +76,61 @@ def part(plural: str, cls: type) -> str:
         *(f"      {text}" for text in arguments(cls).values()),
     ]
     return "\n".join(texts)
+
+
+def interface(name: str) -> str | None:
+    """What a class or function of `FACES` promises, as its source says it; None: there is none of this name."""
+    for face in FACES:
+        if (found := outline.definition(face, name)) is None:
+            continue
+        home, node = found
+        if isinstance(node, ast.FunctionDef):
+            lines = [_head(node)]
+        elif isinstance(node, ast.ClassDef):
+            lines = [name]
+        else:
+            continue
+        lines += [f"  Python:  from {face} import {name}", "", *_indented(ast.get_docstring(node) or "")]
+        for owner in _owners(home, node):
+            members = [*_members(owner)]
+            lines += ["", f"  Of {owner.name}:" if owner is not node else "  It has:", *members] if members else []
+        return "\n".join(lines)
+    return None
+
+
+def _owners(home: outline.Source, node: ast.stmt) -> Iterator[ast.ClassDef]:
+    """A class and those of its bases that are ours."""
+    if isinstance(node, ast.ClassDef) and outline.is_followed(home.module):
+        yield node
+        for base in node.bases:
+            if isinstance(base, ast.Name) and (found := outline.definition(home.module, base.id)):
+                yield from _owners(*found)
+
+
+def _members(node: ast.ClassDef) -> Iterator[str]:
+    """Fields and methods of a class, each with what is said of it."""
+    for member, behind in pairwise([*node.body, ast.Pass()]):
+        text = behind.value.value if isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant) else None
+        match member:
+            case ast.AnnAssign(target=ast.Name(id=name), annotation=hint) if "ClassVar" not in ast.unparse(hint):
+                told = f"{name}: {ast.unparse(hint)}"
+            case ast.Assign(targets=[ast.Name(id=name)]):
+                told = ast.unparse(member)
+            case ast.FunctionDef(name=name):
+                told, text = _head(member), ast.get_docstring(member)
+            case _:
+                continue
+        if not name.startswith("_") or name == "__call__":
+            yield f"      {told}"
+            yield from _indented(inspect.cleandoc(str(text or "")), " " * 10)
+
+
+def _head(node: ast.FunctionDef) -> str:
+    return f"{node.name}({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
+
+
+def _indented(text: str, by: str = "  ") -> list[str]:
+    return [f"{by}{line}".rstrip() for line in text.splitlines()]
 
 
 def module_of(cls: type) -> str:

@@ -31,6 +31,9 @@ _RUN_BY_PYTHON = {"__new__", "__post_init__", "__init_subclass__", "__set_name__
 MADE: list[type] = []
 """Every outline of this process."""
 
+OTHERS: list[str] = []
+"""Modules of somebody else whose parts are told beside ours (`sdar.plugins`)."""
+
 
 class UnreadableError(Exception):
     """The source says something that can only be known by importing it."""
@@ -48,13 +51,15 @@ class Source:
     """One module's file.
 
     Attributes:
+        text: What stands in it.
         definitions: Name -> the statement at the file's top that binds it.
     """
 
     def __init__(self, module: str, path: Path) -> None:
         self.module = module
         self.is_package = path.name == "__init__.py"
-        self.tree = ast.parse(path.read_text(encoding="utf-8"))
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
         self.definitions: dict[str, ast.stmt] = {}
         for node in _statements(self.tree.body):
             for name in _bound(node):
@@ -208,7 +213,7 @@ def find(module: str, name: str) -> Any:
     if isinstance(node, ast.FunctionDef):
         return _spec if (module.partition(".")[0], name) == ("jsonargparse", "lazy_instance") else Function(home, node)
     if isinstance(node, ast.ImportFrom):
-        whence, there = _absolute(home, node), next(a.name for a in node.names if name == (a.asname or a.name))
+        whence, there = absolute(home, node), next(a.name for a in node.names if name == (a.asname or a.name))
         return _Module(f"{module}.{name}") if (whence, there) == (module, name) else find(whence, there)
     if isinstance(node, ast.Import):
         alias = next(a for a in node.names if name == (a.asname or a.name.partition(".")[0]))
@@ -217,6 +222,16 @@ def find(module: str, name: str) -> Any:
     if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
         return home.evaluate(node.value)
     raise UnreadableError(f"{module}.{name}")
+
+
+def definition(module: str, name: str) -> tuple[Source, ast.stmt] | None:
+    """The file and the statement that define `name`, wherever a module has it from; None: it does not say."""
+    home = source(module)
+    node = home.definitions.get(name) if home else None
+    if isinstance(node, ast.ImportFrom) and home is not None:
+        there = next(alias.name for alias in node.names if name == (alias.asname or alias.name))
+        return definition(absolute(home, node), there)
+    return (home, node) if home and node else None
 
 
 def locate(path: str) -> Any:
@@ -245,19 +260,41 @@ def arguments(owner: type | Function) -> dict[str, Parameter]:
     return found
 
 
+def is_followed(module: str) -> bool:
+    """Whether a module is of this package or of `OTHERS`."""
+    return module.partition(".")[0] == PACKAGE.name or module in OTHERS
+
+
+def tells_arguments(cls: type) -> bool:
+    """Whether an outline's `arguments` are all: each constructor of a followed class says where its ``**kwargs`` go."""
+    makers = [function for owner in cls.__mro__ if isinstance(function := vars(owner).get("__init__"), Function)]
+    last = [
+        function for function in makers if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in function.parameters.values())
+    ]
+    return is_followed(cls.__module__) and all(function.handed_on is not None for function in last)
+
+
 def is_outline(cls: type) -> bool:
     return isinstance(vars(cls).get("_outline_of"), Source)
 
 
-@cache
 def registered() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
-    """Plural name -> base class of every kind, and plural name -> short name -> class of its parts, of this package."""
+    """Plural name -> base class of every kind, and plural name -> short name -> class of its parts: ours and those of `OTHERS`.
+
+    Raises:
+        UnreadableError: two parts of a kind ask for one name.
+    """
+    return _registered(tuple(OTHERS))
+
+
+@cache
+def _registered(others: tuple[str, ...]) -> tuple[dict[str, type], dict[str, dict[str, type]]]:
     kinds: dict[str, type] = {}
     named: list[tuple[str, type]] = []
-    for module in _modules():
+    for module in [*_modules(), *others]:
         home = source(module)
         for node in (n for n in home.tree.body if isinstance(n, ast.ClassDef)) if home else ():
-            for role, name in _roles(node):
+            for role, name in roles(node):
                 cls = find(module, node.name)
                 if role == "part_kind":
                     kinds[name] = cls
@@ -265,12 +302,18 @@ def registered() -> tuple[dict[str, type], dict[str, dict[str, type]]]:
                     named.append((name, cls))
     imported_first = sorted(kinds.items(), key=lambda kind: not kind[1].__module__.startswith("sdar.parts."))
     kinds = dict(imported_first)
-    return kinds, {plural: {name: cls for name, cls in named if issubclass(cls, base)} for plural, base in kinds.items()}
+    parts: dict[str, dict[str, type]] = {plural: {} for plural in kinds}
+    for plural, base in kinds.items():
+        for name, cls in named:
+            if issubclass(cls, base) and parts[plural].setdefault(name, cls) is not cls:
+                raise UnreadableError(f"{plural} {name}")
+    return kinds, parts
 
 
 def mentions_class(name: str) -> bool:
-    """Whether a file of this package defines a class of this name, registered or not."""
-    return any(re.search(rf"^\s*class {re.escape(name)}\b", text, re.MULTILINE) for _, text in _texts())
+    """Whether a file of this package or of `OTHERS` defines a class of this name, registered or not."""
+    texts = [*(text for _, text in _texts()), *(home.text for module in OTHERS if (home := source(module)))]
+    return any(re.search(rf"^\s*class {re.escape(name)}\b", text, re.MULTILINE) for text in texts)
 
 
 def _modules() -> Iterator[str]:
@@ -290,10 +333,20 @@ def _texts() -> Iterator[tuple[Path, str]]:
             yield path, path.read_text(encoding="utf-8")
 
 
-def _roles(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+def roles(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """What a class is registered as: ``register`` or ``part_kind``, and the name."""
     for call in node.decorator_list:
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in ("register", "part_kind"):
-            yield call.func.id, ast.literal_eval(call.args[0])
+        if isinstance(call, ast.Call) and (role := called(call)) in ("register", "part_kind"):
+            match call.args:
+                case [ast.Constant(value=str(name))]:
+                    yield role, name
+                case _:
+                    raise UnreadableError(ast.unparse(call))
+
+
+def called(call: ast.Call) -> str:
+    """The last word of what is called."""
+    return ast.unparse(call.func).rpartition(".")[2]
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -318,7 +371,8 @@ def _bound(node: ast.stmt) -> Iterator[str]:
         yield from (target.id for target in targets if isinstance(target, ast.Name))
 
 
-def _absolute(home: Source, node: ast.ImportFrom) -> str:
+def absolute(home: Source, node: ast.ImportFrom) -> str:
+    """The module that a ``from`` names."""
     if not node.level:
         return str(node.module)
     above = home.module.split(".")
@@ -334,8 +388,11 @@ def _outline(home: Source, node: ast.ClassDef) -> type:
             if isinstance(inner, ast.FunctionDef) and inner.name not in _RUN_BY_PYTHON:
                 namespace[inner.name] = Function(home, inner)
 
-    found = [base for base in (_base(home, base) for base in node.bases) if base is not None]
-    if home.module.partition(".")[0] == PACKAGE.name and any(getattr(n, "name", "") == "__init__" for n in node.body):
+    bases = [_base(home, base) for base in node.bases]
+    if home.module in OTHERS and None in bases:  # what such a class takes is told as surely as of ours, or not at all
+        raise UnreadableError(f"{home.module}.{node.name}")
+    found = [base for base in bases if base is not None]
+    if is_followed(home.module) and any(getattr(n, "name", "") == "__init__" for n in node.body):
         found = [base for base in found if not _is_foreign(base)]  # what a library's class takes is then set by ours
     try:
         cls = types.new_class(node.name, types.resolve_bases(tuple(found)), {}, body)

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from sdar.arguments import checked
 from sdar.errors import ConfigError, DuplicatePartError, UnknownPartError
+from sdar.plugins import GROUP, follow
 
 T = TypeVar("T", bound=type)
 
@@ -52,21 +53,25 @@ SHELVES = (
 )
 """Packages whose import registers the parts that come with sdar: the first plugins."""
 
-PLUGINS = "sdar.plugins"
-"""The group of entry points by which an installed package names modules with parts of its own."""
-
 _warned: set[str] = set()
 _kinds: dict[str, type] = {}
 _parts: dict[str, dict[str, type]] = {}
 _reads_sources = False
 
 
-def read_sources() -> bool:
-    """Let kinds and parts be told from here on as the package's sources say them (`sdar.outline`), which takes a tenth of a second,
-    until something is imported. False: parts were imported already, or an installed plugin has some."""
+def read_sources(plugins: Iterable[str] = ()) -> bool:
+    """Let kinds and parts be told from here on as the sources of this package and of plugins say them (`sdar.outline`), which takes
+    a tenth of a second, until something is imported. False: parts were imported already, or a plugin has to be, to know its parts."""
     global _reads_sources
-    _reads_sources = not _kinds and not entry_points(group=PLUGINS)
+    _find_modules_here()
+    _reads_sources = not _kinds and follow(plugins)
     return _reads_sources
+
+
+def _find_modules_here() -> None:
+    """A console script has no working directory on its path; last, so that no file in it stands before an installed package."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def reads_sources() -> bool:
@@ -196,7 +201,7 @@ def load_parts(plugins: Iterable[str] = ()) -> None:
     """Import everything that registers parts: our shelves, installed entry points, then `plugins` by module name."""
     for shelf in SHELVES:
         importlib.import_module(shelf)
-    for point in entry_points(group=PLUGINS):
+    for point in entry_points(group=GROUP):
         try:
             point.load()
         except Exception as error:  # somebody else's package: this command may need nothing of it
@@ -208,10 +213,7 @@ def load_parts(plugins: Iterable[str] = ()) -> None:
             if message not in _warned:
                 _warned.add(message)
                 sys.stderr.write(message)
-    if (
-        os.getcwd() not in sys.path
-    ):  # a console script has none; last, so that no file in it stands before an installed package
-        sys.path.append(os.getcwd())
+    _find_modules_here()
     for plugin in plugins:
         try:
             importlib.import_module(plugin)

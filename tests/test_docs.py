@@ -101,9 +101,7 @@ def test_the_rooms_of_the_architecture_page_exist_and_none_is_missing() -> None:
 def test_modules_that_pages_and_docstrings_name_exist() -> None:
     code = [file for top in ("sdar", "strategies", "gates", "retrievers") for file in (ROOT / top).rglob("*.py")]
     texts = [file.read_text(encoding="utf-8") for file in [*(ROOT / page for page in PAGES), *code]]
-    named = {name for text in texts for name in re.findall(r"`(sdar(?:\.\w+)+)(?:\(\))?`", text)} - {
-        "sdar.plugins"
-    }  # an entry point
+    named = {name for text in texts for name in re.findall(r"`(sdar(?:\.\w+)+)(?:\(\))?`", text)}
     paths = {name: ROOT / name.replace(".", "/") for name in named}
     modules = {name for name, path in paths.items() if path.is_dir() or path.with_suffix(".py").is_file()}
     assert len(modules) > 40 and [name for name in sorted(named - modules) if pydoc.locate(name) is None] == []

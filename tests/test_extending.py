@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sdar.cli import main
 from sdar.contracts.check import check
+from sdar.listing import interface
 from sdar.registry import load_parts
 
 PAGE = Path(__file__).parents[1].joinpath("docs", "extending.md").read_text(encoding="utf-8")
@@ -51,6 +52,18 @@ def test_the_parts_of_the_page_keep_their_promises(own_folder, capsys):
         load_parts([name.removesuffix(".py")])
     check(["half_reverse", "running_median"])
     assert capsys.readouterr().out.count(" ok") == 7
+    exec(blocks("python")["test_my_gates.py"] + "\ntest_half_open_at_the_median()", {})
+
+
+def test_what_the_page_imports_is_told_by_the_command():
+    imported = re.findall(r"^from (sdar|sdar\.functional) import (.+)$", PAGE, re.MULTILINE)
+    names = {name for _, line in imported for name in line.split(", ")} | {"Turns", "Batch", "Episode", "ConfigError"}
+    told = {name: interface(name) for name in names}
+    assert len(names) > 12 and [name for name, text in told.items() if not text or "  Python:  from sdar" not in text] == []
+    assert "in_span: Tensor\n          Bool: the response tokens that a transform reshapes" in told["TokenView"]
+    assert "__call__(self, tokens: TokenView) -> Tensor" in told["Gate"] and "Of Part:\n      state_dict(self)" in told["Gate"]
+    assert "SAMPLED = 'sampled'\n          The log-probability of the sampled token." in told["Payload"]
+    assert interface("nothing") is None
 
 
 def test_what_the_page_names_exists():

@@ -4,6 +4,7 @@ Order of `main`: plugins are imported, configuration files are looked at, everyt
 a model built. A mistake ends with exit code 2 and one message before that; a failure while running ends with 1.
 """
 
+import os
 import re
 import sys
 from contextlib import suppress
@@ -23,13 +24,13 @@ def main(args: list[str] | None = None) -> int:
         args, plugins = split_plugins(sys.argv[1:] if args is None else list(args))
         asks_for_help = bool({"-h", "--help"} & {*args})
         if args[:1] == ["--version"]:
-            print(f"sdar {sdar.__version__}")
+            _say(f"sdar {sdar.__version__}")
         elif args[:1] in (["-h"], ["--help"]) or (args[:1] == ["list"] and asks_for_help):
-            print(f"usage: {USAGE}\n\n{HELP}")
+            _say(f"usage: {USAGE}\n\n{HELP}")
         elif args[:1] == ["completion"]:
             from sdar.cli.completion import complete
 
-            print(complete(args[1:]))
+            _say(complete(args[1:]))
         elif not args:
             raise ConfigError(no_command())
         elif not args[0].startswith("-") and args[0] not in COMMANDS:
@@ -44,7 +45,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _run(args: list[str], plugins: list[str]) -> int:
-    if plugins or not registry.read_sources():
+    if not registry.read_sources(plugins):
         load(plugins)
     try:
         told = _told(args)
@@ -52,7 +53,7 @@ def _run(args: list[str], plugins: list[str]) -> int:
         load(plugins)
         told = _told(args)
     if told:
-        print(told)
+        _say(told)
         return 0
     command = COMMANDS.get(args[0])
     if command and command.needs_settings and len(args) == 1:
@@ -63,6 +64,13 @@ def _run(args: list[str], plugins: list[str]) -> int:
     from sdar.cli.run import run, use_tool
 
     return use_tool(*args) if command and command.tool else run(args)
+
+
+def _say(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as in `sdar list | head`; Python would flush again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _look(args: list[str]) -> None:

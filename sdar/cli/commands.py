@@ -142,6 +142,7 @@ Later files and settings win. Settings begin with model (the training method and
 
   sdar list [gates | retrievers | ...]    what can be named, with arguments and defaults
   sdar list SDAR                          one part: how to import and to set it, its documentation
+  sdar list Gate                          what a part of your own is written with: bases, TokenView, functional
   sdar fit --model.help SDAR              the arguments of one part
   sdar fit ... --print_config             show the whole configuration and stop
   sdar ... --plugin my_package            first import a package with parts of your own (repeatable)

@@ -1,12 +1,13 @@
 """Completion of commands, parts, keys and values in a shell: a script that asks `sdar completion --line` what may come next.
 
-It reads the package's sources (`sdar.outline`) and the configuration files on the line, and imports nothing that takes long; parts of
-plugins are not known to it.
+It reads sources (`sdar.outline`), those of plugins, too, and the configuration files on the line, and imports nothing that takes long;
+parts of a plugin that has to be imported are not known to it.
 """
 
 import shlex
 import typing
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sdar import outline
 from sdar.cli.commands import COMMANDS
 from sdar.errors import ConfigError
 from sdar.paths import installed_settings, resolve
+from sdar.plugins import follow
 from sdar.reading import read_yaml
 from sdar.registry import did_you_mean
 
@@ -68,6 +70,7 @@ def candidates(line: str) -> list[str]:
     if not words:
         return []
     *before, last = words
+    follow(name for word, name in pairwise(before) if word == "--plugin")
     if not before:
         return _fitting(last, [*COMMANDS, "--help", "--version", "--plugin"])
     if before[0] == "list":

@@ -92,7 +92,7 @@ def signature(cls: type) -> Signature | None:
 
 def is_certain(cls: type) -> bool:
     """Whether all that a configuration may give to a class, and all classes below it, are known."""
-    return not outline.is_outline(cls) or cls.__module__.partition(".")[0] == outline.PACKAGE.name
+    return not outline.is_outline(cls) or outline.tells_arguments(cls)
 
 
 def function_arguments(function: Callable[..., Any] | outline.Function, skipped: Iterable[str] = ()) -> dict[str, Argument]:
