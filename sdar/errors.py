@@ -14,7 +14,7 @@ class ConfigError(SdarError, ValueError):
 
 
 class PartError(SdarError, TypeError):
-    """A part returned something else than its base class promises."""
+    """A part returned, or was given, something else than its base class promises."""
 
 
 class UnknownPartError(ConfigError):

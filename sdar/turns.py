@@ -5,6 +5,7 @@ stand behind each other.
 """
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from sdar.types import Batch, TokenView
@@ -16,6 +17,12 @@ class Turns:
     Only turns with response tokens that carry a loss are there. A `TokenView` does not know the episodes: each of its rows counts as
     one, which is all that a gate can see.
     """
+
+    mask: Shaped[Tensor, "rows time"]
+    episode: Int[Tensor, " turns"]
+    turn: Int[Tensor, " turns"]
+    length: Int[Tensor, " turns"]
+    row: Int[Tensor, " turns"]
 
     def __init__(self, rows: Batch | TokenView):
         self.mask = rows.response_mask

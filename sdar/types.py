@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -355,29 +356,29 @@ class TokenView(Filled):
         ConfigError: something is read that nobody found out.
     """
 
-    student_logp: Tensor
-    teacher_logp: Tensor = later(NO_TEACHER)
-    gap: Tensor = later(NO_TEACHER)
+    student_logp: Float[Tensor, "*tokens"]
+    teacher_logp: Float[Tensor, "*tokens"] = later(NO_TEACHER)
+    gap: Float[Tensor, "*tokens"] = later(NO_TEACHER)
     """teacher_logp - student_logp; positive: the teacher endorses the sampled token."""
-    entropy: Tensor
+    entropy: Float[Tensor, "*tokens"]
     """Of the student's next-token distribution."""
-    response_mask: Tensor
+    response_mask: Shaped[Tensor, "*tokens"]
     """Bool: what the model said. What stands at other tokens means nothing."""
-    turn_ids: Tensor
+    turn_ids: Int[Tensor, "*tokens"]
     """Number of the turn in its episode. All tokens of a turn stand in one row, one behind the other; a row may hold several turns."""
-    advantages: Tensor
+    advantages: Float[Tensor, "*tokens"]
     """Those of before the first transform in one, of after the last elsewhere."""
     vocab_size: int
     """Size of the student's vocabulary: ln(vocab_size) is the largest entropy."""
-    old_logp: Tensor = later(SCORED)
+    old_logp: Float[Tensor, "*tokens"] = later(SCORED)
     """Log-probability of the sampled token with the weights that started the iteration's updates."""
-    ids: Tensor = later("the sampled tokens were not told.")
+    ids: Int[Tensor, "*tokens"] = later("the sampled tokens were not told.")
     """The sampled tokens."""
-    group_success: Tensor = later("how the group went was not told.")
+    group_success: Float[Tensor, "*tokens"] = later("how the group went was not told.")
     """Share of the attempts at the token's task that succeeded."""
-    teacher_top_ids: Tensor = later("the rows were not scored with Payload.TOP_K.")
-    teacher_top_logp: Tensor = later("the rows were not scored with Payload.TOP_K.")
-    teacher_logits: Tensor = later("only an objective that needs Payload.FULL has them.")
+    teacher_top_ids: Int[Tensor, "*tokens k"] = later("the rows were not scored with Payload.TOP_K.")
+    teacher_top_logp: Float[Tensor, "*tokens k"] = later("the rows were not scored with Payload.TOP_K.")
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] = later("only an objective that needs Payload.FULL has them.")
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary (Payload.FULL)."""
     in_span: Tensor = later("only an advantage transform is told.")
     """Bool: the response tokens that a transform reshapes, those inside its `span`; all where it has none."""
@@ -410,8 +411,10 @@ class StudentTokens(Filled):
         ConfigError: `logits` is read by an objective that does not need them.
     """
 
-    logp: Tensor
+    logp: Float[Tensor, "*tokens"]
     """Of the sampled token, in nats."""
-    entropy: Tensor
-    logits: Tensor = later("only an objective over the vocabulary (Payload.TOP_K, Payload.FULL) has them.")
+    entropy: Float[Tensor, "*tokens"]
+    logits: Float[Tensor, "*tokens vocab"] = later(
+        "only an objective over the vocabulary (Payload.TOP_K, Payload.FULL) has them."
+    )
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary, for objectives that need them."""

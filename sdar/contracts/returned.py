@@ -2,7 +2,8 @@
 
 A base class says in `answers` which of its methods are looked at, and by what; each method of a subclass is wrapped when the class is
 made, so a part of somebody else is checked like ours. A check gets the part, its answer and the arguments of the call; it never
-blames a part for what was not finite before it was asked.
+blames a part for what was not finite before it was asked. What a part is given is looked at by `sdar.contracts.given`, at its first call
+only: it comes from us, and is of one shape in all of a run, whereas an answer may be wrong for one batch alone.
 """
 
 import math
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from sdar.contracts import given
 from sdar.errors import PartError
 from sdar.registry import part_name
 from sdar.types import Completion, Retrieval
@@ -30,12 +32,14 @@ class Checked:
         for name, check in cls.answers.items():
             method = vars(cls).get(name)
             if callable(method) and not getattr(method, "__isabstractmethod__", False):
-                setattr(cls, name, _looked_at(method, check))
+                promised = next(vars(c)[name] for c in reversed(cls.__mro__) if name in vars(c))
+                setattr(cls, name, _looked_at(method, promised, check))
 
 
-def _looked_at(method: Callable[..., Any], check: Check) -> Callable[..., Any]:
+def _looked_at(method: Callable[..., Any], promised: Callable[..., Any], check: Check) -> Callable[..., Any]:
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given.first_call(self, method, promised, args, kwargs)
         told = method(self, *args, **kwargs)
         check(self, told, *args, **kwargs)
         return told
@@ -46,7 +50,7 @@ def _looked_at(method: Callable[..., Any], check: Check) -> Callable[..., Any]:
 def gate(part: Any, told: Any, tokens: Any) -> None:
     """[batch, time] in [0, 1], without a gradient."""
     expected = "a gate returns weights in [0, 1], one a token"
-    _tensor(part, told, tokens.entropy.shape, expected)
+    _tensor(part, told, "*tokens", tokens.entropy.shape, expected)
     if told.requires_grad:
         raise _wrong(part, expected + ", that carry no gradient (`detach()`)", "a tensor that requires one")
     known = tokens.response_mask.bool() & _known(tokens) & tokens.entropy.isfinite()
@@ -62,21 +66,22 @@ def _known(tokens: Any) -> Tensor:
 def turn_weights(part: Any, told: Any, tokens: Any, turns: Any, *_: Any) -> None:
     """[turns], finite and not negative."""
     expected = "a turn weight returns one number a turn, finite and not negative"
-    _tensor(part, told, (len(turns),), expected)
+    _tensor(part, told, "turns", (len(turns),), expected)
     if _known(tokens)[tokens.response_mask.bool()].all():
         _within(part, told, torch.ones_like(told, dtype=torch.bool), 0.0, math.inf, expected)
 
 
 def chosen(part: Any, told: Any, success: Tensor, groups: Tensor) -> None:
     """Bool [episodes]."""
-    _tensor(part, told, success.shape, "a filter returns True or False for each episode", torch.bool)
+    _tensor(part, told, "episodes", success.shape, "a filter returns True or False for each episode", torch.bool)
 
 
 def advantages(part: Any, told: Any, credit: Any) -> None:
     """[rows] or [rows, time], finite."""
     expected = "an advantage estimator returns one number a row, or one a token of the rows"
-    wanted = credit.rewards.shape if getattr(told, "ndim", 1) < 2 else credit.turns.mask.shape
-    _tensor(part, told, wanted, expected)
+    by_row = getattr(told, "ndim", 1) < 2
+    axes, wanted = ("rows", credit.rewards.shape) if by_row else ("rows time", credit.turns.mask.shape)
+    _tensor(part, told, axes, wanted, expected)
     if _finite(credit.rewards, credit.turn_rewards):
         _within(part, told, torch.ones_like(told, dtype=torch.bool), -math.inf, math.inf, expected + ", each finite")
 
@@ -84,25 +89,25 @@ def advantages(part: Any, told: Any, credit: Any) -> None:
 def reshaped(part: Any, told: Any, before: Tensor, tokens: Any, *_: Any) -> None:
     """[batch, time], finite where there is a response."""
     expected = "an advantage transform returns one advantage a token"
-    _tensor(part, told, before.shape, expected)
+    _tensor(part, told, "*tokens", before.shape, expected)
     known = tokens.response_mask.bool() & before.isfinite() & _known(tokens)
     _within(part, told, known, -math.inf, math.inf, expected + ", each finite")
 
 
 def divergence(part: Any, told: Any, student: Any, tokens: Any) -> None:
     """Shaped like the student's log-probabilities."""
-    _tensor(part, told, student.logp.shape, "a divergence returns one loss a token, shaped like student.logp")
+    _tensor(part, told, "*tokens", student.logp.shape, "a divergence returns one loss a token, shaped like student.logp")
 
 
 def token_loss(part: Any, told: Any, logp: Tensor, *_: Any, **__: Any) -> None:
     """[batch, time]."""
-    _tensor(part, told, logp.shape, "a policy loss returns one loss a token")
+    _tensor(part, told, "*tokens", logp.shape, "a policy loss returns one loss a token")
 
 
 def importance(part: Any, told: Any, logp: Tensor, sampled_logp: Tensor) -> None:
     """[batch, time], not negative, without a gradient."""
     expected = "a correction returns one weight a token, not negative"
-    _tensor(part, told, logp.shape, expected)
+    _tensor(part, told, "*tokens", logp.shape, expected)
     _within(part, told, logp.isfinite() & sampled_logp.isfinite(), 0.0, math.inf, expected, infinite=True)
 
 
@@ -182,9 +187,9 @@ def completions(part: Any, told: Any, model: Any, prompts: Sequence[Any], *_: An
             raise _wrong(part, expected + ", with one log-probability and one mass for each of its ids", _shown(completion))
 
 
-def _tensor(part: Any, told: Any, shape: Sequence[int], expected: str, dtype: torch.dtype | None = None) -> None:
+def _tensor(part: Any, told: Any, axes: str, shape: Sequence[int], expected: str, dtype: torch.dtype | None = None) -> None:
     kind = "bool" if dtype is torch.bool else "floating point"
-    expected = f"{expected}: a {kind} tensor of shape {tuple(shape)}"
+    expected = f"{expected}: a {kind} tensor of shape {given.axes(axes, len(shape))} = {tuple(shape)}"
     if not isinstance(told, Tensor):
         raise _wrong(part, expected, _shown(told))
     if tuple(told.shape) != tuple(shape) or not (told.dtype is dtype if dtype else told.is_floating_point()):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdar.contracts import returned
@@ -29,7 +30,7 @@ class Gate(Part, ABC):
     answers: ClassVar = {"__call__": returned.gate}
 
     @abstractmethod
-    def __call__(self, tokens: TokenView) -> Tensor:
+    def __call__(self, tokens: TokenView) -> Float[Tensor, "*tokens"]:
         """Weights ``[batch, time]`` in [0, 1]; everything in `tokens` is detached, so the gate carries no gradient.
 
         It is called on micro-batches, again for each update, and by each rank on its share: it learns in `observe`.
@@ -80,7 +81,7 @@ class Divergence(Part, ABC):
         return Payload.SAMPLED, 0
 
     @abstractmethod
-    def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
+    def __call__(self, student: StudentTokens, tokens: TokenView) -> Float[Tensor, "*tokens"]:
         """Per-token loss, shaped like ``student.logp``; `student` carries the gradient, `tokens` is detached."""
 
 
@@ -139,23 +140,23 @@ class PrivilegedView(Part, ABC):
 class Credit:
     """What an advantage estimator knows. Rows and turns belong to episodes, episodes to groups (attempts at one task)."""
 
-    rewards: Tensor
+    rewards: Float[Tensor, " rows"]
     """[rows] episode reward minus the penalties of the row's invalid actions."""
-    groups: Tensor
+    groups: Int[Tensor, " rows"]
     """[rows]"""
-    episodes: Tensor
+    episodes: Int[Tensor, " rows"]
     """[rows]"""
     turns: "Turns"
     """Which turn each token of the rows belongs to."""
-    turn_rewards: Tensor
+    turn_rewards: Float[Tensor, " turns"]
     """[turns] reward of each turn, in the order of `turns`."""
-    turn_penalties: Tensor
+    turn_penalties: Float[Tensor, " turns"]
     """[turns] what an invalid action costs; 0 for a valid one."""
-    turn_groups: Tensor
+    turn_groups: Int[Tensor, " turns"]
     """[turns]"""
     observations: list[str]
     """[turns] what the world had said before each turn: the anchors of GiGPO."""
-    survivor: Tensor
+    survivor: Bool[Tensor, " rows"]
     """[rows] True where all other attempts of the group were lost (their world failed): there is nothing left to compare with. Not
     for a group that was one attempt from the start."""
     metrics: "Metrics"
@@ -169,7 +170,7 @@ class AdvantageEstimator(Part, ABC):
     answers: ClassVar = {"__call__": returned.advantages}
 
     @abstractmethod
-    def __call__(self, credit: Credit) -> Tensor:
+    def __call__(self, credit: Credit) -> Float[Tensor, " rows"] | Float[Tensor, "rows time"]:
         """Advantages ``[rows]``, or ``[rows, time]`` where they differ between the turns of a row."""
 
 
@@ -191,7 +192,9 @@ class AdvantageTransform(Part, ABC):
         return 1.0
 
     @abstractmethod
-    def __call__(self, advantages: Tensor, tokens: TokenView, turns: "Turns", iteration: int, metrics: "Metrics") -> Tensor:
+    def __call__(
+        self, advantages: Float[Tensor, "*tokens"], tokens: TokenView, turns: "Turns", iteration: int, metrics: "Metrics"
+    ) -> Float[Tensor, "*tokens"]:
         """Advantages ``[batch, time]`` from those before; ``tokens.student_logp`` is that of the weights before the update.
 
         It is called once in an iteration, with all turns and on every rank alike. What explains the transform goes into `metrics`.
@@ -205,7 +208,7 @@ class TurnWeight(Part, ABC):
     answers: ClassVar = {"__call__": returned.turn_weights}
 
     @abstractmethod
-    def __call__(self, tokens: TokenView, turns: "Turns", metrics: "Metrics") -> Tensor:
+    def __call__(self, tokens: TokenView, turns: "Turns", metrics: "Metrics") -> Float[Tensor, " turns"]:
         """Weights ``[turns]``, not negative; ``tokens.student_logp`` is that of the weights before the update.
 
         It is called once in an iteration (`tokens.iteration`), with all turns and on every rank alike, and may learn then. What explains
@@ -220,7 +223,7 @@ class SequenceFilter(Part, ABC):
     answers: ClassVar = {"__call__": returned.chosen}
 
     @abstractmethod
-    def __call__(self, success: Tensor, groups: Tensor) -> Tensor:
+    def __call__(self, success: Shaped[Tensor, " episodes"], groups: Shaped[Tensor, " episodes"]) -> Bool[Tensor, " episodes"]:
         """Bool ``[episodes]`` from their success (0 or 1) and their group."""
 
 
@@ -231,10 +234,22 @@ class PolicyLoss(Part, ABC):
     answers: ClassVar = {"__call__": returned.token_loss}
 
     @abstractmethod
-    def __call__(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+    def __call__(
+        self,
+        logp: Float[Tensor, "batch time"],
+        old_logp: Float[Tensor, "batch time"],
+        advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+        response_mask: Shaped[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time"]:
         """Per-token loss ``[batch, time]``; only `logp` carries a gradient."""
 
-    def clipped(self, logp: Tensor, old_logp: Tensor, advantages: Tensor, response_mask: Tensor) -> Tensor:
+    def clipped(
+        self,
+        logp: Float[Tensor, "batch time"],
+        old_logp: Float[Tensor, "batch time"],
+        advantages: Float[Tensor, "batch time"] | Float[Tensor, " batch"],
+        response_mask: Shaped[Tensor, "batch time"],
+    ) -> Float[Tensor, "batch time"]:
         """1 where the trust region took the gradient away, ``[batch, time]``."""
         return torch.zeros_like(logp)
 
@@ -250,7 +265,7 @@ class Correction(Part, ABC):
     """What the expected gradient of a policy loss follows with these weights, before the first update."""
 
     @abstractmethod
-    def __call__(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+    def __call__(self, logp: Float[Tensor, "*tokens"], sampled_logp: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
         """Weights ``[batch, time]``, not negative and detached.
 
         Args:
@@ -258,7 +273,7 @@ class Correction(Part, ABC):
             sampled_logp: What the engine gave it, in nats. Both are of the tempered softmax, before anything was cut from it.
         """
 
-    def cut(self, logp: Tensor, sampled_logp: Tensor) -> Tensor:
+    def cut(self, logp: Float[Tensor, "*tokens"], sampled_logp: Float[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
         """Bool ``[batch, time]``: where the weight is bounded or zero instead of the ratio of the two."""
         return torch.zeros_like(logp, dtype=torch.bool)
 

@@ -364,7 +364,6 @@ def test_half_precision_over_a_large_vocabulary(tail: str) -> None:
         ({"k": 2, "temperature": 0.0}, r"temperature is 0\.0"),
     ],
 )
-@pytest.mark.usefixtures("without_shapes")
 def test_errors_explain_themselves(settings_: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         top_k_reverse_kl(random_logits(24), torch.cat([random_logits(25)] * 2, -1), **settings_)

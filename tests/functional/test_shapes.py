@@ -1,11 +1,13 @@
 """Tests check every call of `sdar.functional` against the shapes in its annotations (`tests/support/shapes.py`)."""
 
+import random
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import torch
-from jaxtyping import AbstractArray, TypeCheckError
+from jaxtyping import TypeCheckError
+from shapes import is_shape, leaves
 from torch import Tensor
 
 from sdar import functional
@@ -17,13 +19,11 @@ PUBLIC = {
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_tensor_has_a_shape(name: str) -> None:
-    def leaves(hint: Any) -> list[Any]:
-        return [leaf for inner in get_args(hint) for leaf in leaves(inner)] or [hint]
-
     hints = get_type_hints(PUBLIC[name])
-    found = {where: leaf for where, hint in hints.items() for leaf in leaves(hint) if leaf is Tensor}
-    assert not found.keys() - {"normalizer"}  # a number, or a tensor that is one
-    assert any(isinstance(leaf, type) and issubclass(leaf, AbstractArray) for hint in hints.values() for leaf in leaves(hint))
+    assert not {where for where, hint in hints.items() if Tensor in leaves(hint)} - {
+        "normalizer"
+    }  # a number, or a tensor that is one
+    assert any(is_shape(leaf) for hint in hints.values() for leaf in leaves(hint))
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,12 @@ def test_every_tensor_has_a_shape(name: str) -> None:
 def test_a_wrong_shape_is_told_by_the_argument(call: Callable[[], Tensor], argument: str) -> None:
     with pytest.raises(TypeCheckError, match=f"parameter '{argument}'"):
         call()
+
+
+def test_checks_draw_nothing() -> None:
+    before = random.getstate()
+    for _ in range(20):
+        functional.chunked_token_stats(torch.zeros(1, 2), torch.zeros(9, 2), torch.zeros(1).long(), forbidden_ids=range(3, 8))
+        functional.vocabulary_log_probs(torch.zeros(1, 2), torch.zeros(9, 2), forbidden_ids=[3, 4, 5])
+        functional.similar_anchors(["a", "b", "c"], torch.zeros(3).long(), 0.5)
+    assert random.getstate() == before
