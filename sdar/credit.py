@@ -18,7 +18,7 @@ class GroupAdvantage(AdvantageEstimator):
     Where an episode has one row per turn, an episode with more turns can count more or not: that is `statistics`. With one row
     per episode both are the same. In both the deviation is that of the rows, penalties included, so that penalties cannot make an
     advantage large. Without `normalize_std` it is Dr. GRPO (arXiv 2503.20783), except that a group of one keeps its reward, as in
-    verl-agent; not so where the others of the group were lost: what survived has advantage 0.
+    verl-agent; not so where the others of the group were lost: what survived has advantage 0. `DrGRPOAdvantage` has no exception.
     """
 
     def __init__(self, statistics: Literal["row", "episode"] = "row", normalize_std: bool = True) -> None:
@@ -43,6 +43,15 @@ class GroupAdvantage(AdvantageEstimator):
         else:
             advantages = functional.episode_group_advantages(*of_group, credit.episodes, self.normalize_std)
         return advantages.masked_fill(credit.survivor, 0.0)
+
+
+@register("dr_grpo")
+class DrGRPOAdvantage(AdvantageEstimator):
+    """Reward minus the group's mean, over no deviation (Dr. GRPO, arXiv 2503.20783); an episode's rows share its advantage."""
+
+    def __call__(self, credit: Credit) -> Tensor:
+        rewards, groups, row = episode_values(credit)
+        return functional.dr_grpo_advantages(rewards, groups)[row]
 
 
 @register("rloo")

@@ -10,6 +10,8 @@ The public code (HJSang/OPSD_OnPolicyDistillation) holds the draw as a function 
 distils all tokens, which is ``keep: 1``.
 """
 
+from typing import Literal
+
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch import Tensor
 from sdar.distillation import Distillation
 from sdar.divergences import JensenShannon, ReverseKL
 from sdar.errors import ConfigError
-from sdar.functional import token_importance, weighted_subset
+from sdar.functional import soft_or_importance, token_importance, weighted_subset
 from sdar.parts import Divergence, PrivilegedView, Teacher
 from sdar.registry import part_name, register
 from sdar.teachers import PlainView
@@ -37,6 +39,7 @@ class TIP(Distillation):
         keep: Share of the tokens that are learned from.
         alpha: Exponent of the student's entropy.
         gamma: Exponent of the divergence.
+        importance: ``product``: in doubt *and* divergent, with the exponents; ``soft_or``: in doubt *or* divergent, without.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class TIP(Distillation):
         keep: float = 0.5,
         alpha: float = 1.0,
         gamma: float = 1.0,
+        importance: Literal["product", "soft_or"] = "product",
         **kwargs,
     ):
         super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
@@ -54,7 +58,12 @@ class TIP(Distillation):
             raise ConfigError(
                 f"model.keep is {keep}, alpha {alpha}, gamma {gamma}: keep lies in (0, 1], exponents are 0 or more."
             )
+        if importance == "soft_or" and (alpha, gamma) != (1, 1):
+            raise ConfigError(
+                f"model.importance is soft_or, which has no exponents, but alpha is {alpha} and gamma {gamma}. Leave both at 1."
+            )
         self.keep, self.alpha, self.gamma = keep, alpha, gamma
+        self.importance = importance
         if gamma > 0:
             if self.payload == Payload.TOP_K:
                 raise ConfigError(
@@ -69,7 +78,10 @@ class TIP(Distillation):
             return None
         batch = weighed
         jsd = self.distance(batch) if self.gamma else torch.zeros_like(batch.old_logp)
-        importance = token_importance(batch.old_entropy, jsd, self.scorer.vocab_size, self.alpha, self.gamma)
+        known = (batch.old_entropy, jsd, self.scorer.vocab_size)
+        importance = (
+            soft_or_importance(*known) if self.importance == "soft_or" else token_importance(*known, self.alpha, self.gamma)
+        )
         draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)
         kept = weighted_subset(importance, batch.distill_weights > 0, self.keep, draw)
         self.metrics.tokens("tip/importance", importance, batch.response_mask)

@@ -9,6 +9,7 @@ from played import LAYOUTS, batch_of, credit_of, episode, gathered, shuffled, tu
 from torch import Tensor
 
 from sdar.credit import (
+    DrGRPOAdvantage,
     GiGPOAdvantage,
     GroupAdvantage,
     LeaveOneOutAdvantage,
@@ -196,6 +197,17 @@ def test_leave_one_out_golden(layout: str) -> None:
     batch = rows(episodes, layout, [0, 0, 0, 9, 9])
     advantages = LeaveOneOutAdvantage()(credit_of(batch, episodes))
     assert advantages.tolist() == [[1.5, -1.5, 0.0, 4.0, -4.0][e] for e in batch.episode.tolist()]
+
+
+@by_layout
+def test_dr_grpo_golden(layout: str) -> None:
+    # rewards 3, 1, 2: mean 2; the other group 4, 0: mean 2; a group of one, which has nothing to be compared with.
+    episodes = [
+        episode(*(turn() for _ in range(n)), reward=r) for n, r in ((1, 3.0), (3, 1.0), (1, 2.0), (2, 4.0), (1, 0.0), (1, 5.0))
+    ]
+    batch = rows(episodes, layout, [0, 0, 0, 9, 9, 4])
+    advantages = DrGRPOAdvantage()(credit_of(batch, episodes))
+    assert advantages.tolist() == [[1.0, -1.0, 0.0, 2.0, -2.0, 0.0][e] for e in batch.episode.tolist()]
 
 
 @by_layout

@@ -1,12 +1,12 @@
 """Local support matching: divergences over a few likely tokens of a place (arXiv 2603.25562, SDPO 2601.20802)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from sdar import functional
 from sdar.errors import ConfigError
-from sdar.functional.vocabulary import kl
+from sdar.functional import TeacherTop
 from sdar.parts import Divergence
 from sdar.registry import register
 from sdar.types import Payload, StudentTokens, TokenView
@@ -29,12 +29,15 @@ class LocalSupport(Divergence):
     def needs(self) -> tuple[Payload, int]:
         return (Payload.TOP_K, self.k) if self.support == "teacher" else (Payload.FULL, 0)
 
-    def on_support(self, student: StudentTokens, tokens: TokenView) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of both sides on the support, ``[tokens, k]`` or one more."""
+    def compared(self, student: StudentTokens, tokens: TokenView) -> tuple[Tensor, Tensor | TeacherTop, int]:
+        """The student's logits, what is known of the teacher, k."""
         if self.support == "student":
-            return functional.top_k_support(student.logits, tokens.teacher_logits, self.k, self.support, self.tail, tokens.ids)
-        top = (tokens.teacher_top_ids, tokens.teacher_top_logp)
-        return functional.local_support(student.logits, *top, self.tail, tokens.ids, tokens.teacher_logp)
+            return student.logits, tokens.teacher_logits, self.k
+        return student.logits, TeacherTop(tokens.teacher_top_ids, tokens.teacher_top_logp, tokens.teacher_logp), self.k
+
+    def choice(self, tokens: TokenView) -> dict[str, Any]:
+        """Which categories are compared."""
+        return {"support": self.support, "tail": self.tail, "sampled_ids": tokens.ids}
 
 
 @register("top_k_reverse")
@@ -67,7 +70,8 @@ class TopKReverseKL(LocalSupport):
         self.max_log_ratio = max_log_ratio
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
-        return kl(*self.on_support(student, tokens), self.max_log_ratio)
+        compared = self.compared(student, tokens)
+        return functional.top_k_reverse_kl(*compared, **self.choice(tokens), max_log_ratio=self.max_log_ratio)
 
 
 @register("top_k_forward")
@@ -90,8 +94,7 @@ class TopKForwardKL(LocalSupport):
         super().__init__(k, support, tail)
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
-        own, its = self.on_support(student, tokens)
-        return kl(its, own)
+        return functional.top_k_forward_kl(*self.compared(student, tokens), **self.choice(tokens))
 
 
 @register("top_k_jensen_shannon")
@@ -121,4 +124,4 @@ class TopKJensenShannon(LocalSupport):
         self.beta = beta
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
-        return functional.jsd(*self.on_support(student, tokens), self.beta)
+        return functional.top_k_jsd(*self.compared(student, tokens), self.beta, **self.choice(tokens))

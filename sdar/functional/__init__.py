@@ -20,6 +20,7 @@ from sdar.functional.gates import entropy_gate as entropy_gate
 from sdar.functional.gates import gap_gate as gap_gate
 from sdar.functional.gates import log_prob_gap as log_prob_gap
 from sdar.functional.gates import soft_or_gate as soft_or_gate
+from sdar.functional.local_support import TeacherTop as TeacherTop
 from sdar.functional.local_support import local_support as local_support
 from sdar.functional.local_support import top_k_forward_kl as top_k_forward_kl
 from sdar.functional.local_support import top_k_ids as top_k_ids

@@ -5,7 +5,7 @@ it is not among them ("sampled"); the second takes the student's top 100 and put
 temperature, forbidden ids and padded vocabularies are those of `sdar.functional.vocabulary`.
 """
 
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,9 +21,19 @@ MIN_LOG_TAIL = -50.0
 """Least log-odds of bucket to support, so that an empty bucket stays finite; below it the bucket has no gradient."""
 
 
+class TeacherTop(NamedTuple):
+    """A teacher's k likeliest tokens, scored beforehand, in the place of its logits."""
+
+    ids: Int[Tensor, "*tokens K"]
+    logp: Float[Tensor, "*tokens K"]
+    """In its *whole* vocabulary, at the temperature of the student's logits."""
+    sampled_logp: Float[Tensor, "*tokens"] | None = None
+    """Of the sampled token, for the tail "sampled"."""
+
+
 def top_k_reverse_kl(
     student_logits: Float[Tensor, "*tokens student_vocab"],
-    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] | TeacherTop,
     k: int,
     *,
     support: Support = "teacher",
@@ -40,6 +50,7 @@ def top_k_reverse_kl(
 
     Args:
         student_logits: ``[*, V]``; the result is ``[*]``, in nats.
+        teacher_logits: likewise, or what is known of the teacher; then at temperature 1 and with the teacher's support only.
         support: whose top k. On the teacher's, "drop" is blind to student mass elsewhere.
         sampled_ids: ``[*]``, for the tail "sampled".
         max_log_ratio: keeps log S' - log T' within plus and minus this; 5 in the code of arXiv 2603.25562.
@@ -54,7 +65,7 @@ def top_k_reverse_kl(
 
 def top_k_forward_kl(
     student_logits: Float[Tensor, "*tokens student_vocab"],
-    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] | TeacherTop,
     k: int,
     *,
     support: Support = "teacher",
@@ -75,7 +86,7 @@ def top_k_forward_kl(
 
 def top_k_jsd(
     student_logits: Float[Tensor, "*tokens student_vocab"],
-    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] | TeacherTop,
     k: int,
     beta: float,
     *,
@@ -157,16 +168,28 @@ def top_k_ids(logits: Float[Tensor, "*tokens vocab"], k: int) -> Int[Tensor, "*t
 
 def top_k_support(
     student_logits: Float[Tensor, "*tokens student_vocab"],
-    teacher_logits: Float[Tensor, "*tokens teacher_vocab"],
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] | TeacherTop,
     k: int,
     support: Support,
     tail: Tail,
     sampled_ids: Int[Tensor, "*tokens"] | None,
     temperature: float = 1.0,
 ) -> tuple[Float[Tensor, "*tokens kept"], Float[Tensor, "*tokens kept"]]:
-    """Like `local_support`, from full logits on both sides; the teacher's bucket is then as exact as the student's."""
+    """Like `local_support`, from full logits on both sides; the teacher's bucket is then as exact as the student's.
+
+    Raises:
+        ConfigError, ValueError: as in `top_k_reverse_kl` and `local_support`.
+    """
     if support not in get_args(Support):
         raise ConfigError(f"support is {support!r}: it says whose most probable tokens count. Use one of {get_args(Support)}.")
+    if isinstance(teacher_logits, TeacherTop):
+        top = teacher_logits
+        if support != "teacher" or temperature != 1 or top.ids.shape[-1] != k:
+            raise ValueError(
+                f"of the teacher {top.ids.shape[-1]} tokens are known at temperature 1: they are its support, not the {support}'s {k} at "
+                f"{temperature:g}. Pass its logits."
+            )
+        return local_support(student_logits, top.ids, top.logp, tail, sampled_ids, top.sampled_logp)
     student, teacher = common_vocabulary(student_logits, teacher_logits.detach())
     ids = top_k_ids(teacher if support == "teacher" else student, k)
     student, teacher = finite_logits(student, temperature), finite_logits(teacher, temperature)

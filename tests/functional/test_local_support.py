@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional import (
+    TeacherTop,
     forward_kl,
     jsd,
     local_support,
@@ -372,6 +373,18 @@ def test_errors_explain_themselves(settings_: dict[str, Any], text: str) -> None
 def test_beta_is_checked_by_the_jsd() -> None:
     with pytest.raises(ConfigError, match=r"beta is 2"):
         top_k_jsd(STUDENT, TEACHER, 2, beta=2)
+
+
+@pytest.mark.parametrize("tail", ["drop", "bucket", "sampled"])
+@pytest.mark.parametrize("divergence", [top_k_reverse_kl, top_k_forward_kl, partial(top_k_jsd, beta=0.3)])
+def test_a_teacher_of_which_the_likeliest_tokens_are_known_is_as_good_as_its_logits(divergence: Any, tail: str) -> None:
+    logp = TEACHER.log_softmax(-1)
+    known = TeacherTop(*reversed(logp.topk(2)), logp.gather(-1, THIRD[..., None])[..., 0])
+    settings_ = {"tail": tail, "sampled_ids": THIRD}
+    torch.testing.assert_close(divergence(STUDENT, known, 2, **settings_), divergence(STUDENT, TEACHER, 2, **settings_))
+    for wrong in ({"k": 3}, {"support": "student"}, {"temperature": 2.0}):
+        with pytest.raises(ValueError, match=r"of the teacher 2 tokens are known at temperature 1: .*Pass its logits"):
+            divergence(STUDENT, known, **{"k": 2, **settings_, **wrong})
 
 
 def test_the_tail_of_sampled_tokens_needs_them() -> None:

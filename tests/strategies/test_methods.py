@@ -691,6 +691,21 @@ def test_tips_importance_is_doubt_times_disagreement_on_full_logits(small):
     assert seen.metrics["tip/importance"] == pytest.approx(float(torch.cat(importance).mean()), rel=1e-5)
 
 
+def test_tip_may_draw_what_is_in_doubt_or_disputed(small):
+    strategy = small.strategy(TIP, policy=double(small.policy()), teacher=external(small, double), importance="soft_or")
+    seen = one_step(small, strategy)
+    importance = []
+    for row in rows(seen.scored):
+        student, teacher = (
+            allowed(log_probs(strategy, n, row.ids, row.mask)) for n in (strategy.model, strategy.teacher.network)
+        )
+        doubt = -(student.exp() * student).sum(1) / math.log(strategy.scorer.vocab_size)
+        importance.append(1 - (1 - doubt) * (1 - jsd(student, teacher) / math.log(2)))
+    assert seen.metrics["tip/importance"] == pytest.approx(float(torch.cat(importance).mean()), rel=1e-5)
+    with pytest.raises(ConfigError, match="importance is soft_or, which has no exponents"):
+        small.strategy(TIP, teacher=external(small), importance="soft_or", gamma=0.0)
+
+
 def test_tip_draws_what_is_important_first(small):
     """Entropies by hand: half of the tokens are certain, and those are left out."""
     strategy = small.strategy(TIP, teacher=external(small), divergence=K1PolicyGradient(), gamma=0.0, keep=0.5)
