@@ -11,7 +11,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sdar.divergences import ReverseKL
-from sdar.scoring import Scorer, consult
+from sdar.scoring import Scorer, score_with_teachers
 from sdar.types import Batch, Payload, TokenView
 
 REPEATS, SHARES = 7, (1.0, 0.5, 0.25, 0.1)
@@ -47,7 +47,7 @@ def main() -> None:
         ids, ones, mask, zeros, zeros.float(), zeros.float(), zeros, row.long(), row.long(), row, row, row > 0, row > 0
     )
     batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask = ids, ones, mask
-    heads = consult(batch, [model] * ROWS, scorer, ROWS * TIME, Payload.FULL, 0)
+    heads = score_with_teachers(batch, [model] * ROWS, scorer, ROWS * TIME, Payload.FULL, 0)
     chosen = {share: mask & (torch.rand(mask.shape) < share) for share in SHARES}
     seconds: dict[float, list[float]] = {share: [] for share in SHARES}
     for _ in range(REPEATS):

@@ -18,7 +18,7 @@ from sdar.functional import first_occurrences, truncated_ratio
 from sdar.module import AgentModule
 from sdar.parts import Divergence, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
 from sdar.schedules import scheduled
-from sdar.scoring import StudentPass
+from sdar.scoring import StudentOutput
 from sdar.turns import Turns
 from sdar.types import Batch, Episode
 
@@ -48,12 +48,12 @@ class Taught(AgentModule):
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
-        self.metrics.add("teacher/empty_share", float((~batch.told).sum()), len(extra))
-        if self.view.uses_retrieval() and not batch.told.all() and not self._warned:
+        self.metrics.add("teacher/empty_share", float((~batch.is_privileged).sum()), len(extra))
+        if self.view.uses_retrieval() and not batch.is_privileged.all() and not self._warned:
             self._warned = True
             rank_zero_warn(
-                f"{int((~batch.told).sum())} of {len(batch)} rows of iteration {self.iteration} have a teacher that was told nothing: the "
-                "retriever had no skill for their tasks. Further ones are counted in teacher/empty_share."
+                f"{int((~batch.is_privileged).sum())} of {len(batch)} rows of iteration {self.iteration} have a teacher that was told "
+                "nothing: the retriever had no skill for their tasks. Further ones are counted in teacher/empty_share."
             )
         return super().weigh(batch, episodes)
 
@@ -168,7 +168,7 @@ class Distillation(Taught):
             update.distill_weights *= self.normalizer(update) / (update.distill_weights > 0).sum().clamp_min(1)
             yield update
 
-    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         loss, coef = super().token_loss(batch, now), self.distill_coef(self.iteration)
         if coef == 0:
             return loss

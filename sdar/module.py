@@ -28,7 +28,7 @@ from sdar.parts import Divergence
 from sdar.registry import part_kind
 from sdar.rollout import Request
 from sdar.rollout.groups import by_group, finished
-from sdar.scoring import StudentPass, consult, densities
+from sdar.scoring import StudentOutput, densities, score_with_teachers
 from sdar.training import reporting
 from sdar.training.lifecycle import Lifecycle
 from sdar.types import Batch, Episode, TokenView
@@ -87,7 +87,7 @@ class AgentModule(Lifecycle):
                 for update in self.updates(batch):
                     self.optimize(update)
         self.metrics.add("train/empty_iterations", float(not batch))
-        self.conclude(episodes)
+        self.finish_iteration(episodes)
         self.progress.end(None if batch else last, episodes)
 
     # ------------------------------------------------------------------ its parts, in order
@@ -99,7 +99,7 @@ class AgentModule(Lifecycle):
         if extra:
             episodes = episodes + self.play_as_teacher(self.rollout, extra)
         if self.rollouts_ahead:
-            self.look_ahead()
+            self.prefetch_rollout()
         return episodes
 
     def extra_requests(self, groups: list[list[Episode]]) -> list[Request]:
@@ -130,7 +130,7 @@ class AgentModule(Lifecycle):
         if self.hears_teacher():
             networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
             asked = (self.scorer, self.micro_batch_tokens, self.payload, self.top_k)
-            self.teacher_heads = consult(batch, networks, *asked, self.sharding, self.ranks)
+            self.teacher_heads = score_with_teachers(batch, networks, *asked, self.sharding, self.ranks)
         reporting.sampling_mismatch(self.metrics, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
 
@@ -157,7 +157,7 @@ class AgentModule(Lifecycle):
         optimizer.zero_grad()
         tokens = self.normalizer(update)
         self.metrics.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
-        parts = self.share(update)
+        parts = self.local_micro_batches(update)
         for number, (_, part) in enumerate(parts, 1):
             with self.sharding.micro_batch(last=number == len(parts)):
                 loss = self.sharding.run(partial(self.loss, part, tokens))
@@ -175,14 +175,14 @@ class AgentModule(Lifecycle):
             loss = part.importance * loss
         return self.ranks.world * masked_mean(loss, part.loss_mask, tokens)
 
-    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         """Per-token loss ``[batch, time]`` from the rows and the current student (which carries the gradient)."""
         return torch.zeros_like(now.logp)
 
-    def conclude(self, episodes: list[Episode]) -> None:
+    def finish_iteration(self, episodes: list[Episode]) -> None:
         """Tell retriever and teacher, count, log; only attempts say how the policy does."""
         attempts = [e for e in episodes if not e.extra]
-        self.learn_skills(attempts)
+        self.update_retriever(attempts)
         if self.teacher is not None:
             self.teacher.after_iteration(self.model, self.iteration)
             for name, value in self.teacher.metrics().items():
@@ -227,7 +227,7 @@ class AgentModule(Lifecycle):
             **known,
         )
 
-    def compare(self, divergence: Divergence, batch: Batch, now: StudentPass) -> Tensor:
+    def compare(self, divergence: Divergence, batch: Batch, now: StudentOutput) -> Tensor:
         """A divergence between the current student and the teacher, per token ``[batch, time]``."""
         teachers = [
             (head.to(batch.ids.device), batch.teacher_hidden[..., : head.weight.shape[1]], batch.teacher_index == i)

@@ -12,14 +12,17 @@ from sdar.distributed.ranks import ALONE, Ranks
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
-from sdar.parts import Divergence, Elsewhere
+from sdar.parts import Divergence, RemoteModel
 from sdar.registry import part_name
+from sdar.renamed import old_names
 from sdar.types import Batch, Payload, StudentTokens, TokenView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 R = TypeVar("R")
+
+__getattr__ = old_names(__name__, StudentPass="StudentOutput", consult="score_with_teachers")
 
 
 class Scorer:
@@ -40,7 +43,9 @@ class Scorer:
         self.vocab_size = vocab_size
         self.chunk = chunk
 
-    def __call__(self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor) -> "StudentPass":
+    def __call__(
+        self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor
+    ) -> "StudentOutput":
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
         predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
@@ -61,9 +66,9 @@ class Scorer:
                 chunk=self.chunk,
             )
 
-        stats = through(model.get_output_embeddings(), project, hidden)
+        stats = run_as_forward(model.get_output_embeddings(), project, hidden)
         logp, entropy, allowed_logmass = (_spread(values, predicts) for values in stats)
-        return StudentPass(logp, entropy, allowed_logmass, hidden, predicts, model, self)
+        return StudentOutput(logp, entropy, allowed_logmass, hidden, predicts, model, self)
 
     def head(self, model: "PreTrainedModel") -> "Head":
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
@@ -139,7 +144,7 @@ class Scorer:
                 pieces = [self.log_probs(h, self.head(model)).topk(k) for h in hidden.split(self.chunk)]
                 return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
 
-            top_ids, top_logp = through(model.get_output_embeddings(), likeliest, now.hidden)
+            top_ids, top_logp = run_as_forward(model.get_output_embeddings(), likeliest, now.hidden)
             found |= {"top_ids": _spread(top_ids, now.predicts), "top_logp": _spread(top_logp, now.predicts)}
         elif payload == Payload.FULL:
             found["hidden"] = _spread(now.hidden, now.predicts)
@@ -205,7 +210,7 @@ class Scored:
 
 
 @dataclass
-class StudentPass:
+class StudentOutput:
     """One forward pass over rows: statistics of the response tokens, and what objectives over the vocabulary are made from."""
 
     logp: Tensor
@@ -261,7 +266,9 @@ class StudentPass:
                     out = out.index_put((piece,), values.to(out.dtype))
             return out
 
-        values = through(self.model.get_output_embeddings(), project, self.hidden, self.logp[response], self.entropy[response])
+        values = run_as_forward(
+            self.model.get_output_embeddings(), project, self.hidden, self.logp[response], self.entropy[response]
+        )
         return _spread(values, self.predicts)
 
     def _compare(
@@ -275,7 +282,7 @@ class StudentPass:
         return divergence(StudentTokens(logp, entropy, logits), tokens)
 
 
-def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
+def run_as_forward(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
     """`work` as the forward of a layer whose weights it uses: they are there (gathered, under ZeRO-3) until its backward is over."""
     own = layer.__dict__.get("forward")  # somebody may have put one there already
     layer.forward = work
@@ -287,8 +294,8 @@ def through(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
             layer.forward = own
 
 
-def consult(
-    batch: Batch, networks: Sequence["PreTrainedModel | Elsewhere"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+def score_with_teachers(
+    batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
     sharding: Sharding | None = None, ranks: Ranks = ALONE,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
@@ -306,7 +313,7 @@ def consult(
         ids, attention, mask = (
             t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
         )
-        if isinstance(network, Elsewhere):
+        if isinstance(network, RemoteModel):
             seen = network.score(scorer, ids, attention, mask, payload, k, ranks)
         else:
             scored = scorer.score(network, ids, attention, mask, max_tokens, payload, k, sharding, ranks)
@@ -328,7 +335,7 @@ def keep_head(scorer: Scorer, network: "PreTrainedModel", sharding: Sharding | N
     """A network's head as it is now, whole."""
 
     def kept() -> Head:
-        return through(network.get_output_embeddings(), lambda: scorer.head(network).kept())
+        return run_as_forward(network.get_output_embeddings(), lambda: scorer.head(network).kept())
 
     with torch.no_grad():
         return kept() if sharding is None else sharding.run(kept)

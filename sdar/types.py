@@ -7,7 +7,7 @@ Token ids are the truth; text is derived for people. One episode with two turns,
     mask 0 0 0 ...        1 1 1        0 0 0 0 0             1 1 1 1
 
 In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and each turn becomes a row of its own. Where a chat
-template tells the past otherwise than it was said (thinking removed), so does a turn of the trajectory layout that `restarts`.
+template tells the past otherwise than it was said (thinking removed), so does a turn of the trajectory layout that `starts_row`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
+from sdar.renamed import Renamed
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,13 @@ class Turn:
     reward: float = 0.0
     stopped: bool = True
     """The response ends with an end-of-turn token. False: it was cut at `max_new_tokens`."""
-    imitated: bool = True
+    trainable: bool = True
     """False for turns that somebody else took: they carry no loss."""
-    restarts: bool = False
+    starts_row: bool = False
     """True where `prompt_ids` does not go on from the turn before, in the trajectory layout: the turn begins a row."""
+
+    imitated = Renamed("trainable")
+    restarts = Renamed("starts_row")
 
 
 class History(list[tuple[str, str]]):
@@ -107,8 +111,8 @@ class Request:
     attempt: int
     retrieval: Retrieval = field(default_factory=Retrieval)
     privileged: bool = False
-    """True: the acting model itself is told `told`."""
-    told: str = ""
+    """True: the acting model itself is told `privileged_text`."""
+    privileged_text: str = ""
     """Privileged text."""
     replay: tuple[str, ...] = ()
     """Actions of somebody else that the episode begins with; they carry no loss."""
@@ -116,6 +120,8 @@ class Request:
     """The acting model gets at most this many turns (after the replay)."""
     extra: bool = False
     """True: played after its group had been seen; no attempt of the group."""
+
+    told = Renamed("privileged_text")
 
 
 @dataclass(frozen=True)
@@ -170,20 +176,25 @@ class Episode:
     retrieval: Retrieval = field(default_factory=Retrieval)
     privileged: bool = False
     """True when the acting model was told what a teacher may know."""
-    told: str = ""
+    privileged_text: str = ""
     """The privileged text in the acting model's prompts."""
     extra: bool = False
     """True for an episode that was played after its group had been seen; it is no attempt of the group."""
-    opening: list[dict[str, str]] = field(default_factory=list)
+    first_messages: list[dict[str, str]] = field(default_factory=list)
     """Messages of the first prompt, before anything privileged was added."""
-    windows: list[list[dict[str, str]]] = field(default_factory=list)
+    turn_messages: list[list[dict[str, str]]] = field(default_factory=list)
     """Messages of each turn's prompt in the turn layout; empty in the trajectory layout."""
-    dialogue: list[dict[str, Any]] = field(default_factory=list)
-    """What followed the opening, a response and an answer for each turn but the first; only where the chat template rewrites it."""
+    later_messages: list[dict[str, Any]] = field(default_factory=list)
+    """What followed `first_messages`, a response and an answer for each turn but the first; only where the chat template rewrites it."""
     final_observation: str = ""
     scores: dict[str, float] = field(default_factory=dict)
     """What the world measured beside success, each in [0, 1]."""
     error: str = ""
+
+    told = Renamed("privileged_text")
+    opening = Renamed("first_messages")
+    windows = Renamed("turn_messages")
+    dialogue = Renamed("later_messages")
 
     @property
     def lost(self) -> bool:
@@ -212,8 +223,10 @@ class Row:
     """Per token: 0, or 1 + the number of the tag (of the protocol) that it stands in. Empty where nobody asked."""
     teacher_ids: list[int] | None = None
     """The privileged view: another beginning, the same tail. None until a teacher asks."""
-    told: bool = False
+    is_privileged: bool = False
     """True when the teacher's beginning holds something that the student's does not."""
+
+    told = Renamed("is_privileged")
 
 
 class _Later:
@@ -279,7 +292,7 @@ class Batch(Filled):
     """[batch] 1.0 where the row's episode reached its goal."""
     group_success: Tensor
     """[batch] share of the group's attempts that reached it, of those that were played to an end; NaN where none was."""
-    told: Tensor
+    is_privileged: Tensor
     """[batch] True where the teacher sees more than the student."""
     extra: Tensor
     """[batch] True where the row's episode was no attempt: it has no policy gradient."""
@@ -311,6 +324,8 @@ class Batch(Filled):
     """[batch, time, window] tokens of a teacher's future that an optimal transport sends to this place."""
     soft_target_logp: Tensor = later("`TOPD.weigh` fills them in.")
     """[batch, time, window] logs of their shares; -inf where none is sent."""
+
+    told = Renamed("is_privileged")
 
     def __post_init__(self) -> None:
         if not self.has("loss_mask"):

@@ -1,7 +1,7 @@
 """Behaviour cloning of an expert: how a small policy starts at the interesting part.
 
 Half of the demonstrations show the world's hidden facts in the prompt, so that the model learns to *read* them; and the expert
-also takes over from states that went off course (somebody else took a few actions that are not imitated), remembering what
+also takes over from states that went off course (somebody else took a few actions that are not trainable), remembering what
 those actions showed. Without off-course demonstrations a skill-reading teacher is useless on its student's path. Where the goal
 cannot be reached any more (a thing fits nowhere else), the demonstration is lost, like an episode whose world failed.
 """
@@ -19,7 +19,7 @@ from sdar.registry import register
 from sdar.rollout import Request
 from sdar.rollout.border import admissible_of, observation_of, result_of
 from sdar.rollout.loop import no_room
-from sdar.scoring import Scorer, StudentPass
+from sdar.scoring import Scorer, StudentOutput
 from sdar.teachers import SkillView
 from sdar.types import Batch, Episode, Status, Turn
 
@@ -69,7 +69,7 @@ class BehaviorCloning(AgentModule):
     def scoring_passes(self) -> dict[str, float]:
         return {}
 
-    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         return -now.logp
 
     def demonstrate(self, request: Request) -> Episode:
@@ -79,7 +79,7 @@ class BehaviorCloning(AgentModule):
         informed = rng.random() < self.informed_share
         astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
         episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
-        episode.told = self.view.text(episode, (), 0, data.env) if informed else ""
+        episode.privileged_text = self.view.text(episode, (), 0, data.env) if informed else ""
         try:
             self._demonstrate(episode, rng, astray_chance)
         except (ConfigError, PolicyError):
@@ -97,18 +97,18 @@ class BehaviorCloning(AgentModule):
         for _ in range(env.horizon):
             admissible = admissible_of(env, env.admissible())
             astray = rng.random() < astray_chance
-            action = self.temptation(admissible, rng) if astray else expert.act()
+            action = self.perturbed_action(admissible, rng) if astray else expert.act()
             prompt = rollout.prompt(episode, context, observation, admissible)
             ids = self.chat.response(data.protocol.write(action))
             if len(prompt) + len(ids) > self.context:
                 episode.status = Status.CONTEXT
                 if not episode.turns:
                     episode.error = no_room(len(prompt), self.sampler)
-                del episode.windows[len(episode.turns) :], episode.dialogue[max(0, 2 * len(episode.turns) - 2) :]
+                del episode.turn_messages[len(episode.turns) :], episode.later_messages[max(0, 2 * len(episode.turns) - 2) :]
                 break
             unknown = [0.0] * len(ids)  # nobody sampled these tokens
-            turn = Turn(rollout.told_since(context, prompt), ids, unknown, unknown, imitated=not astray)
-            turn.restarts = rollout.restarts(context, prompt)
+            turn = Turn(rollout.told_since(context, prompt), ids, unknown, unknown, trainable=not astray)
+            turn.starts_row = rollout.starts_row(context, prompt)
             turn.text, turn.observation, turn.action = data.protocol.write(action), observation, action
             context = prompt + ids
             result = result_of(env, env.step(action))
@@ -122,7 +122,7 @@ class BehaviorCloning(AgentModule):
             episode.status = Status.DONE if episode.success else Status.HORIZON
         episode.final_observation = observation
 
-    def temptation(self, admissible: list[str], rng: random.Random) -> str:
+    def perturbed_action(self, admissible: list[str], rng: random.Random) -> str:
         """An action off the course: a random verb, then a random command with it."""
         commands = [a for a in admissible if " " in a] or admissible
         if not commands:

@@ -22,7 +22,7 @@ from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLos
 from sdar.policy_losses import PPO
 from sdar.registry import part_name, register
 from sdar.rollout.groups import by_group
-from sdar.scoring import StudentPass
+from sdar.scoring import StudentOutput
 from sdar.turns import Turns
 from sdar.types import Batch, Episode
 
@@ -152,7 +152,7 @@ class GRPO(AgentModule):
             self.metrics.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
         return super().weigh(batch, episodes)
 
-    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         policy = (now.logp, batch.old_logp, batch.advantages, batch.response_mask)
         self.metrics.tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
         loss = self.policy_coef * self.policy_loss(*policy)

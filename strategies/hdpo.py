@@ -52,7 +52,7 @@ class HDPO(Distillation, GRPO):
         self.metrics.add("hdpo/cliff_share", len(cliffs), len(groups))
         if not self.hears_teacher():
             return []
-        return self.informed_requests(cliffs, self.privileged_attempts, extra=True)
+        return self.privileged_requests(cliffs, self.privileged_attempts, extra=True)
 
     def extra_attempts(self, group_size: int) -> int:
         return min(group_size, self.privileged_attempts)

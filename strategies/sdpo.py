@@ -42,4 +42,4 @@ class SDPO(Distillation):
         super().__init__(divergence=divergence, teacher=teacher, view=view, ratio_cap=ratio_cap, **kwargs)
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
-        return super().chosen(batch, episodes) & batch.told[:, None]
+        return super().chosen(batch, episodes) & batch.is_privileged[:, None]

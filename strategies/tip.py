@@ -93,4 +93,4 @@ class TIP(Distillation):
 
     def distance(self, batch: Batch) -> Tensor:
         """JSD of teacher and student at every response token, ``[batch, time]``."""
-        return self.measured(batch, lambda part, now: self.compare(JensenShannon(), part, now))
+        return self.map_rows(batch, lambda part, now: self.compare(JensenShannon(), part, now))

@@ -22,7 +22,7 @@ from sdar.errors import ConfigError, check_share
 from sdar.functional import window_distance
 from sdar.parts import Divergence, Draw, PrivilegedView, Teacher
 from sdar.registry import register
-from sdar.scoring import StudentPass
+from sdar.scoring import StudentOutput
 from sdar.teachers import PlainView
 from sdar.types import Batch, Episode
 
@@ -153,7 +153,7 @@ class TOPD(Distillation):
             batch.soft_target_ids[row, place:end] = ids
             batch.soft_target_logp[row, place:end] = of_place[mask].log()
 
-    def token_loss(self, batch: Batch, now: StudentPass) -> Tensor:
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         loss = super().token_loss(batch, now)
         covered = batch.soft_target_logp.isfinite().any(-1)
         self.metrics.tokens("transport/covered_share", covered, batch.response_mask)

@@ -187,7 +187,7 @@ def test_a_teacher_who_is_told_nothing_is_the_student_bit_for_bit(name, layout):
         batch = batch_of(name, layout, played(name, layout, sampler, Retrieval((), told)))
         student = read(batch, batch.ids, batch.attention_mask, batch.response_mask)
         teacher = read(batch, batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
-        assert torch.equal(student, teacher) is (told == "") and batch.told.all().item() is (told != "")
+        assert torch.equal(student, teacher) is (told == "") and batch.is_privileged.all().item() is (told != "")
         assert student.shape == teacher.shape
 
 
@@ -279,10 +279,10 @@ def test_behaviour_is_cloned_with_the_rows_of_the_template(name, folders, tmp_pa
     strategy, metrics = trained(policy_of(name, folders), "trajectory", tmp_path, cls=BehaviorCloning)
     assert metrics["train/loss"] > 0 and seen
     for episode in seen:
-        restarts = [t.restarts for t in episode.turns]
+        restarts = [t.starts_row for t in episode.turns]
         assert restarts == [False] + [name == "qwen3 without thinking"] * (len(restarts) - 1)
         told = [i for t in episode.turns for i in t.prompt_ids + t.response_ids]
         if not any(restarts):
             assert told[: len(episode.turns[0].prompt_ids)] == strategy.view.prompt(
-                strategy.chat, episode.opening, episode.told
+                strategy.chat, episode.first_messages, episode.privileged_text
             )

@@ -210,10 +210,10 @@ def test_with_forbidden_ids_it_is_exact_within_the_others() -> None:
 
 def corrected(correction: Correction, off: float = 0.0):
     """A played attempt, a replayed turn and an extra episode: all sampled at -1 (but the replay), scored at -1 + off."""
-    episodes = [episode(turn(2, imitated=False), turn(3)), episode(turn(2), attempt=1)]
+    episodes = [episode(turn(2, trainable=False), turn(3)), episode(turn(2), attempt=1)]
     for e in episodes:
         for t in e.turns:
-            t.behaviour_logp = [-1.0] * len(t.response_ids) if t.imitated else t.behaviour_logp
+            t.behaviour_logp = [-1.0] * len(t.response_ids) if t.trainable else t.behaviour_logp
     episodes[1].extra = True
     batch = batch_of(episodes, "trajectory")
     batch.old_logp = (torch.full(batch.ids.shape, -1.0) + off) * batch.response_mask

@@ -40,7 +40,7 @@ TWO_GROUPS = [
     episode(turn(2, 0.5, "a"), turn(1, 1.0, "b", valid=False)),
     episode(turn(1, 0.0, "a"), turn(2, 0.0, "c", valid=False), turn(1, 0.0, "b")),
     episode(turn(1, 0.0, "d"), attempt=2),
-    episode(turn(2, 0.0, "a", imitated=False), turn(1, 1.0, "b")),
+    episode(turn(2, 0.0, "a", trainable=False), turn(1, 1.0, "b")),
     episode(turn(1, 0.0, "b"), turn(1, 0.0, "b")),
 ]
 GROUPS = [4, 4, 4, 1, 1]

@@ -36,7 +36,7 @@ def request(task_id: str = "task-1", **kwargs) -> Request:
 @pytest.mark.parametrize("name", CONTROLLERS)
 def test_a_curriculum_only_changes_how_an_attempt_is_played(name: str) -> None:
     """Task, attempt, retrieval and privilege are the request's; it is not changed itself; more turns come with time."""
-    asked = request(retrieval=Retrieval(("s",), "skill"), privileged=True, told="skill", extra=True)
+    asked = request(retrieval=Retrieval(("s",), "skill"), privileged=True, privileged_text="skill", extra=True)
     before = replace(asked)
     turns = []
     for iteration in range(40):
@@ -94,7 +94,7 @@ def test_the_student_finishes_what_the_world_demonstrates(iteration: int) -> Non
     episode, needed = play(BackToFront(every=1), iteration)
     assert episode.success and episode.status == Status.DONE and episode.reward == 10.0
     own = min(iteration + 1, needed)
-    assert [t.imitated for t in episode.turns] == [False] * (needed - own) + [True] * own
+    assert [t.trainable for t in episode.turns] == [False] * (needed - own) + [True] * own
 
 
 @pytest.mark.parametrize("iteration", [0, 1, 50])
@@ -102,7 +102,7 @@ def test_the_student_is_stopped_before_it_can_finish(iteration: int) -> None:
     episode, needed = play(FrontToBack(every=1), iteration)
     won = iteration + 1 >= needed
     assert (episode.success, episode.status) == ((True, Status.DONE) if won else (False, Status.HORIZON))
-    assert len(episode.turns) == min(iteration + 1, needed) and all(t.imitated for t in episode.turns)
+    assert len(episode.turns) == min(iteration + 1, needed) and all(t.trainable for t in episode.turns)
 
 
 def test_demonstrations_can_come_from_a_file(tmp_path) -> None:

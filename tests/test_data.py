@@ -87,7 +87,7 @@ def test_no_attempt_is_numbered_twice_in_a_run() -> None:
     assert len(requests) == 10 * 4 * 3
     assert max(Counter((r.task.id, r.attempt) for r in requests).values()) == 1
     assert {r.attempt for r in requests} == set(range(12))
-    assert not any(r.privileged or r.told or r.replay or r.max_turns or r.extra for r in requests)
+    assert not any(r.privileged or r.privileged_text or r.replay or r.max_turns or r.extra for r in requests)
 
 
 class Notes:
@@ -105,12 +105,14 @@ def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() ->
         requests = AgentModule.requests(strategy, step, privileged)
         notes = [f"{t.id}, visit {v}" for t, v in zip(step.tasks, step.visits, strict=True) for _ in range(2)]
         assert [r.retrieval.text for r in requests] == notes and len(set(step.visits)) == 2
-        assert [r.told for r in requests] == (notes if privileged else [""] * 6)
+        assert [r.privileged_text for r in requests] == (notes if privileged else [""] * 6)
         assert all(r.privileged == privileged for r in requests)
     strategy.view = SolutionView()
-    assert [r.told for r in AgentModule.requests(strategy, step, True)][::2] == [data.env.solution(t) for t in step.tasks]
+    assert [r.privileged_text for r in AgentModule.requests(strategy, step, True)][::2] == [
+        data.env.solution(t) for t in step.tasks
+    ]
     strategy.view = HindsightView()
-    assert {r.told for r in AgentModule.requests(strategy, step, True)} == {""}  # there is nothing to look back at
+    assert {r.privileged_text for r in AgentModule.requests(strategy, step, True)} == {""}  # there is nothing to look back at
 
 
 def test_a_curriculum_changes_the_attempts_of_training_alone() -> None:
@@ -133,14 +135,14 @@ def test_informed_requests_repeat_the_attempts_with_what_the_view_tells_of_each(
             turn = Turn([1], [2], [0.0], [0.0], action=f"{task.id} {g}")
             played.append(Episode(task, g, [turn], success=g == 1, retrieval=Retrieval(("s",), "skill")))
     strategy = SimpleNamespace(view=SiblingView(), env=data.env)
-    requests = AgentModule.informed_requests(strategy, [played[:2], played[2:]], extra=True)
+    requests = AgentModule.privileged_requests(strategy, [played[:2], played[2:]], extra=True)
     a, b = (e.task.id for e in played[::2])
-    assert [r.told for r in requests] == [f"{a} 1", "", f"{b} 1", ""]
+    assert [r.privileged_text for r in requests] == [f"{a} 1", "", f"{b} 1", ""]
     assert [(r.task, r.attempt, r.retrieval) for r in requests] == [(e.task, e.attempt, e.retrieval) for e in played]
     assert all(r.privileged and r.extra and not r.replay and r.max_turns is None for r in requests)
-    assert not any(r.extra for r in AgentModule.informed_requests(strategy, [played[:2], played[2:]]))
-    one_each = AgentModule.informed_requests(strategy, [played[:2], played[2:]], most=1)
-    assert [r.told for r in one_each] == [f"{a} 1", f"{b} 1"]  # the whole group is seen
+    assert not any(r.extra for r in AgentModule.privileged_requests(strategy, [played[:2], played[2:]]))
+    one_each = AgentModule.privileged_requests(strategy, [played[:2], played[2:]], most=1)
+    assert [r.privileged_text for r in one_each] == [f"{a} 1", f"{b} 1"]  # the whole group is seen
 
 
 def test_a_loader_goes_on_from_the_iteration_of_the_strategy() -> None:

@@ -79,7 +79,7 @@ def test_names_that_are_no_number_are_told() -> None:
 
 
 def test_the_old_name_says_the_new_one() -> None:
-    with pytest.warns(FutureWarning, match=r"sdar.Tally is called sdar.Metrics now, and its `means` `compute`"):
+    with pytest.warns(FutureWarning, match=r"sdar.metrics.means.Tally is called Metrics now"):
         from sdar.tally import Tally
     assert Tally is Metrics is sdar.Metrics
     with pytest.raises(AttributeError, match="has no attribute 'Ledger'"):

@@ -86,7 +86,7 @@ def test_retrievals_are_counted_once_a_task() -> None:
 
 def test_responses_that_the_limit_cut_are_counted_but_not_those_that_nobody_sampled() -> None:
     metrics = Metrics()
-    turns = [turn(tokens=9, stopped=False), turn(tokens=3), turn(tokens=1, imitated=False)]
+    turns = [turn(tokens=9, stopped=False), turn(tokens=3), turn(tokens=1, trainable=False)]
     reporting.episodes(metrics, [episode("a", turns), episode("b", [turn(tokens=4)])], retrieves=False)
     told = metrics.compute()
     assert told["rollout/cut_share"] == pytest.approx(1 / 3)
@@ -166,7 +166,7 @@ def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
         group=torch.zeros(1),
         success=torch.zeros(1),
         group_success=torch.zeros(1),
-        told=torch.zeros(1, dtype=torch.bool),
+        is_privileged=torch.zeros(1, dtype=torch.bool),
         extra=torch.zeros(1, dtype=torch.bool),
         old_logp=old,
     )

@@ -15,7 +15,7 @@ from sdar.errors import ConfigError, PolicyError
 from sdar.functional import log_prob_gap
 from sdar.registry import load_parts, parts
 from sdar.rollout import collate
-from sdar.scoring import Head, Scorer, StudentPass, consult, micro_batches
+from sdar.scoring import Head, Scorer, StudentOutput, micro_batches, score_with_teachers
 from sdar.types import Episode, Payload, Row, StudentTokens, Task, TokenView
 
 VOCAB = 23
@@ -337,7 +337,7 @@ def teachers_of(batch, heads):
 def compared(divergence, student, networks, scorer, batch=None):
     """The divergence of each token ``[batch, time]`` as a strategy gets it, and the batch."""
     batch = batch or two_sides()
-    heads = consult(batch, networks, scorer, EVERYTHING, *divergence.needs())
+    heads = score_with_teachers(batch, networks, scorer, EVERYTHING, *divergence.needs())
     now = scorer(student, *told(batch))
     return now.compare(divergence, view_of(batch, now), teachers_of(batch, heads)), batch
 
@@ -418,7 +418,7 @@ def test_only_what_is_asked_for_is_kept(model):
 def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
     _, a, b = wide
     networks, batch, scorer = [b, a, b, a], two_sides(), Scorer(0.8, FORBIDDEN, VOCAB, chunk=3)
-    heads = consult(batch, networks, scorer, max_tokens, payload, 4)
+    heads = score_with_teachers(batch, networks, scorer, max_tokens, payload, 4)
     mask, row = batch.response_mask, batch.response_mask.nonzero()[:, 0]
     its_row = batch.teacher_response_mask.nonzero()[:, 0]
     assert batch.teacher_index.tolist() == [0, 1, 0, 1]
@@ -449,11 +449,11 @@ def test_teachers_of_different_precision_share_a_batch(payload, order):
     """None is lowered to the precision of another."""
     pair = [network().to(torch.bfloat16), network(LlamaConfig, seed=3, hidden_size=24)]
     batch, scorer = two_sides(), Scorer(1.0, (), VOCAB)
-    heads = consult(batch, [pair[i] for i in order], scorer, EVERYTHING, payload, 3)
+    heads = score_with_teachers(batch, [pair[i] for i in order], scorer, EVERYTHING, payload, 3)
     assert batch.teacher_logp.dtype == torch.float32
     for i, network_ in enumerate(pair):
         alone = two_sides()
-        alone_heads = consult(alone, [network_] * 4, scorer, EVERYTHING, payload, 3)
+        alone_heads = score_with_teachers(alone, [network_] * 4, scorer, EVERYTHING, payload, 3)
         mine = batch.response_mask & (torch.tensor(order) == i)[:, None]
         assert torch.allclose(batch.teacher_logp[mine], alone.teacher_logp[mine], atol=1e-5 if i else 0.1)
         if payload == Payload.FULL:
@@ -470,7 +470,7 @@ def test_a_live_teacher_stays_what_it_was_when_the_rows_were_scored(name):
     fixed = network().double()
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
     values, batch = compared(divergence, student, [student] * 4, scorer)
-    heads = consult(batch, [student] * 4, scorer, EVERYTHING, *divergence.needs())
+    heads = score_with_teachers(batch, [student] * 4, scorer, EVERYTHING, *divergence.needs())
     gradients(values, student)
     optimizer.step()
     now = scorer(student, *told(batch))
@@ -533,7 +533,7 @@ def test_what_a_row_holds_outside_of_its_response_is_no_loss(wide, name, setting
     student, teacher, _ = wide
     divergence, scorer = objective(name, settings), Scorer(1.0, (), VOCAB, chunk=4)
     values, batch = compared(divergence, student, [teacher] * 4, scorer)
-    heads = consult(batch, [teacher] * 4, scorer, EVERYTHING, *divergence.needs())
+    heads = score_with_teachers(batch, [teacher] * 4, scorer, EVERYTHING, *divergence.needs())
     now = scorer(student, *told(batch))
     view = view_of(batch, now)
     view = view.including(
@@ -565,7 +565,7 @@ def test_no_logits_are_kept_for_the_backward_pass(name, settings):
     """Some are made in both passes, a chunk at a time."""
     student, teacher, scorer = network(), network(seed=1), Scorer(1.0, FORBIDDEN, VOCAB, chunk=2)
     divergence, batch = objective(name, settings), two_sides()
-    heads = consult(batch, [teacher] * 4, scorer, EVERYTHING, *divergence.needs())
+    heads = score_with_teachers(batch, [teacher] * 4, scorer, EVERYTHING, *divergence.needs())
     now = scorer(student, *told(batch))
     kept = []
 
@@ -587,7 +587,7 @@ def test_no_logits_are_kept_for_the_backward_pass(name, settings):
 def test_rows_that_no_given_teacher_has_read_are_no_loss(wide):
     student, a, b = wide
     divergence, scorer, batch = objective("reverse", {}), Scorer(1.0, (), VOCAB), two_sides()
-    heads = consult(batch, [a, b, a, b], scorer, EVERYTHING, *divergence.needs())
+    heads = score_with_teachers(batch, [a, b, a, b], scorer, EVERYTHING, *divergence.needs())
     now = scorer(student, *told(batch))
     both = now.compare(divergence, view_of(batch, now), teachers_of(batch, heads))
     first = now.compare(divergence, view_of(batch, now), teachers_of(batch, heads)[:1])
@@ -608,7 +608,7 @@ def test_rows_without_a_response_compare_to_nothing(wide, name):
 def test_an_objective_that_needs_more_than_was_scored_says_so(wide, name, payload):
     student, teacher, _ = wide
     batch, scorer = two_sides(), Scorer(1.0, (), VOCAB)
-    consult(batch, [teacher] * 4, scorer, EVERYTHING, Payload.SAMPLED, 0)
+    score_with_teachers(batch, [teacher] * 4, scorer, EVERYTHING, Payload.SAMPLED, 0)
     now = scorer(student, *told(batch))
     with pytest.raises(
         ConfigError, match=rf"{DIVERGENCES[name].__name__} needs the teacher's {payload} payload, which these rows"
@@ -683,4 +683,6 @@ def test_caps_and_biases_of_both_heads_are_applied(config, kwargs):
     divergence = objective("reverse", {})
     values, batch = compared(divergence, student, [teacher] * 4, Scorer(0.7, FORBIDDEN, VOCAB, chunk=3))
     wanted = naively_compared(divergence, student, [teacher] * 4, batch, 0.7, FORBIDDEN)
-    assert torch.allclose(values, wanted, atol=1e-5) and isinstance(Scorer(1.0, (), VOCAB)(student, *told(batch)), StudentPass)
+    assert torch.allclose(values, wanted, atol=1e-5) and isinstance(
+        Scorer(1.0, (), VOCAB)(student, *told(batch)), StudentOutput
+    )

@@ -27,7 +27,7 @@ TRANSFORMS = {name: cls for name, cls in parts("advantage_transforms").items() i
 by_transform = pytest.mark.parametrize("name", TRANSFORMS)
 by_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
-EPISODES = [episode(turn(2), turn(1, 1.0)), episode(turn(1, imitated=False), turn(1), turn(2)), episode(turn(2))]
+EPISODES = [episode(turn(2), turn(1, 1.0)), episode(turn(1, trainable=False), turn(1), turn(2)), episode(turn(2))]
 GAPS = [[[0.5, -1.0], [2.0]], [[9.0], [-0.1], [0.3, 0.0]], [[-2.0, 0.05]]]
 BEFORE = [[[1.0, 1.0], [1.0]], [[0.0], [-0.5], [-0.5, 0.0]], [[-2.0, -2.0]]]
 

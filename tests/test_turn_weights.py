@@ -17,7 +17,7 @@ by_weight = pytest.mark.parametrize("name", WEIGHTS)
 by_layout = pytest.mark.parametrize("layout", LAYOUTS)
 
 # Mean |gap| of the turns: 2, 4, 1 | 3 | 4, 2 (the first turn of the last episode was somebody else's).
-EPISODES = [episode(turn(2), turn(1), turn(1)), episode(turn(3)), episode(turn(2, imitated=False), turn(1), turn(2))]
+EPISODES = [episode(turn(2), turn(1), turn(1)), episode(turn(3)), episode(turn(2, trainable=False), turn(1), turn(2))]
 GAPS = [[[1.0, -3.0], [-4.0], [1.0]], [[3.0, -2.0, 4.0]], [[90.0, 90.0], [-4.0], [1.0, -3.0]]]
 
 

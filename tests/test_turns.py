@@ -9,7 +9,7 @@ from played import LAYOUTS, batch_of, episode, gathered, shuffled, spread, turn,
 from sdar.turns import Turns
 from sdar.types import Batch
 
-EPISODES = [episode(turn(2), turn(1), turn(3)), episode(turn(1)), episode(turn(2, imitated=False), turn(2), turn(1))]
+EPISODES = [episode(turn(2), turn(1), turn(3)), episode(turn(1)), episode(turn(2, trainable=False), turn(2), turn(1))]
 VALUES = [[[1.0, 3.0], [5.0], [1.0, 2.0, 6.0]], [[7.0]], [[100.0, 100.0], [4.0, 8.0], [9.0]]]
 by_layout = pytest.mark.parametrize("layout", LAYOUTS)
 

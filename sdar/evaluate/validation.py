@@ -46,9 +46,9 @@ class Validation:
         for task_id, error in step.unreadable.items():
             task = Task(task_id, "unreadable", "")
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(step.attempts)]
-        if module.retriever is not None if module.teacher is None else not module.teacher.elsewhere:
+        if module.retriever is not None if module.teacher is None else not module.teacher.is_remote:
             played["privileged"] += module.play_as_teacher(
-                self.rollout, module.informed_requests(by_group(finished(attempts)))
+                self.rollout, module.privileged_requests(by_group(finished(attempts)))
             )
 
     def report(self) -> None:
@@ -139,7 +139,7 @@ class Validation:
                 "  Validation measures these tasks, too: a policy that was chosen by it is not tested by them. For a number of its own "
                 "give a split that is not in data.val_splits, or a panel file, as data.test_splits."
             )
-        if module.teacher is not None and module.teacher.elsewhere:
+        if module.teacher is not None and module.teacher.is_remote:
             lines.append(
                 "  The teacher is in other processes and does not act: whether it is better than the student is not known."
             )

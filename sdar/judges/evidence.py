@@ -52,7 +52,7 @@ class EvidenceJudge(Judge):
         self.check()
         assert self.model is not None
         labels: list[list[float | None]] = [[None] * len(e.turns) for e in episodes]
-        layout = "turn" if any(e.windows for e in episodes) else "trajectory"
+        layout = "turn" if any(e.turn_messages for e in episodes) else "trajectory"
         rows = [r for r in make_rows(episodes, layout) if any(r.response_mask)]
         if not rows:
             return labels

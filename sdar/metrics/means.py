@@ -1,25 +1,21 @@
 """Means over everything that an iteration saw, whatever the order and the pieces it came in."""
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sdar.metrics.mean import Mean
+from sdar.renamed import Renamed, old_names
 
 if TYPE_CHECKING:
     from sdar.distributed.ranks import Ranks
 
 
-def __getattr__(name: str) -> Any:
-    if name == "Tally":
-        warnings.warn("sdar.Tally is called sdar.Metrics now, and its `means` `compute`.", FutureWarning, stacklevel=2)
-        return Metrics
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = old_names(__name__, Tally="Metrics")
 
 
 class Metrics:
@@ -67,6 +63,8 @@ class Metrics:
         for sums in every:
             for name, (total, count) in sums.items():
                 self.add(name, total, count)
+
+    means = Renamed("compute")
 
     def compute(self) -> dict[str, float]:
         """The means; empty ones are left out. All start anew."""

@@ -19,16 +19,19 @@ from sdar.parts.methods import Schedule as Schedule
 from sdar.parts.methods import SequenceFilter as SequenceFilter
 from sdar.parts.methods import TurnWeight as TurnWeight
 from sdar.parts.models import Blueprint as Blueprint
-from sdar.parts.models import Elsewhere as Elsewhere
 from sdar.parts.models import Judge as Judge
 from sdar.parts.models import ModelCopy as ModelCopy
 from sdar.parts.models import Policy as Policy
+from sdar.parts.models import RemoteModel as RemoteModel
 from sdar.parts.models import Sampler as Sampler
 from sdar.parts.models import Teacher as Teacher
 from sdar.parts.part import Part as Part
 from sdar.parts.worlds import Environment as Environment
 from sdar.parts.worlds import Expert as Expert
 from sdar.parts.worlds import Protocol as Protocol
+from sdar.renamed import old_names
 from sdar.types import Completion as Completion
 from sdar.types import Draw as Draw
 from sdar.types import StepResult as StepResult
+
+__getattr__ = old_names(__name__, Elsewhere="RemoteModel")

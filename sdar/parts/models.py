@@ -16,6 +16,7 @@ from sdar.errors import ConfigError
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
 from sdar.registry import part_kind
+from sdar.renamed import Renamed, refuse_old_names
 from sdar.types import Completion, Density, Draw, Episode, Payload, Task
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ class ModelCopy:
     """Where `policy` stands below ``model.teacher`` in the settings, e.g. ``policy``."""
 
 
-class Elsewhere(ABC):
+class RemoteModel(ABC):
     """Stands for a network that is not in this process: somebody there reads rows with it."""
 
     @abstractmethod
@@ -196,8 +197,14 @@ class Teacher(ABC):
 
     needs_initial: bool = False
     """True: keep a frozen copy of the weights that training started from."""
-    elsewhere: bool = False
+    is_remote: bool = False
     """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
+
+    elsewhere = Renamed("is_remote")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(cls)
 
     def prepare(self, live: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
@@ -224,8 +231,8 @@ class Teacher(ABC):
         return None
 
     @abstractmethod
-    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | Elsewhere":
-        """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one `elsewhere`."""
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | RemoteModel":
+        """The network that scores (and, in validation, acts) as the teacher of a task, or what stands for one elsewhere."""
 
     def after_step(self, live: "PreTrainedModel") -> None:
         """The student took an optimizer step."""

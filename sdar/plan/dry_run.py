@@ -21,7 +21,7 @@ from sdar.data import TaskModule
 from sdar.errors import PolicyError, first_line
 from sdar.module import AgentModule
 from sdar.parts import Judge, Policy, Sampler, Teacher
-from sdar.plan.settings import Seen, located
+from sdar.plan.settings import TextStats, located
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
 from sdar.teachers import LiveTeacher
@@ -43,7 +43,7 @@ SIZES = {
 
 def rehearse(
     module: AgentModule, data: TaskModule, precision: str = "32-true", configs: str | None = None
-) -> tuple[Seen | None, list[str]]:
+) -> tuple[TextStats | None, list[str]]:
     """Run two iterations and one piece of each validation; what their texts were like, and what was cut.
 
     The settings are put back afterwards; the module itself has been trained and is of no more use.
@@ -69,7 +69,7 @@ def rehearse(
             put(owner, name, min(getattr(owner, name), value), tell)
 
         module.policy.meet(data.env)
-        if module.teacher is not None and module.teacher.elsewhere:
+        if module.teacher is not None and module.teacher.is_remote:
             put(module, "teacher", at_home(module.teacher))
             cut.append("model.teacher: the policy's own weights stand for those of the servers, which are not asked")
         for number, (owner, name, policy) in enumerate(list(policies(module))):
@@ -129,9 +129,9 @@ def policies(owner: Any, known: set[int] | None = None) -> Iterator[tuple[Any, s
 
 
 class _StandIn(LiveTeacher):
-    """The student's weights, asked for no more than those of a teacher `elsewhere` could be."""
+    """The student's weights, asked for no more than those of a teacher elsewhere could be."""
 
-    elsewhere = True
+    is_remote = True
 
 
 def at_home(teacher: Teacher) -> Teacher:
@@ -142,7 +142,7 @@ def at_home(teacher: Teacher) -> Teacher:
         setattr(near, name, _each(value, lambda one: at_home(one) if isinstance(one, Teacher) else one))
     if made_of:
         return near
-    return _StandIn() if teacher.elsewhere else teacher
+    return _StandIn() if teacher.is_remote else teacher
 
 
 def _inner(value: Any) -> Iterable[Any]:
@@ -260,10 +260,10 @@ class _Watch(Callback):
         elif self.counts and not torch.is_grad_enabled():
             self.scored += float(kwargs["attention_mask"].sum())
 
-    def seen(self) -> Seen | None:
+    def seen(self) -> TextStats | None:
         if not self.count or not self.row_tokens:
             return None
-        return Seen(
+        return TextStats(
             opening=self.opening,
             answer=self.answer,
             prompt=self.prompt,

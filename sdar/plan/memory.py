@@ -43,7 +43,7 @@ def weights(run: Run, network: Network) -> float:
 
 def gathered(run: Run, network: Network) -> float:
     """Bytes of a divided network that a rank has whole in a pass: of FSDP2 the head, a layer and the next one."""
-    a, numbers = network.architecture, float(network.numbers)
+    a, numbers = network.architecture, float(network.parameters)
     if run.launch.kind == "zero":
         numbers = min(numbers, LIVE_PARAMETERS)
     elif not run.launch.stays:
@@ -191,7 +191,7 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
         for phase, role in (("score", networks), ("head", (policy,)), ("update", (policy,))):
             put("gathered layers", max(gathered(run, n) for n in role if n.sharded), phase)
 
-    cached, whole = kv_cache(run), stored(run, policy) * policy.numbers
+    cached, whole = kv_cache(run), stored(run, policy) * policy.parameters
     if work.plays or work.measured:
         together = min(playing(run), work.together)
         if work.in_process:
@@ -226,14 +226,14 @@ def host_memory(run: Run) -> dict[str, float]:
         each += max(n.architecture.hidden * stored(run, n) for n in (policy, *run.others))
     out = {"rows of an iteration, in every process": float(here * work.rows * (work.row + work.told) * each)}
     if launch.kind in ("fsdp", "zero"):
-        copies = sum(n.numbers * (kept(run, n) + 4 * (n.averages and kept(run, n) < 4)) for n in run.others if n.follows)
+        copies = sum(n.parameters * (kept(run, n) + 4 * (n.averages and kept(run, n) < 4)) for n in run.others if n.follows)
         out["a checkpoint while it is gathered, first process"] = copies + 4 * (1 + run.state) * policy.trained
     if launch.stage == 3:
         out["networks at the start, in every process"] = here * sum(n.loaded for n in (policy, *run.others) if n.sharded)
     if launch.offload_optimizer:
         out["optimizer, float32 weights and gradients"] = here / launch.ranks * policy.trained * 4 * (run.state + 2)
     if launch.offload_parameters:
-        out["weights"] = here / launch.ranks * sum(n.numbers * stored(run, n) for n in (policy, *run.others) if n.sharded)
+        out["weights"] = here / launch.ranks * sum(n.parameters * stored(run, n) for n in (policy, *run.others) if n.sharded)
     return {what: size for what, size in out.items() if size}
 
 

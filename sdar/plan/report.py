@@ -21,7 +21,7 @@ def report(run: Run, gpu: str) -> str:
         n = network.architecture
         trained = f", {_count(network.trained)} trained" if network.trained else ""
         lines.append(
-            f"{network.role:<{width}}{n.kind}, {_count(network.numbers)} parameters{trained}; {n.layers} layers, hidden {n.hidden}, "
+            f"{network.role:<{width}}{n.kind}, {_count(network.parameters)} parameters{trained}; {n.layers} layers, hidden {n.hidden}, "
             f"vocabulary {n.vocab}, context {n.context}"
         )
     extra = f" + up to {work.extra}" if work.extra else ""

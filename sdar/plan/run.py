@@ -100,7 +100,7 @@ class Network:
     """The setting of the type that it is loaded in; empty where there is none."""
 
     @property
-    def numbers(self) -> int:
+    def parameters(self) -> int:
         return self.architecture.parameters + self.adapters
 
     @property

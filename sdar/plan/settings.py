@@ -145,7 +145,7 @@ def optimizer_numbers(optimizer: Callable[..., Any]) -> float:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TextStats:
     """What two steps with tiny models told about the texts of a run, in tokens of its own tokenizer."""
 
     opening: int
@@ -184,7 +184,7 @@ def describe(
     module: "AgentModule",
     data: "TaskModule",
     launch: Launch,
-    seen: Seen | None = None,
+    seen: TextStats | None = None,
     expected: Expected = Expected(),
     configs: str | None = None,
 ) -> Run:
@@ -250,7 +250,7 @@ def _others(module: "AgentModule", policy: Network, configs: str | None) -> tupl
         network = network_of(blueprint, one.policy.name, one.role)
         option = f"model.teacher.{one.key}.{blueprint.options['dtype']}" if one.key and "dtype" in blueprint.options else ""
         others.append(replace(network, follows=one.follows, averages=one.averages, dtype_option=option))
-    if teacher is not None and teacher.elsewhere:
+    if teacher is not None and teacher.is_remote:
         notes.append(
             f"{part_name(teacher)}: its servers hold and run the teacher; neither their memory nor their time is counted."
         )
@@ -265,7 +265,7 @@ def work_of(
     module: "AgentModule",
     data: "TaskModule",
     context: int,
-    seen: Seen | None = None,
+    seen: TextStats | None = None,
     expected: Expected = Expected(),
 ) -> Work:
     """What an iteration of these settings does at most (at the expected means, where they are given)."""
@@ -297,7 +297,7 @@ def work_of(
     passes = module.scoring_passes()
     if seen is not None and (further := seen.passes - sum(passes.values())) > 0.25:  # rows of teachers are a little longer
         passes["further"] = round(further, 1)
-    if module.teacher is not None and module.teacher.elsewhere:
+    if module.teacher is not None and module.teacher.is_remote:
         passes.pop("teacher", None)  # a stand-in made it
     work = Work(
         tasks=data.tasks_per_step,

@@ -65,7 +65,7 @@ def seconds(run: Run, gpu: GPU) -> dict[str, float]:
     here = math.ceil((work.episodes - work.extra) / launch.ranks) + math.ceil(work.extra / launch.ranks)
     together = min(here, work.together) if work.in_process else here
     # autocast reads float32 weights and writes and reads them once more in two bytes, for each token
-    traffic = policy.numbers * (8 if launch.autocast and policy.bytes == 4 else stored(run, policy))
+    traffic = policy.parameters * (8 if launch.autocast and policy.bytes == 4 else stored(run, policy))
     past = together * work.row_mean * cache_bytes(run, policy)
     token = (traffic + past) / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE)
     if work.in_process:

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from sdar.errors import ConfigError
 from sdar.parts import PrivilegedView, Protocol, Sampler
 from sdar.rollout.chat import ChatFormat, Message
-from sdar.rollout.pool import EnvPool, Seen
+from sdar.rollout.pool import EnvPool, EnvReply
 from sdar.rollout.rows import messages_of
 from sdar.types import Completion, Draw, Episode, History, Request, Status, Turn
 
@@ -59,9 +59,9 @@ class Rollout:
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
-        told = [r.told if r.privileged else "" for r in requests]
+        told = [r.privileged_text if r.privileged else "" for r in requests]
         episodes = [
-            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, told=text, extra=r.extra)
+            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, privileged_text=text, extra=r.extra)
             for r, text in zip(requests, told, strict=True)
         ]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
@@ -77,8 +77,8 @@ class Rollout:
                     if turn == 0:
                         episodes[slot].error = no_room(len(prompt), self.sampler)
                     del (
-                        episodes[slot].windows[turn:],
-                        episodes[slot].dialogue[max(0, 2 * turn - 2) :],
+                        episodes[slot].turn_messages[turn:],
+                        episodes[slot].later_messages[max(0, 2 * turn - 2) :],
                     )  # nobody is given this prompt
                 else:
                     prompts[slot] = prompt
@@ -101,7 +101,7 @@ class Rollout:
                 episodes[slot].turns.append(
                     Turn(
                         prompt_ids=self.told_since(contexts[slot], prompts[slot]),
-                        restarts=self.restarts(contexts[slot], prompts[slot]),
+                        starts_row=self.starts_row(contexts[slot], prompts[slot]),
                         response_ids=completion.ids,
                         behaviour_logp=completion.behaviour_logp,
                         kept_logmass=completion.kept_logmass,
@@ -111,7 +111,7 @@ class Rollout:
                         valid=valid,
                         well_formed=valid,
                         stopped=completion.stopped,
-                        imitated=slot in acting,
+                        trainable=slot in acting,
                     )
                 )
                 contexts[slot] = prompts[slot] + completion.ids
@@ -127,18 +127,18 @@ class Rollout:
         if self.layout == "turn":
             past = [(t.observation, t.action) for t in episode.turns]
             past = History(past[max(0, len(past) - self.history) :], taken=len(past))
-            episode.windows.append(self.protocol.window(episode.task, past, observation, admissible))
-            self._check_chat(episode.windows[-1])
-            return self.view.prompt(self.chat, episode.windows[-1], episode.told)
+            episode.turn_messages.append(self.protocol.window(episode.task, past, observation, admissible))
+            self._check_chat(episode.turn_messages[-1])
+            return self.view.prompt(self.chat, episode.turn_messages[-1], episode.privileged_text)
         if not episode.turns:
-            episode.opening = self.protocol.opening(episode.task, observation, admissible)
-            self._check_chat(episode.opening)
-            return self.view.prompt(self.chat, episode.opening, episode.told)
+            episode.first_messages = self.protocol.opening(episode.task, observation, admissible)
+            self._check_chat(episode.first_messages)
+            return self.view.prompt(self.chat, episode.first_messages, episode.privileged_text)
         said, answer = episode.turns[-1], self.protocol.answer(observation, admissible)
         if not self.chat.rewrites_history:
             return context + self.chat.reply(answer, ended=said.response_ids[-1:] == [self.chat.end_of_turn])
-        episode.dialogue += [self.chat.said(said.response_ids), {"role": "user", "content": answer}]
-        return self.view.prompt(self.chat, messages_of(episode, len(episode.turns)), episode.told)
+        episode.later_messages += [self.chat.said(said.response_ids), {"role": "user", "content": answer}]
+        return self.view.prompt(self.chat, messages_of(episode, len(episode.turns)), episode.privileged_text)
 
     def _check_chat(self, messages: Sequence[Message]) -> None:
         """Raise PolicyError where the first prompt of all is not what the chat template says."""
@@ -148,9 +148,9 @@ class Rollout:
 
     def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
         """What of a prompt belongs to its turn: all of it where the turn begins a row, otherwise what is new."""
-        return prompt if self.layout == "turn" or self.restarts(context, prompt) else prompt[len(context) :]
+        return prompt if self.layout == "turn" or self.starts_row(context, prompt) else prompt[len(context) :]
 
-    def restarts(self, context: list[int], prompt: list[int]) -> bool:
+    def starts_row(self, context: list[int], prompt: list[int]) -> bool:
         """True where a trajectory's prompt does not go on from all that the model was told and said before, id by id."""
         return self.layout == "trajectory" and prompt[: len(context)] != context
 
@@ -159,7 +159,7 @@ class Rollout:
         ids = self.chat.response(self.protocol.write(action))
         return Completion(ids, [0.0] * len(ids), [0.0] * len(ids), stopped=True)
 
-    def _faulted(self, episode: Episode, seen: Seen) -> bool:
+    def _faulted(self, episode: Episode, seen: EnvReply) -> bool:
         if seen.fault is not None:
             episode.status, episode.error = seen.fault, seen.error
         return seen.fault is not None
@@ -174,7 +174,7 @@ class Rollout:
                 episode.reward += result.reward
                 episode.scores = result.scores or episode.scores
 
-    def _ended(self, episode: Episode, seen: Seen, limit: int) -> bool:
+    def _ended(self, episode: Episode, seen: EnvReply, limit: int) -> bool:
         if self._faulted(episode, seen):
             episode.final_observation = ""  # the last action got no answer
             return True

@@ -35,7 +35,7 @@ Command = Task | str | None
 
 
 @dataclass
-class Seen:
+class EnvReply:
     """What came back from a slot: the world's answer, or the fault that ended the episode."""
 
     result: StepResult
@@ -45,7 +45,7 @@ class Seen:
     wrong: ConfigError | None = None
     """What the world raised, where the fault lies in the settings."""
 
-    def checked(self) -> "Seen":
+    def checked(self) -> "EnvReply":
         """Itself, unless the settings are wrong."""
         if self.wrong is not None:
             raise self.wrong
@@ -55,20 +55,20 @@ class Seen:
 class EnvPool(ABC):
     """Slots with one running episode each."""
 
-    def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
+    def reset(self, tasks: Mapping[int, Task]) -> dict[int, EnvReply]:
         """Begin an episode in each named slot."""
         return self._call(tasks)
 
-    def step(self, actions: Mapping[int, str]) -> dict[int, Seen]:
+    def step(self, actions: Mapping[int, str]) -> dict[int, EnvReply]:
         """Act in each named slot; its episode must be running."""
         return self._call(actions)
 
-    def unfinished(self, slots: Iterable[int]) -> dict[int, Seen]:
+    def unfinished(self, slots: Iterable[int]) -> dict[int, EnvReply]:
         """End the episode of each slot where it stands; it must be running. What it is worth: `Environment.unfinished`."""
         return self._call(dict.fromkeys(slots))
 
     @abstractmethod
-    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
         """Carry out a command in each named slot."""
 
     @abstractmethod
@@ -85,7 +85,7 @@ class LocalPool(EnvPool):
     def close(self) -> None:
         self._copies.close()
 
-    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
         return {slot: self._copies.run(slot, command).checked() for slot, command in commands.items()}
 
 
@@ -109,9 +109,11 @@ class ThreadPool(EnvPool):
     def close(self) -> None:
         self._copies.close()
 
-    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
-        answers: SimpleQueue[tuple[int, Seen]] = SimpleQueue()  # of this call alone: late answers to earlier ones go nowhere
-        waiting, out = list(commands.items())[::-1], dict[int, Seen]()
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
+        answers: SimpleQueue[tuple[int, EnvReply]] = (
+            SimpleQueue()
+        )  # of this call alone: late answers to earlier ones go nowhere
+        waiting, out = list(commands.items())[::-1], dict[int, EnvReply]()
         due: dict[int, float] = {}
         copies = {slot: self._copies.take(slot) for slot in commands}
 
@@ -163,10 +165,10 @@ class WorkerPool(EnvPool):
         self.replaced = 0
         """How many workers hung or died."""
         self._context = _start_method(env)
-        self._past: dict[int, list[tuple[Command, Seen]]] = {}
+        self._past: dict[int, list[tuple[Command, EnvReply]]] = {}
         self._workers = [self._start() for _ in range(workers)]
 
-    def reset(self, tasks: Mapping[int, Task]) -> dict[int, Seen]:
+    def reset(self, tasks: Mapping[int, Task]) -> dict[int, EnvReply]:
         self._past |= {slot: [] for slot in tasks}
         return super().reset(tasks)
 
@@ -179,10 +181,10 @@ class WorkerPool(EnvPool):
             worker.end()
         self._workers = []
 
-    def _call(self, commands: Mapping[int, Command]) -> dict[int, Seen]:
+    def _call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
         """All workers at once, each with one of its slots at a time."""
         assert self._past.keys() >= commands.keys(), "a command for a slot without a running episode"
-        out: dict[int, Seen] = {}
+        out: dict[int, EnvReply] = {}
         shares: list[dict[int, Command]] = [{} for _ in self._workers]
         for slot, command in commands.items():
             shares[slot % len(shares)][slot] = command
@@ -201,7 +203,7 @@ class WorkerPool(EnvPool):
             raise
         return out
 
-    def _work(self, w: int, commands: Mapping[int, Command], out: dict[int, Seen]) -> Iterator[bool]:
+    def _work(self, w: int, commands: Mapping[int, Command], out: dict[int, EnvReply]) -> Iterator[bool]:
         """Serve the slots of one worker; yields True wherever an answer is awaited, to go on when it is there or overdue."""
         for slot, command in commands.items():
             if self._workers[w].gone:  # it died between two calls: no episode is to blame
@@ -287,7 +289,7 @@ class _Worker:
             self.pipe.send((slot, command))
         self.due = time.monotonic() + deadline
 
-    def answer(self, deadline: float) -> Seen:
+    def answer(self, deadline: float) -> EnvReply:
         """What came back, or why nothing will."""
         try:
             if self.pipe.poll():
@@ -310,7 +312,7 @@ class _Copies:
         self.env = env
         self.slots: dict[int, Environment] = {}
 
-    def run(self, slot: int, command: Command) -> Seen:
+    def run(self, slot: int, command: Command) -> EnvReply:
         """One call."""
         env = self.take(slot)
         seen = _play(env, command)
@@ -320,7 +322,7 @@ class _Copies:
     def take(self, slot: int) -> Environment:
         return self.slots.pop(slot) if slot in self.slots else copy.deepcopy(self.env)
 
-    def give(self, slot: int, env: Environment, seen: Seen) -> None:
+    def give(self, slot: int, env: Environment, seen: EnvReply) -> None:
         if seen.fault is None:
             self.slots[slot] = env
         else:
@@ -331,7 +333,7 @@ class _Copies:
             _close(self.slots.popitem()[1])
 
 
-def _play(env: Environment, command: Command) -> Seen:
+def _play(env: Environment, command: Command) -> EnvReply:
     """One call, faults caught and answers looked at: an environment is other people's code."""
     try:
         if isinstance(command, Task):
@@ -340,7 +342,7 @@ def _play(env: Environment, command: Command) -> Seen:
             result = result_of(env, env.unfinished(), "unfinished")
         else:
             result = result_of(env, env.step(command))
-        return Seen(result, [] if result.done else admissible_of(env, env.admissible()))
+        return EnvReply(result, [] if result.done else admissible_of(env, env.admissible()))
     except (Exception, SystemExit) as error:
         seen = _faulty(Status.ENV_ERROR, f"{type(error).__name__}: {error}")
         seen.wrong = error if isinstance(error, ConfigError) else None
@@ -352,21 +354,21 @@ def _close(env: Environment) -> None:
         env.close()
 
 
-def _late(deadline: float) -> Seen:
+def _late(deadline: float) -> EnvReply:
     return _faulty(Status.TIMEOUT, f"no answer within {deadline} s")
 
 
-def _faulty(fault: Status, error: str) -> Seen:
-    return Seen(StepResult("", done=True), fault=fault, error=error)
+def _faulty(fault: Status, error: str) -> EnvReply:
+    return EnvReply(StepResult("", done=True), fault=fault, error=error)
 
 
 def _serve(env: bytes, pipe: Connection) -> None:
-    """Worker process: says that it is ready, then (slot, command) in, Seen out, one at a time, until the pipe closes."""
+    """Worker process: says that it is ready, then (slot, command) in, EnvReply out, one at a time, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
     _end_with_trainer()
     copies = _Copies(pickle.loads(env))
     with contextlib.suppress(EOFError, OSError):  # the pool was closed
-        pipe.send(Seen(StepResult("")))
+        pipe.send(EnvReply(StepResult("")))
         while True:
             pipe.send(copies.run(*pipe.recv()))
     copies.close()

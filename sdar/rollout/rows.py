@@ -1,7 +1,7 @@
 """Episodes to training rows: response ids verbatim, everything else masked; the teacher's view is another beginning.
 
 Trajectory layout: one row an episode, and another one from each turn on whose prompt does not go on from what was told and said
-before (`Turn.restarts`). Turn layout: one row a turn. In all of them only what stands before the first response of the row can
+before (`Turn.starts_row`). Turn layout: one row a turn. In all of them only what stands before the first response of the row can
 be privileged, so the teacher's row is ``view.prompt(messages, text) + the same tail``.
 """
 
@@ -28,11 +28,11 @@ def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], 
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
         for t, turn in enumerate(episode.turns):
-            if layout == "turn" or t == 0 or turn.restarts:
+            if layout == "turn" or t == 0 or turn.starts_row:
                 rows.append(Row([], [], [], [], [], episode=e, turn=t))
             row, told, said = rows[-1], turn.prompt_ids, turn.response_ids
             row.ids += [*told, *said]
-            row.response_mask += [0] * len(told) + [int(turn.imitated)] * len(said)
+            row.response_mask += [0] * len(told) + [int(turn.trainable)] * len(said)
             row.turn_ids += [t] * (len(told) + len(said))
             row.behaviour_logp += [0.0] * len(told) + turn.behaviour_logp
             row.kept_logmass += [0.0] * len(told) + turn.kept_logmass
@@ -43,7 +43,11 @@ def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], 
 
 def messages_of(episode: Episode, turn: int) -> list[dict[str, Any]]:
     """The conversation that the prompt of `turn` (which begins a row) was made from, before anything privileged."""
-    return episode.windows[turn] if episode.windows else [*episode.opening, *episode.dialogue[: 2 * turn]]
+    return (
+        episode.turn_messages[turn]
+        if episode.turn_messages
+        else [*episode.first_messages, *episode.later_messages[: 2 * turn]]
+    )
 
 
 def without_privilege(row: Row, episode: Episode, chat: ChatFormat) -> Row:
@@ -62,7 +66,7 @@ def without_privilege(row: Row, episode: Episode, chat: ChatFormat) -> Row:
         kept_logmass=moved(row.kept_logmass, 0.0),
         spans=moved(row.spans, 0) if row.spans else [],
         teacher_ids=row.ids,
-        told=plain != row.ids[:head],
+        is_privileged=plain != row.ids[:head],
     )
 
 
@@ -91,11 +95,13 @@ def add_teacher_view(
             text = view.text(episode, groups[row.episode], row.turn, env)
             head = len(episode.turns[row.turn].prompt_ids)
             told = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
-            row.told = told != row.ids[:head]
+            row.is_privileged = told != row.ids[:head]
             row.teacher_ids = told + row.ids[head:]
         if len(row.teacher_ids) > (limit := contexts[row.episode]):
             added = ", ".join(episode.retrieval.skill_ids) or "text"
-            without = f"{len(row.ids)} without the {added} that {part_name(view)} adds" if row.told else "nothing is added"
+            without = (
+                f"{len(row.ids)} without the {added} that {part_name(view)} adds" if row.is_privileged else "nothing is added"
+            )
             too_long[place] = (
                 f"the teacher's view of task {episode.task.id} has {len(row.teacher_ids)} tokens ({without}), but the teacher's context is "
                 f"{limit}: privileged text is never cut. Use a model with a longer context, shorter texts, or `layout: turn`."
@@ -128,7 +134,7 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         group=torch.tensor([groups[r.episode] for r in rows]),
         success=torch.tensor([float(episodes[r.episode].success) for r in rows], dtype=torch.float32),
         group_success=torch.tensor([rates.get(groups[r.episode], math.nan) for r in rows], dtype=torch.float32),
-        told=torch.tensor([r.told for r in rows]),
+        is_privileged=torch.tensor([r.is_privileged for r in rows]),
         extra=torch.tensor([episodes[r.episode].extra for r in rows]),
     )
     if any(r.spans for r in rows):

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sdar.distributed.ranks import Ranks, own_rank
 from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Elsewhere, Teacher
+from sdar.parts import RemoteModel, Teacher
 from sdar.registry import register
 from sdar.serving.fleet import Fleet, Patience
 from sdar.serving.protocol import ScoreRequest, Scores, Scoring
@@ -42,7 +42,7 @@ class ServedTeacher(Teacher):
         token_env: Environment variable that holds the token which the servers want (`sdar serve-policy --token_env`).
     """
 
-    elsewhere = True
+    is_remote = True
 
     def __init__(
         self,
@@ -110,8 +110,8 @@ class ServedTeacher(Teacher):
         return self.network.metrics()
 
 
-class ServedNetwork(Elsewhere):
-    """What `consult` asks for log-probabilities in place of a network.
+class ServedNetwork(RemoteModel):
+    """What `score_with_teachers` asks for log-probabilities in place of a network.
 
     Args:
         fleet: The servers.

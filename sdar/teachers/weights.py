@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from sdar.distributed.sharding import held
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
-from sdar.parts import Elsewhere, ModelCopy, Policy, Teacher
+from sdar.parts import ModelCopy, Policy, RemoteModel, Teacher
 from sdar.registry import did_you_mean, part_name, register
 from sdar.types import Task
 
@@ -174,7 +174,7 @@ class RoutedTeacher(Teacher):
         self.routes = dict(routes)
         self.default = default
         self.needs_initial = any(t.needs_initial for t in self._all())
-        self.elsewhere = any(t.elsewhere for t in self._all())
+        self.is_remote = any(t.is_remote for t in self._all())
 
     def _all(self) -> list[Teacher]:
         """Each teacher once, though several families may share it."""
@@ -197,7 +197,7 @@ class RoutedTeacher(Teacher):
             )
         return teacher
 
-    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | Elsewhere":
+    def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | RemoteModel":
         return self.of(task).model(live, initial, task)
 
     def metrics(self) -> dict[str, float]:

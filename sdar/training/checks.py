@@ -91,7 +91,7 @@ def check_first_prompts(module: Host, data: TaskModule, seconds: float = 2.0) ->
 
 def _check_teacher(module: Host) -> None:
     """Raise ConfigError where a teacher that is elsewhere is asked for more than it can tell."""
-    if module.teacher is None or not module.teacher.elsewhere:
+    if module.teacher is None or not module.teacher.is_remote:
         return
     if module.payload == Payload.FULL:
         raise ConfigError(

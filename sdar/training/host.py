@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
-from warnings import warn
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -18,16 +17,17 @@ from sdar.errors import ConfigError
 from sdar.metrics.means import Metrics
 from sdar.parts import (
     Correction,
-    Elsewhere,
     Environment,
     EpisodeController,
     Policy,
     PrivilegedView,
+    RemoteModel,
     Retriever,
     Sampler,
     Teacher,
 )
 from sdar.registry import part_name
+from sdar.renamed import Renamed, refuse_old_names
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
@@ -120,11 +120,18 @@ class Host(LightningModule):
     micro_batch_tokens: int
     updates_per_rollout: int
 
-    @property
-    def tally(self) -> Metrics:
-        """The old name of `metrics`."""
-        warn(f"{type(self).__name__}.tally is called metrics now.", FutureWarning, stacklevel=2)
-        return self.metrics
+    tally = Renamed("metrics")
+    conclude = Renamed("finish_iteration")
+    learn_skills = Renamed("update_retriever")
+    look_ahead = Renamed("prefetch_rollout")
+    informed_requests = Renamed("privileged_requests")
+    acting = Renamed("synced")
+    share = Renamed("local_micro_batches")
+    measured = Renamed("map_rows")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(cls)
 
     def networks(self) -> list[PreTrainedModel]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
@@ -136,7 +143,7 @@ class Host(LightningModule):
         """The tasks of the run: Lightning's ``trainer.datamodule``, which `setup` has looked at."""
         return cast(Any, self.trainer).datamodule
 
-    def teacher_network(self, task: Task) -> PreTrainedModel | Elsewhere:
+    def teacher_network(self, task: Task) -> PreTrainedModel | RemoteModel:
         """The network that is the teacher of a task, for a strategy that has a teacher."""
         assert self.teacher is not None, f"{type(self).__name__} asks a teacher and has none"
         return self.teacher.model(self.model, self.initial, task)
@@ -154,13 +161,15 @@ class Host(LightningModule):
             for g in range(step.attempts):
                 request = Request(task, visit * step.attempts + g, retrieval, privileged)
                 if privileged:
-                    request.told = self.view.text(Episode(task, request.attempt, retrieval=retrieval), (), 0, self.env)
+                    request.privileged_text = self.view.text(
+                        Episode(task, request.attempt, retrieval=retrieval), (), 0, self.env
+                    )
                 if training and self.controller is not None:
                     request = self.controller(request, iteration, self.env)
                 wanted.append(request)
         return wanted
 
-    def informed_requests(
+    def privileged_requests(
         self, groups: Sequence[list[Episode]], most: int | None = None, extra: bool = False
     ) -> list[Request]:
         """The same attempts (at most `most` of each group) once more, with the same random numbers, by somebody who is told what the

@@ -314,7 +314,7 @@ class Lifecycle(Updating):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._rng_state = take_state(self, checkpoint)
 
-    def learn_skills(self, episodes: list[Episode]) -> None:
+    def update_retriever(self, episodes: list[Episode]) -> None:
         """Tell the retriever how each task's attempts went: those that the world let go to an end."""
         if self.retriever is not None:
             for group in by_group(finished(episodes)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdar.data import Step
 from sdar.errors import ConfigError
 from sdar.lora import plain_weights
-from sdar.parts import Elsewhere, Sampler
+from sdar.parts import RemoteModel, Sampler
 from sdar.rollout import Request, Rollout
 from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
@@ -23,16 +23,16 @@ class Playing(Host):
 
     ahead: Prefetcher
 
-    def play(self, rollout: Rollout, network: "PreTrainedModel | Elsewhere", requests: list[Request]) -> list[Episode]:
+    def play(self, rollout: Rollout, network: "PreTrainedModel | RemoteModel", requests: list[Request]) -> list[Episode]:
         """Episodes played by a network, in the order of the requests; each rank plays a share."""
-        with self.acting(rollout.sampler, network) as actor:
+        with self.synced(rollout.sampler, network) as actor:
             episodes = self.ranks.spread(lambda mine: rollout(actor, mine), requests, "episodes")
         return episodes
 
     @contextmanager
-    def acting(self, sampler: Sampler, network: "PreTrainedModel | Elsewhere") -> Iterator["PreTrainedModel"]:
+    def synced(self, sampler: Sampler, network: "PreTrainedModel | RemoteModel") -> Iterator["PreTrainedModel"]:
         """What a sampler shall sample with: an engine of its own gets the network's weights, others get the network, whole."""
-        if isinstance(network, Elsewhere):
+        if isinstance(network, RemoteModel):
             raise ConfigError(
                 f"{type(self).__name__} has its teacher act, and model.teacher is asked in other processes, where it only scores. Use a "
                 "teacher in the process (ExternalTeacher), or another method. `teacher_acts = True` in the method says so before the run."
@@ -64,7 +64,7 @@ class Playing(Host):
         return [played[i] for i in range(len(requests))]
 
     def continuations(
-        self, model: "PreTrainedModel | Elsewhere", prefixes: list[list[int]], draws: list[Draw], length: int
+        self, model: "PreTrainedModel | RemoteModel", prefixes: list[list[int]], draws: list[Draw], length: int
     ) -> list[Completion]:
         """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are.
 
@@ -74,7 +74,7 @@ class Playing(Host):
         sampler.reset()
         sampler.max_new_tokens, sampler.context = length, max(map(len, prefixes)) + length
         asked = list(zip(prefixes, draws, strict=True))
-        with self.acting(sampler, model) as actor:
+        with self.synced(sampler, model) as actor:
 
             def said(mine: list[tuple[list[int], Draw]]) -> list[Completion]:
                 return sampler.sample(actor, [p for p, _ in mine], [d for _, d in mine]) if mine else []
@@ -89,7 +89,7 @@ class Playing(Host):
             return played
         return self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
 
-    def look_ahead(self) -> None:
+    def prefetch_rollout(self) -> None:
         """Begin the next iteration's rollout, unless this one is the last."""
         self.count_sampling()  # now, while nobody samples
         # With rows_per_update how many steps this one will have is not known: one that is too many is dropped.
@@ -97,4 +97,4 @@ class Playing(Host):
             following = self.iteration + 1
             step = self.tasks.step(self.seed, following)
             requests = self.requests(step, self.student_sees_skills, iteration=following)
-            self.ahead.begin(requests, following, self.acting(self.sampler, self.model))
+            self.ahead.begin(requests, following, self.synced(self.sampler, self.model))

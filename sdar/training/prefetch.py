@@ -29,7 +29,7 @@ class Prefetcher:
     """At most one rollout on its way, in a thread that talks to servers and worlds only.
 
     Everything that concerns other ranks (handing over weights, gathering episodes) happens in the thread that trains. Nobody else uses
-    servers or worlds meanwhile: whoever wants to act waits first (`Playing.acting`).
+    servers or worlds meanwhile: whoever wants to act waits first (`Playing.synced`).
     """
 
     def __init__(self, module: Host):

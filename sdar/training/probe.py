@@ -74,7 +74,7 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     rollout = module.tasks.rollout(module.chat, sampler, module.view, module.seed)
     devices = [module.device.index] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), trainer.precision_plugin.train_step_context():
-        with module.acting(module.sampler, module.model) as actor:
+        with module.synced(module.sampler, module.model) as actor:
             episodes = module.ranks.spread(lambda mine: rollout(actor, mine), requests, "the comparison of the sampler")
         rows = [r for r in make_rows(episodes, rollout.layout) if any(r.response_mask)]
         if not rows:

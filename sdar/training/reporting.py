@@ -24,7 +24,7 @@ def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool)
         if status != Status.DONE:
             metrics.values(f"rollout/{status}_share", [e.status == status for e in all_episodes])
     metrics.add("rollout/tokens_per_second", sum(e.response_tokens for e in all_episodes), 0)
-    _responses(metrics, [t for e in played for t in e.turns if t.imitated])
+    _responses(metrics, [t for e in played for t in e.turns if t.trainable])
     metrics.values("reward/group_std", [stdev(e.reward for e in group) for group in by_group(played) if len(group) > 1])
     metrics.values("success/train", [e.success for e in played])
     metrics.values("reward/mean", [e.reward for e in played])

@@ -50,8 +50,8 @@ class Rows(Playing):
             )
             self.say_once("overflow", f"{said} themselves are left out. Further ones are counted in teacher/overflow_share.")
         for place in too_long:
-            if rows[place].told and len(rows[place].ids) <= contexts[rows[place].episode]:
-                rows[place] = replace(rows[place], teacher_ids=rows[place].ids, told=False)
+            if rows[place].is_privileged and len(rows[place].ids) <= contexts[rows[place].episode]:
+                rows[place] = replace(rows[place], teacher_ids=rows[place].ids, is_privileged=False)
         return [row for row in rows if len(row.teacher_ids or ()) <= contexts[row.episode]]
 
     def spans(self, turn: Turn) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdar.errors import NonFiniteLossError
-from sdar.scoring import StudentPass, micro_batches
+from sdar.scoring import StudentOutput, micro_batches
 from sdar.training.finite import blame
 from sdar.training.rows import Rows
 from sdar.types import Batch
@@ -36,11 +36,11 @@ class Updating(Rows):
                 return
             yield batch.select(torch.tensor(piece))
 
-    def student(self, part: Batch) -> StudentPass:
+    def student(self, part: Batch) -> StudentOutput:
         """The current student's statistics of the tokens whose loss is computed; carries the gradient."""
         return self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
 
-    def share(self, batch: Batch) -> list[tuple[Tensor, Batch]]:
+    def local_micro_batches(self, batch: Batch) -> list[tuple[Tensor, Batch]]:
         """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
         that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
         lengths = batch.attention_mask.sum(1)
@@ -54,10 +54,10 @@ class Updating(Rows):
         return [(rows, part.to(self.device)) for rows, part in mine]
 
     @torch.no_grad()
-    def measured(self, batch: Batch, measure: Callable[[Batch, StudentPass], Tensor]) -> Tensor:
+    def map_rows(self, batch: Batch, measure: Callable[[Batch, StudentOutput], Tensor]) -> Tensor:
         """What `measure` gives for each micro-batch and the current student, for all rows: ``[batch, time]``."""
         out = torch.zeros(batch.ids.shape)
-        for rows, part in self.share(batch):
+        for rows, part in self.local_micro_batches(batch):
 
             def measured(part: Batch = part) -> Tensor:
                 return measure(part, self.student(part))

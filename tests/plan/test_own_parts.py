@@ -73,7 +73,7 @@ class OnceMore(HDPO):
     def extra_requests(self, groups):
         return [
             replace(request, attempt=100 + n)
-            for request in self.informed_requests(groups, 1, extra=True)
+            for request in self.privileged_requests(groups, 1, extra=True)
             for n in range(self.more)
         ]
 
@@ -102,7 +102,7 @@ def test_the_networks_of_a_teacher_of_somebody_elses_are_those_that_it_tells_of(
         ("the student of before", True, 0),
         ("the other", False, 0),
     ]
-    assert run.others[0].numbers == run.policy.numbers and seen.notes == ()
+    assert run.others[0].parameters == run.policy.parameters and seen.notes == ()
 
 
 def test_a_teacher_that_tells_of_too_few_networks_or_of_none_is_named():

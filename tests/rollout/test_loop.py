@@ -65,7 +65,7 @@ def test_a_trajectory_is_one_sequence_of_what_was_told_and_sampled(chat_name: st
     episodes, sampler, _ = play(env, lambda draw: random_ids(chat, draw), requests, chat)
     for number, episode in enumerate(episodes):
         draw = [Draw(11, episode.task.id, 0, t) for t in range(5)]
-        told = chat.prompt(episode.opening)
+        told = chat.prompt(episode.first_messages)
         for t, turn in enumerate(episode.turns):
             assert sampler.calls[t][number] == (draw[t], told)  # the model is given all of it, id by id
             assert turn.response_ids == random_ids(chat, draw[t])  # never decoded and encoded again
@@ -75,7 +75,7 @@ def test_a_trajectory_is_one_sequence_of_what_was_told_and_sampled(chat_name: st
             told += chat.reply(after, ended=turn.response_ids[-1] == chat.end_of_turn)
         ids = [i for turn in episode.turns for i in turn.prompt_ids + turn.response_ids]
         assert ids == told[: len(ids)]
-        assert len(episode.turns) == 5 and episode.windows == []
+        assert len(episode.turns) == 5 and episode.turn_messages == []
 
 
 @pytest.mark.parametrize("history", [0, 1, 3])
@@ -90,11 +90,11 @@ def test_a_turn_has_a_prompt_of_its_own_with_the_last_exchanges(history: int) ->
         for t, turn in enumerate(episode.turns):
             past = exchanges[max(0, t - history) : t]
             text = chat.decode(turn.prompt_ids)
-            assert turn.prompt_ids == sampler.calls[t][number][1] == chat.prompt(episode.windows[t])
+            assert turn.prompt_ids == sampler.calls[t][number][1] == chat.prompt(episode.turn_messages[t])
             assert text.count(", Action: ") == len(past)
             assert all(quoted(seen) in text for seen, _ in past)
             assert turn.observation in text and episode.task.instruction in text
-        assert len(episode.windows) == len(episode.turns) == 5 and episode.opening == []
+        assert len(episode.turn_messages) == len(episode.turns) == 5 and episode.first_messages == []
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -168,7 +168,7 @@ def test_an_episode_ends_before_its_context_does_and_nothing_is_cut(layout: str,
     assert 0 < len(episode.turns) < 9
     assert episode.turns[:-1] == roomy[0].turns[: len(episode.turns) - 1]  # everything before is as with all the room
     assert all(len(prompt) + sampler.max_new_tokens <= room for call in sampler.calls for _, prompt in call)
-    assert len(episode.windows) == (len(episode.turns) if layout == "turn" else 0)
+    assert len(episode.turn_messages) == (len(episode.turns) if layout == "turn" else 0)
     assert episode.final_observation  # the world's last word was heard, only not answered
 
 
@@ -180,7 +180,7 @@ def test_a_first_prompt_that_does_not_fit_ends_its_episode_and_no_other(layout: 
 
     [first, second, third], sampler, _ = play(LongAtB(), words("win"), wanted(*"abc"), layout=layout, context=100)
     assert first.success and third.success and [d.task for call in sampler.calls for d, _ in call] == ["task-0", "task-2"]
-    assert second.status == Status.CONTEXT and not second.turns and not second.windows and second.reward == -1.0
+    assert second.status == Status.CONTEXT and not second.turns and not second.turn_messages and second.reward == -1.0
     assert re.fullmatch(
         r"its first prompt has \d+ tokens and may get 8 more, but the context is 100: .*data.leave_out.*", second.error
     )
@@ -207,7 +207,7 @@ def test_an_actor_that_may_see_the_skill_has_it_in_its_system_message(layout: st
     told, _, _ = play(
         FaultyWorld(),
         words("go on", "win"),
-        wanted("a", retrieval=SECRETS, privileged=True, told=SECRETS.text),
+        wanted("a", retrieval=SECRETS, privileged=True, privileged_text=SECRETS.text),
         chat,
         layout=layout,
     )
@@ -216,9 +216,10 @@ def test_an_actor_that_may_see_the_skill_has_it_in_its_system_message(layout: st
     prompts = [[chat.decode(t.prompt_ids) for t in e.turns] for e in (told[0], untold[0])]
     assert prompts[0][0] == system + prompts[1][0]
     assert prompts[0][1] == (system if layout == "turn" else "") + prompts[1][1]
-    assert told[0].privileged and told[0].retrieval == SECRETS and told[0].told == SECRETS.text
-    assert not untold[0].privileged and untold[0].told == ""
-    assert told[0].opening == untold[0].opening and told[0].windows == untold[0].windows  # kept as they were without it
+    assert told[0].privileged and told[0].retrieval == SECRETS and told[0].privileged_text == SECRETS.text
+    assert not untold[0].privileged and untold[0].privileged_text == ""
+    assert told[0].first_messages == untold[0].first_messages  # kept as they were without it
+    assert told[0].turn_messages == untold[0].turn_messages
     assert [t.response_ids for t in told[0].turns] == [t.response_ids for t in untold[0].turns]
 
 
@@ -231,7 +232,7 @@ def test_an_actor_whose_retrieval_is_empty_is_told_nothing() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_only_the_prompts_of_privileged_requests_hold_the_text(layout: str) -> None:
     chat, script = byte_chat(), words("go on", "win")
-    requests = [replace(r, told=f"The secret of {r.task.id}.") for r in wanted("a", "b", "c")]
+    requests = [replace(r, privileged_text=f"The secret of {r.task.id}.") for r in wanted("a", "b", "c")]
     requests[1] = replace(requests[1], privileged=True)
     episodes, sampler, _ = play(FaultyWorld(), script, requests, chat, layout=layout)
     plain, _, _ = play(FaultyWorld(), script, wanted("a", "b", "c"), chat, layout=layout)
@@ -239,7 +240,7 @@ def test_only_the_prompts_of_privileged_requests_hold_the_text(layout: str) -> N
     secrets = [["The secret of task-1." in chat.decode(prompt) for _, prompt in call] for call in sampler.calls]
     assert secrets == [[False, True, False]] * 2
     assert "The secret of task-0" not in "".join(chat.decode(p) for call in sampler.calls for _, p in call)
-    assert [e.told for e in episodes] == ["", "The secret of task-1.", ""]
+    assert [e.privileged_text for e in episodes] == ["", "The secret of task-1.", ""]
 
 
 def test_an_episode_knows_whether_it_is_extra() -> None:
@@ -261,11 +262,11 @@ def test_a_replayed_beginning_is_told_as_if_it_had_been_said(layout: str, chat_n
     [whole], asked, _ = play(FaultyWorld(), script, wanted("a"), chat, protocol, layout)
     [episode], sampler, _ = play(FaultyWorld(), script, wanted("a", replay=tuple(actions[:2])), chat, protocol, layout)
     assert [t.action for t in episode.turns] == actions and episode.success
-    assert [t.imitated for t in episode.turns] == [False, False, True, True]
+    assert [t.trainable for t in episode.turns] == [False, False, True, True]
     assert sampler.calls == asked.calls[2:]
     zeros = [[0.0] * len(t.response_ids) for t in whole.turns[:2]]
     replayed = [
-        replace(t, behaviour_logp=z, kept_logmass=z, imitated=False) for t, z in zip(whole.turns[:2], zeros, strict=True)
+        replace(t, behaviour_logp=z, kept_logmass=z, trainable=False) for t, z in zip(whole.turns[:2], zeros, strict=True)
     ]
     assert episode.turns == replayed + whole.turns[2:]
     assert replace(episode, turns=[]) == replace(whole, turns=[])
@@ -286,13 +287,13 @@ def test_an_episode_that_ends_in_its_replay_is_over(layout: str, last: str, stat
     assert sampler.calls == [] and [t.action for t in episode.turns] == ["go on", last]
     assert (episode.status, episode.success) == (status, success)
     assert episode.reward == (2.0 + 3.0 if status == Status.DONE else 2.0)
-    assert not any(t.imitated for t in episode.turns)
+    assert not any(t.trainable for t in episode.turns)
     assert not any(m for row in make_rows([episode], layout) for m in row.response_mask)
 
 
 def test_a_replayed_action_that_the_world_does_not_allow_is_invalid() -> None:
     [episode], _, _ = play(FaultyWorld(), lambda draw: "win", wanted("a", replay=("mumble", "go on")))
-    assert [(t.action, t.valid, t.imitated) for t in episode.turns] == [
+    assert [(t.action, t.valid, t.trainable) for t in episode.turns] == [
         ("mumble", False, False),
         ("go on", True, False),
         ("win", True, True),
@@ -320,7 +321,7 @@ def test_an_episode_with_a_limit_ends_at_its_horizon(layout: str) -> None:
     requests[1] = replace(requests[1], max_turns=2, replay=("go on",))
     requests[2] = replace(requests[2], max_turns=9, replay=("go on", "go on"))
     episodes, sampler, _ = play(FaultyWorld(), lambda draw: "look", requests, layout=layout, horizon=5)
-    assert [[t.imitated for t in e.turns] for e in episodes] == [
+    assert [[t.trainable for t in e.turns] for e in episodes] == [
         [True] * 2, [False] + [True] * 2, [False] * 2 + [True] * 3, [True] * 5,
     ]  # fmt: skip
     assert all(e.status == Status.HORIZON and not e.success for e in episodes)
@@ -366,7 +367,7 @@ def test_what_is_sampled_does_not_depend_on_the_replays_of_others(layout: str, s
     together = rollout(small_model, requests)
     alone = [rollout(small_model, [request])[0] for request in requests]
     for length, cap, a, b in zip(lengths, caps, together, alone, strict=True):
-        assert [t.imitated for t in a.turns] == [False] * length + [True] * (cap or 6 - length)
+        assert [t.trainable for t in a.turns] == [False] * length + [True] * (cap or 6 - length)
         assert [(t.prompt_ids, t.response_ids, t.action) for t in a.turns] == [
             (t.prompt_ids, t.response_ids, t.action) for t in b.turns
         ]
@@ -462,11 +463,11 @@ def test_every_row_is_what_the_model_was_given(thinking: bool | None, share: flo
     for e, episode in enumerate(episodes):
         begins = [row.turn for row in rows if row.episode == e]
         if layout == "turn":
-            assert begins == list(range(5)) and not any(t.restarts for t in episode.turns)
+            assert begins == list(range(5)) and not any(t.starts_row for t in episode.turns)
         else:
-            assert begins == [0, *(t for t in range(1, 5) if episode.turns[t].restarts)]
+            assert begins == [0, *(t for t in range(1, 5) if episode.turns[t].starts_row)]
             for t in begins:  # a row begins with what the template gives for the conversation so far
-                told = [*episode.opening]
+                told = [*episode.first_messages]
                 for n in range(t):
                     told += [chat.said(episode.turns[n].response_ids), {"role": "user", "content": texts[n + 1]}]
                 assert episode.turns[t].prompt_ids == chat.prompt(told) and messages_of(episode, t) == told
@@ -478,14 +479,14 @@ def test_a_row_goes_on_where_the_template_changes_nothing() -> None:
     chat = chat_of("qwen3")
     thoughts = {1: "<think>\nhm\n</think>\n\n", 3: "<think>\nhm\n</think>\n\n"}
     [episode], _, _ = play(FaultyWorld(), lambda d: thoughts.get(d.turn, "") + "go on", wanted("a"), chat, horizon=5)
-    assert [t.restarts for t in episode.turns] == [False, False, True, False, True]
+    assert [t.starts_row for t in episode.turns] == [False, False, True, False, True]
     assert [(r.turn, sorted(set(r.turn_ids))) for r in make_rows([episode], "trajectory")] == [
         (0, [0, 1]),
         (2, [2, 3]),
         (4, [4]),
     ]
     off, _, _ = play(FaultyWorld(), words(*["go on"] * 3), wanted("a"), chat_of("qwen3", False), horizon=3)
-    assert [t.restarts for t in off[0].turns] == [False, True, True]  # the empty thought of its prompt is not told again
+    assert [t.starts_row for t in off[0].turns] == [False, True, True]  # the empty thought of its prompt is not told again
 
 
 @pytest.mark.filterwarnings("ignore:the chat template of")
@@ -495,25 +496,27 @@ def test_a_rewritten_episode_that_does_not_fit_ends_with_the_context() -> None:
     [episode], sampler, _ = play(FaultyWorld(), words(*[said] * 9), wanted("a"), chat, horizon=9, context=150)
     assert episode.status == Status.CONTEXT and 1 < len(episode.turns) < 9
     assert episode.turns[:-1] == roomy.turns[: len(episode.turns) - 1]
-    assert len(episode.dialogue) == 2 * len(episode.turns) - 2
+    assert len(episode.later_messages) == 2 * len(episode.turns) - 2
     assert all(len(prompt) + sampler.max_new_tokens <= 150 for call in sampler.calls for _, prompt in call)
 
 
 @pytest.mark.filterwarnings("ignore:the chat template of")
 def test_a_privileged_actor_has_the_text_at_the_start_of_every_row() -> None:
     chat, said = chat_of("qwen3"), "<think>\nhm\n</think>\n\ngo on"
-    [told], _, _ = play(FaultyWorld(), words(*[said] * 3), wanted("a", privileged=True, told="The secret."), chat, horizon=3)
+    [told], _, _ = play(
+        FaultyWorld(), words(*[said] * 3), wanted("a", privileged=True, privileged_text="The secret."), chat, horizon=3
+    )
     [plain], _, _ = play(FaultyWorld(), words(*[said] * 3), wanted("a"), chat, horizon=3)
     system = "<|im_start|>system\nThe secret.<|im_end|>\n"
     assert [chat.decode(t.prompt_ids) for t in told.turns] == [system + chat.decode(t.prompt_ids) for t in plain.turns]
-    assert told.dialogue == plain.dialogue and all(t.restarts for t in told.turns[1:])
+    assert told.later_messages == plain.later_messages and all(t.starts_row for t in told.turns[1:])
 
 
 @pytest.mark.parametrize("chat_name", CHATS)
 def test_a_template_that_repeats_what_was_said_keeps_no_second_account_of_it(chat_name: str) -> None:
     chat = CHATS[chat_name]()
     [episode], _, _ = play(FaultyWorld(), lambda draw: random_ids(chat, draw), wanted("a"), chat, horizon=4)
-    assert episode.dialogue == [] and not any(t.restarts for t in episode.turns)
+    assert episode.later_messages == [] and not any(t.starts_row for t in episode.turns)
 
 
 @pytest.mark.parametrize(("status", "settings", "cut"), [(Status.CONTEXT, {"context": 420}, None), (Status.HORIZON, {}, 2)])

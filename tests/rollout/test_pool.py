@@ -21,7 +21,7 @@ from sdar.errors import ConfigError, EnvironmentFault
 from sdar.parts import Environment
 from sdar.rollout import LocalPool, WorkerPool
 from sdar.rollout import pool as pool_module
-from sdar.rollout.pool import EnvPool, Seen, ThreadPool, make_pool
+from sdar.rollout.pool import EnvPool, EnvReply, ThreadPool, make_pool
 from sdar.types import Status, Task
 
 SLOTS = range(6)
@@ -47,13 +47,13 @@ def say(word: str, but: Mapping[int, str] | None = None, without: tuple[int, ...
     return {slot: word for slot in SLOTS if slot not in without} | dict(but or {})
 
 
-def undisturbed(*words: str) -> list[dict[int, Seen]]:
+def undisturbed(*words: str) -> list[dict[int, EnvReply]]:
     """What every slot sees when nothing goes wrong."""
     pool = LocalPool(FaultyWorld())
     return [pool.reset(tasks()), *(pool.step(say(word)) for word in words)]
 
 
-def others(seen: Mapping[int, Seen], *faulty: int) -> dict[int, Seen]:
+def others(seen: Mapping[int, EnvReply], *faulty: int) -> dict[int, EnvReply]:
     return {slot: s for slot, s in seen.items() if slot not in faulty}
 
 

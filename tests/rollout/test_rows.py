@@ -77,7 +77,7 @@ def test_a_trajectory_is_the_drawn_row() -> None:
     assert row.behaviour_logp == [0.0] * 8 + [-1.0, -2.0, -3.0] + [0.0] * 5 + [-4.0, -5.0, -6.0, -7.0]
     assert row.kept_logmass == [0.0] * 8 + [-0.1, -0.2, -0.3] + [0.0] * 5 + [0.0, -0.4, 0.0, 0.0]
     assert row.spans == []  # nobody asked
-    assert (row.episode, row.turn, row.teacher_ids, row.told) == (0, 0, None, False)
+    assert (row.episode, row.turn, row.teacher_ids, row.is_privileged) == (0, 0, None, False)
 
 
 def test_in_the_turn_layout_each_turn_is_a_row() -> None:
@@ -92,7 +92,7 @@ def test_in_the_turn_layout_each_turn_is_a_row() -> None:
 @pytest.mark.parametrize(("layout", "masks"), [("trajectory", [[1] * 3 + [0] * 4]), ("turn", [[1] * 3, [0] * 4])])
 def test_turns_that_somebody_else_took_carry_no_loss(layout: str, masks: list[list[int]]) -> None:
     episode = drawn()
-    episode.turns[1].imitated = False
+    episode.turns[1].trainable = False
     rows = make_rows([episode], layout)
     told = {1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14}
     assert [[m for i, m in zip(r.ids, r.response_mask, strict=True) if i not in told] for r in rows] == masks
@@ -132,12 +132,12 @@ def test_the_teacher_reads_the_same_tail_behind_another_beginning(layout: str, c
         assert SECRETS.text in told and SECRETS.text not in chat.tokenizer.decode(row.ids)
         extra = [i for i in system if i in chat.control and i not in chat.prompt([{"role": "user", "content": ""}])]
         assert [i for i in row.teacher_ids if i in extra] == extra  # the skill's own "<|im_end|>" is characters
-        assert row.told
-        row.teacher_ids, row.told = None, False
+        assert row.is_privileged
+        row.teacher_ids, row.is_privileged = None, False
         assert row == student  # the student's row is as it was
     add(rows, episodes, chat)
     batch = batch_of(rows, episodes)
-    assert batch.told.tolist() == [True] * len(rows)
+    assert batch.is_privileged.tolist() == [True] * len(rows)
     assert [batch.teacher_ids[b][m].tolist() for b, m in enumerate(batch.teacher_response_mask)] == [
         batch.ids[b][m].tolist() for b, m in enumerate(batch.response_mask)
     ]
@@ -152,7 +152,7 @@ def test_without_a_retrieval_the_teacher_reads_exactly_what_the_student_does(lay
     add(rows, episodes, chat, SkillView(heading="You know this:"))
     assert all(row.teacher_ids == row.ids for row in rows)
     batch = batch_of(rows, episodes)
-    assert not batch.told.any()
+    assert not batch.is_privileged.any()
     assert torch.equal(batch.teacher_ids, batch.ids)
     assert torch.equal(batch.teacher_response_mask, batch.response_mask)
     assert torch.equal(batch.teacher_attention_mask, batch.attention_mask)
@@ -164,7 +164,7 @@ def test_a_student_that_saw_the_skill_has_itself_as_teacher(layout: str) -> None
     episodes = played(chat, layout, SECRETS, privileged=True)
     rows = make_rows(episodes, layout)
     add(rows, episodes, chat)
-    assert all(row.teacher_ids == row.ids and not row.told for row in rows)
+    assert all(row.teacher_ids == row.ids and not row.is_privileged for row in rows)
 
 
 def test_a_teacher_context_that_does_not_fit_names_the_task() -> None:
@@ -202,7 +202,7 @@ def test_each_row_is_told_of_its_own_episode_group_and_world(layout: str) -> Non
         out: list[list[str]] = [[] for _ in episodes]
         for row in rows:
             added = len(row.teacher_ids) - len(row.ids)
-            assert row.teacher_ids[added:] == row.ids and row.told == bool(added)  # template: all of it is in front
+            assert row.teacher_ids[added:] == row.ids and row.is_privileged == bool(added)  # template: all of it is in front
             out[row.episode].append(chat.tokenizer.decode(row.teacher_ids[:added]).removesuffix("\n\n"))
         return out
 
@@ -238,13 +238,13 @@ def test_a_privileged_episode_is_read_by_the_student_without_the_privilege(
     kept = copy.deepcopy(rows)
     students = [without_privilege(row, episodes[row.episode], chat) for row in rows]
     assert rows == kept
-    assert [replace(row, teacher_ids=None, told=False) for row in students] == plain
+    assert [replace(row, teacher_ids=None, is_privileged=False) for row in students] == plain
     assert [row.teacher_ids for row in students] == [row.ids for row in rows]
-    assert all(row.told and len(row.teacher_ids) > len(row.ids) for row in students)
+    assert all(row.is_privileged and len(row.teacher_ids) > len(row.ids) for row in students)
     add(students, episodes, chat, SkillView(heading="Not this one:"))  # they have their teacher's view
     assert [row.teacher_ids for row in students] == [row.ids for row in rows]
     batch = collate(students, episodes + [replace(e, extra=False) for e in episodes], [0, 1, 2, 0, 1, 2])
-    assert batch.extra.all() and batch.told.all()
+    assert batch.extra.all() and batch.is_privileged.all()
     teacher, student = (
         [batch.teacher_ids[b][m].tolist() for b, m in enumerate(batch.teacher_response_mask)],
         [batch.ids[b][m].tolist() for b, m in enumerate(batch.response_mask)],
@@ -262,7 +262,7 @@ def test_a_privileged_episode_that_was_told_nothing_is_the_students_own(layout: 
     episodes = played(chat, layout, Retrieval(), privileged=True)
     for row in make_rows(episodes, layout):
         student = without_privilege(row, episodes[row.episode], chat)
-        assert student == replace(row, teacher_ids=row.ids, told=False)
+        assert student == replace(row, teacher_ids=row.ids, is_privileged=False)
 
 
 # ------------------------------------------------------------------ episodes of several rows
@@ -297,9 +297,9 @@ def test_the_teacher_is_told_at_the_start_of_every_row(share: float) -> None:
     system = chat.prompt([{"role": "system", "content": SECRETS.text}, {"role": "user", "content": ""}])
     system = system[: len(system) - len(chat.prompt([{"role": "user", "content": ""}]))]
     for row in rows:
-        assert row.told and row.teacher_ids == [*system, *row.ids]
+        assert row.is_privileged and row.teacher_ids == [*system, *row.ids]
     batch = batch_of(rows, episodes)
-    assert batch.told.all() and batch.episode.tolist() == [r.episode for r in rows]
+    assert batch.is_privileged.all() and batch.episode.tolist() == [r.episode for r in rows]
     turns = Turns(batch)
     assert list(zip(turns.episode.tolist(), turns.turn.tolist(), strict=True)) == [(e, t) for e in range(3) for t in range(4)]
     assert turns.length.tolist() == [len(t.response_ids) for e in episodes for t in e.turns]
@@ -323,8 +323,8 @@ def test_every_row_of_a_privileged_episode_is_read_without_the_privilege(share: 
     _, episodes = rewritten(SECRETS.text, extra=True, share=share)
     rows = make_rows(episodes, "trajectory")
     students = [without_privilege(row, episodes[row.episode], chat) for row in rows]
-    assert [replace(row, teacher_ids=None, told=False) for row in students] == make_rows(plain, "trajectory")
-    assert [row.teacher_ids for row in students] == [row.ids for row in rows] and all(row.told for row in students)
+    assert [replace(row, teacher_ids=None, is_privileged=False) for row in students] == make_rows(plain, "trajectory")
+    assert [row.teacher_ids for row in students] == [row.ids for row in rows] and all(row.is_privileged for row in students)
 
 
 @quiet
@@ -376,7 +376,7 @@ def test_spans_stand_on_the_tokens_of_their_tag(layout: str) -> None:
     for b, row in enumerate(rows):
         assert batch.spans[b].tolist() == row.spans + [0] * (batch.ids.shape[1] - len(row.ids))
     learned = [i for row in rows for i, s, m in zip(row.ids, row.spans, row.response_mask, strict=True) if m and s == 2]
-    assert chat.tokenizer.decode(learned) == "go onwin"  # what was replayed is not imitated, wherever it stands
+    assert chat.tokenizer.decode(learned) == "go onwin"  # what was replayed is not trainable, wherever it stands
 
 
 # ------------------------------------------------------------------ tensors
@@ -391,7 +391,7 @@ def test_a_batch_is_padded_on_the_right() -> None:
     assert batch.turn_ids[0].tolist() == [0] * 11 and batch.episode.tolist() == [0, 0]
     assert batch.spans.tolist() == [[0] * 8 + [1] * 3, [0] * 5 + [1] * 4 + [0] * 2]
     assert not batch.has("teacher_ids") and len(batch) == 2
-    assert batch.told.tolist() == batch.extra.tolist() == [False, False] and batch.group.tolist() == [0, 0]
+    assert batch.is_privileged.tolist() == batch.extra.tolist() == [False, False] and batch.group.tolist() == [0, 0]
 
 
 def test_the_share_of_a_group_that_succeeded_counts_its_attempts_only() -> None:
@@ -420,7 +420,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Row], Callable[[list[Row]], Ba
         logp = [-float(i) * m for i, m in zip(ids, mask, strict=True)]
         row = Row(ids, mask, [episode] * len(ids), logp, logp, episode, 0, spans=[i % 3 for i in ids])
         row.teacher_ids = [next(fresh) for _ in range(draw(st.integers(1, 9)))] + said
-        row.told = draw(st.booleans())
+        row.is_privileged = draw(st.booleans())
         rows.append(row)
     episodes = [Episode(Task("t", "f", "do"), e, success=draw(st.booleans()), extra=e % 2 == 1) for e in range(len(rows))]
 
@@ -441,7 +441,7 @@ def batches(draw: st.DrawFn) -> tuple[Batch, list[Row], Callable[[list[Row]], Ba
 Made = tuple[Batch, list[Row], Callable[[list[Row]], Batch]]
 COLLATED = (
     "ids", "attention_mask", "response_mask", "turn_ids", "behaviour_logp", "kept_logmass", "spans", "episode", "group", "success",
-    "group_success", "told", "extra", "teacher_ids", "teacher_attention_mask", "teacher_response_mask",
+    "group_success", "is_privileged", "extra", "teacher_ids", "teacher_attention_mask", "teacher_response_mask",
 )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ def test_a_file_that_was_cut_or_changed_is_refused(written, tmp_path):
     refused(path)
 
 
-LATE = ("asked", "settings", "parts", "measured")
+LATE = ("asked", "settings", "parts", "measured", "metrics")
 """What earlier checkpoints do not hold: nothing is lost without it."""
 
 

@@ -12,7 +12,7 @@ from sdar.divergences import K1PolicyGradient, TopKReverseKL
 from sdar.errors import ConfigError
 from sdar.filters import FailedOnly
 from sdar.module import AgentModule
-from sdar.parts import AdvantageTransform, Elsewhere
+from sdar.parts import AdvantageTransform, RemoteModel
 from sdar.retrievers import FactRetriever
 from sdar.shaping import GapAdvantage
 from sdar.strategies import (
@@ -146,13 +146,13 @@ def test_a_method_that_makes_its_episodes_says_whether_they_are_attempts():
 
 
 def test_a_served_teacher_that_shall_act_is_refused_whatever_the_method_said(small):
-    class Served(Elsewhere):
+    class Served(RemoteModel):
         def score(self, *_):
             raise AssertionError
 
     strategy = small.strategy(GRPO)
     told = r"GRPO has its teacher act, and model\.teacher is asked in other processes"
-    with pytest.raises(ConfigError, match=told), strategy.acting(strategy.sampler, Served()):
+    with pytest.raises(ConfigError, match=told), strategy.synced(strategy.sampler, Served()):
         pass
 
 

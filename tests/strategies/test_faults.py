@@ -101,13 +101,13 @@ def test_a_retriever_and_further_requests_hear_of_played_attempts_only(small):
     strategy = small.strategy(SDAR, retriever=UCBRetriever("conf/skills/quickstart"))
     heard = []
     strategy.retriever.observe = lambda task, retrieval, success: heard.append((task.id, success))
-    strategy.learn_skills(attempts("a", True, None, None) + attempts("b", None, None) + attempts("c", False, True))
+    strategy.update_retriever(attempts("a", True, None, None) + attempts("b", None, None) + attempts("c", False, True))
     assert heard == [("a", 1.0), ("c", 0.5)]
 
     cliffs = small.strategy(HDPO)
     seen = []
     cliffs.attempts = lambda step: attempts("a", None, None) + attempts("b", False, None) + attempts("c", True, None)
-    cliffs.informed_requests = lambda groups, most, extra: seen.extend(g[0].task.id for g in groups) or []
+    cliffs.privileged_requests = lambda groups, most, extra: seen.extend(g[0].task.id for g in groups) or []
     cliffs.collect(None)
     assert seen == ["b"]  # nobody knows of a, c was won
 
@@ -198,14 +198,14 @@ def test_where_the_teachers_view_does_not_fit_the_teacher_is_told_nothing(small)
     roomy, share = batch_of()
     lengths = roomy.teacher_attention_mask.sum(1)
     most = int((lengths.min() + lengths.max()) // 2)
-    assert share == 0 and roomy.told.all() and roomy.attention_mask.sum(1).max() <= most < lengths.max()
+    assert share == 0 and roomy.is_privileged.all() and roomy.attention_mask.sum(1).max() <= most < lengths.max()
     with pytest.warns(
         UserWarning, match=rf"the teacher's view of task .*, but the teacher's context is {most}: .*are left out"
     ):
         tight, share = batch_of(teacher=Short(most))
-    assert tight.told.tolist() == (lengths <= most).tolist()
+    assert tight.is_privileged.tolist() == (lengths <= most).tolist()
     assert share == pytest.approx(float((lengths > most).float().mean()))
-    for row in (~tight.told).nonzero()[:, 0].tolist():
+    for row in (~tight.is_privileged).nonzero()[:, 0].tolist():
         ids = tight.ids[row][tight.attention_mask[row].bool()]
         assert tight.teacher_ids[row][tight.teacher_attention_mask[row].bool()].tolist() == ids.tolist()
 
@@ -238,7 +238,10 @@ def test_a_demonstration_that_cannot_be_gone_on_with_ends_itself(small):
     strategy = small.strategy(BehaviorCloning, retriever=FactRetriever(), astray_share=0.0)
     data, shown = small.data(env=env, tasks_per_step=5), []
     env.lost = data.step(1, 0).tasks[0].id
-    conclude, strategy.conclude = strategy.conclude, lambda episodes: shown.extend(episodes) or conclude(episodes)
+    conclude, strategy.finish_iteration = (
+        strategy.finish_iteration,
+        lambda episodes: shown.extend(episodes) or conclude(episodes),
+    )
     with pytest.warns(
         UserWarning, match=rf"faults of the world ended 2 of 10 episodes .*of task {env.lost}: PlanError: no receptacle"
     ):

@@ -170,7 +170,7 @@ class Did(NamedTuple):
     said: str
     seen: str = "A room."
     reward: float = 0.0
-    imitated: bool = True
+    trainable: bool = True
 
 
 def acted(strategy, task: Task, attempt: int, *dids: Did | str) -> Episode:
@@ -184,7 +184,7 @@ def acted(strategy, task: Task, attempt: int, *dids: Did | str) -> Episode:
         done.turns.append(
             Turn(
                 strategy.rollout.told_since(context, prompt), ids, nobody, nobody, text=did.said, observation=did.seen,
-                action=strategy.rollout.protocol.parse(did.said, ())[0], reward=did.reward, imitated=did.imitated,
+                action=strategy.rollout.protocol.parse(did.said, ())[0], reward=did.reward, trainable=did.trainable,
             )
         )  # fmt: skip
         context = prompt + ids
@@ -656,11 +656,11 @@ def test_tcod_replays_a_demonstration_up_to_the_students_turns_and_learns_nothin
     for number, e in enumerate(seen.episodes):
         demonstration = env.demonstration(e.task)
         replayed = 0 if left is None else len(demonstration) - left
-        assert [t.action for t in e.turns if not t.imitated] == demonstration[:replayed]
-        assert [t.imitated for t in e.turns] == [False] * replayed + [True] * (6 - replayed)
+        assert [t.action for t in e.turns if not t.trainable] == demonstration[:replayed]
+        assert [t.trainable for t in e.turns] == [False] * replayed + [True] * (6 - replayed)
         of_it = (seen.batch.episode == number)[:, None] & seen.batch.response_mask
         assert set(seen.batch.turn_ids[of_it].tolist()) == set(range(replayed, 6))
-        assert of_it.sum() == sum(len(t.response_ids) for t in e.turns if t.imitated)
+        assert of_it.sum() == sum(len(t.response_ids) for t in e.turns if t.trainable)
         assert seen.batch.advantages[of_it].abs().min() > 0
 
 
@@ -906,7 +906,7 @@ def test_topds_teacher_goes_on_from_its_own_view_of_the_row(small, layout):
     for row, place in zip(windows["rows"], windows["places"], strict=True):
         e = seen.episodes[int(seen.batch.episode[row])]
         first = int(seen.batch.turn_ids[row, 0])
-        messages = e.windows[first] if layout == "turn" else e.opening
+        messages = e.turn_messages[first] if layout == "turn" else e.first_messages
         told = strategy.view.prompt(strategy.chat, messages, strategy.env.solution(e.task))
         assert len(told) > len(e.turns[first].prompt_ids)
         expected.append(told + seen.batch.ids[row, len(e.turns[first].prompt_ids) : place].tolist())
@@ -1021,7 +1021,7 @@ def test_sdpo_drops_what_there_is_nothing_to_tell_about(small, layout):
     """The only success of a group has no sibling to learn from and no failure to be told."""
     strategy = small.strategy(SDPO)
     batch = one_step(small, strategy, small.data(layout=layout), playing(WON, LOST, LOST)).batch
-    assert set(batch.episode.tolist()) == {1, 2} and batch.told.all()
+    assert set(batch.episode.tolist()) == {1, 2} and batch.is_privileged.all()
     assert all("A successful attempt at the task:\ngo to shelf 1" in text_of(strategy, r.teacher_ids) for r in rows(batch))
     assert torch.equal(batch.distill_weights > 0, batch.response_mask)
     alone = small.strategy(SDPO)

@@ -146,7 +146,7 @@ def test_the_gradient_of_a_step_does_not_depend_on_micro_batches(small, name, la
             iterate(step)
             gradients[tokens] = torch.cat([g.flatten() for g in kept.values()])
 
-    strategy.iterate, strategy.conclude = each_size, lambda episodes: None
+    strategy.iterate, strategy.finish_iteration = each_size, lambda episodes: None
     strategy._step = lambda optimizer, update: kept.update({n: p.grad.clone() for n, p in strategy.model.named_parameters()})
     strategy.max_grad_norm = 1e9
     trainer = small.trainer(1, limit_train_batches=1)
@@ -324,7 +324,7 @@ def test_settings_that_cannot_work_are_refused(small, cls, settings, message):
 def test_a_world_that_lists_no_actions_offers_no_temptation(small):
     strategy = small.strategy(BehaviorCloning, retriever=NoRetriever(), astray_share=0.25)
     with pytest.raises(ConfigError, match=r"astray_share is 0\.25.*this world lists none\. Set it to 0"):
-        strategy.temptation([], random.Random(0))
+        strategy.perturbed_action([], random.Random(0))
 
 
 def test_the_ungated_baseline_gives_every_token_the_same_trust(small):

@@ -18,11 +18,11 @@ LAYOUTS = ("trajectory", "turn")
 Nested = Sequence[Sequence[Sequence[float]]]
 
 
-def turn(tokens: int = 1, reward: float = 0.0, observation: str = "", valid: bool = True, imitated: bool = True) -> Turn:
+def turn(tokens: int = 1, reward: float = 0.0, observation: str = "", valid: bool = True, trainable: bool = True) -> Turn:
     """A turn of that many response tokens behind a prompt of two."""
     said = list(range(3, 3 + tokens))
     zeros = [0.0] * tokens
-    return Turn([1, 2], said, zeros, zeros, observation=observation, valid=valid, reward=reward, imitated=imitated)
+    return Turn([1, 2], said, zeros, zeros, observation=observation, valid=valid, reward=reward, trainable=trainable)
 
 
 def episode(*turns: Turn, attempt: int = 0, reward: float | None = None) -> Episode:

@@ -16,7 +16,7 @@ from sdar.errors import ConfigError, EngineFault, PolicyError
 from sdar.policies import PretrainedPolicy
 from sdar.rollout import collate
 from sdar.samplers import ServerSampler
-from sdar.scoring import Scorer, consult
+from sdar.scoring import Scorer, score_with_teachers
 from sdar.teachers import ExternalTeacher, LiveTeacher, RoutedTeacher, ServedTeacher
 from sdar.teachers.served import spans_of
 from sdar.types import Episode, Payload, Row, Task
@@ -89,7 +89,18 @@ def ragged(number=14, seed=0):
         zeros = [0.0] * (len(head) + len(tail))
         turns = [0] * (len(head) + first) + [1] * (between + last)
         rows.append(
-            Row(head + tail, [0] * len(head) + mask, turns, zeros, zeros, e, 0, [0] * len(zeros), its + tail, told=True)
+            Row(
+                head + tail,
+                [0] * len(head) + mask,
+                turns,
+                zeros,
+                zeros,
+                e,
+                0,
+                [0] * len(zeros),
+                its + tail,
+                is_privileged=True,
+            )
         )
         episodes.append(Episode(Task(str(e), FAMILIES[e % 2], ""), 0))
     return collate(rows, episodes, [0] * number), episodes
@@ -99,7 +110,7 @@ def asked(teacher, live, scorer, payload=Payload.SAMPLED, k=0, ranks=None, batch
     """The rows as a strategy has them scored."""
     batch, episodes = ragged() if batch is None else (batch, ragged()[1])
     networks = [teacher.model(live, None, e.task) for e in episodes]
-    heads = consult(batch, networks, scorer, 100, payload, k, **({} if ranks is None else {"ranks": ranks}))
+    heads = score_with_teachers(batch, networks, scorer, 100, payload, k, **({} if ranks is None else {"ranks": ranks}))
     assert heads == []
     return batch
 
@@ -176,7 +187,7 @@ def test_families_may_be_taught_here_and_there(servers, served, external, live, 
         return teacher
 
     elsewhere = routed(served([servers[0].url]))
-    assert elsewhere.elsewhere and not routed(external).elsewhere and elsewhere.networks() == {}
+    assert elsewhere.is_remote and not routed(external).is_remote and elsewhere.networks() == {}
     there, here = (asked(t, live, scorer, Payload.TOP_K, 5) for t in (elsewhere, routed(external)))
     assert there.teacher_index.tolist() == [0, 1] * 7
     assert_same(there, here, 5)

@@ -145,7 +145,7 @@ def test_a_view_with_nothing_to_tell_gives_the_student_token_for_token(name: str
     rows = make_rows([episode], layout)
     add_teacher_view(rows, [episode], [[episode] if layout == "trajectory" else []], chat, view, env, [4096] * 3)
     assert len(rows) == (1 if layout == "trajectory" else 4)
-    assert all(row.teacher_ids == row.ids and not row.told for row in rows)
+    assert all(row.teacher_ids == row.ids and not row.is_privileged for row in rows)
     assert view.text(Episode(TASK, 0), (), 0, env) == ""
 
 
@@ -419,7 +419,7 @@ def test_hindsight_in_the_rows_leaks_nothing_that_a_teacher_could_copy(layout: s
         system = read(chat, row.teacher_ids[:head]).partition("<|im_end|>")[0]
         told_ = {(o, t) for o in range(3) for t in range(4) if f"[act {o}.{t}]" in system}
         assert told_ == {(o, t) for o in range(3) for t in range(4) if o != e or t < row.turn}
-        assert row.told
+        assert row.is_privileged
 
 
 # ------------------------------------------------------------------ the first of several
