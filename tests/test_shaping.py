@@ -99,7 +99,7 @@ def test_a_schedule_is_followed(name: str) -> None:
         after, metrics = apply(window, batch, iteration=iteration)
         expected, _ = apply(made(name, 0.7 if 2 <= iteration < 4 else 0.0), batch)
         assert torch.equal(after, expected)
-        assert metrics["distill/coef"] == (0.7 if 2 <= iteration < 4 else 0.0)
+        assert metrics["distill/coef"] == window.weight(iteration) == (0.7 if 2 <= iteration < 4 else 0.0)
 
 
 @by_transform
@@ -172,8 +172,28 @@ def test_evidence_golden(layout: str) -> None:
     assert gathered(batch, after) == near(
         [[[1.1, 0.9], [1.1]], [[-0.5 * (1 + small) / 2], [-0.45, 0.0]], [[-2.2, -(1 + math.exp(-0.05))]]]
     )
+    assert (
+        apply(EvidenceRatio(0.5, 0.0), batch)[1]["advantage/evidence_clipped_share"] == 7 / 8
+    )  # at the bound is not beyond it
     # beyond the bound: 0.5, -1, 2, 0.3, -2 of eight response tokens; no advantage, no evidence
     assert metrics == {"distill/coef": 0.5, "advantage/evidence_clipped_share": 5 / 8}
+
+
+@by_layout
+def test_negative_only_leaves_what_went_well_alone(layout: str) -> None:
+    batch = batch_of(EPISODES, layout)
+    before = [[[0.5, 1.0], [2.0]], *BEFORE[1:]]
+    scaled, _ = apply(EvidenceRatio(0.5, 0.2), batch, before=before)
+    after, _ = apply(EvidenceRatio(0.5, 0.2, negative_only=True), batch, before=before)
+    assert gathered(batch, after) == [before[0][:1] + before[0][1:], *gathered(batch, scaled)[1:]]
+    assert gathered(batch, scaled)[0] != before[0]
+
+
+def test_defaults_are_the_published_ones() -> None:
+    assert [made(name).weight(0) for name in ("gap", "evidence", "belief")] == [1.0, 0.5, 0.5]
+    assert (GapAdvantage().clip, GapAdvantage().turn_weight) == (None, None)
+    assert (EvidenceRatio().clip, EvidenceRatio().negative_only, EvidenceRatio().span) == (0.2, False, None)
+    assert (BeliefRevision().band, BeliefRevision().decay) == (0.2, 0.95)
 
 
 def test_evidence_never_turns_the_sign_of_an_advantage() -> None:
@@ -239,6 +259,12 @@ def test_impossible_settings_explain_themselves() -> None:
     for band, decay in ((1.0, 0.5), (-0.1, 0.5), (0.2, 1.5)):
         with pytest.raises(ConfigError, match=rf"transform\.band is {band}, decay {decay}: both lie in \[0, 1\]"):
             BeliefRevision(band=band, decay=decay)
+
+
+def test_settings_at_their_bounds_are_possible() -> None:
+    for name, lam in itertools.product(("evidence", "belief"), (0.0, 1.0)):
+        made(name, lam)
+    EvidenceRatio(clip=0.0), BeliefRevision(band=0.0, decay=0.0), BeliefRevision(decay=1.0), GapAdvantage(clip=0.5)
 
 
 @pytest.mark.parametrize("name", ["evidence", "belief"])

@@ -8,7 +8,7 @@ from sdar.errors import ConfigError
 from sdar.functional import stepwise_weights
 from sdar.metrics import Metrics
 from sdar.registry import load_parts, parts
-from sdar.turn_weights import StepwiseWeight
+from sdar.turn_weights import ATODWeight, StepwiseWeight
 from sdar.turns import Turns
 
 load_parts()
@@ -61,6 +61,22 @@ def test_stepwise_golden(layout: str) -> None:
     assert metrics.compute() == pytest.approx(
         {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6}
     )
+
+
+@by_layout
+def test_atod_golden(layout: str) -> None:
+    # d = (2, 4, 1) -> 1/3, 1, 0 | 1/2 | 1, 0;  h of 1, 2, 3 nats | 9 | 4, 2 -> 0, 1/2, 1 | 1/2 | 1, 0;  1 - (1 - d)(1 - h)
+    batch, metrics = batch_of(EPISODES, layout), Metrics()
+    turns, view = Turns(batch), view_of(batch, spread(batch, GAPS))
+    surprise = [[[1.0, 1.0], [2.0], [3.0]], [[9.0, 9.0, 9.0]], [[0.0, 0.0], [4.0], [2.0, 2.0]]]
+    weights = ATODWeight()(view.including(student_logp=-spread(batch, surprise)), turns, metrics)
+    assert weights.tolist() == pytest.approx([1 / 3, 1.0, 1.0, 0.75, 1.0, 0.0])
+    assert metrics.compute() == pytest.approx({"turn/divergence": 16 / 6, "turn/weight": (1 / 3 + 3.75) / 6})
+
+
+def test_defaults_are_the_published_script_s() -> None:
+    assert vars(StepwiseWeight()) == {"epsilon": 1e-6, "delta": 0.2}
+    assert StepwiseWeight(delta=0.0).delta == 0.0
 
 
 def test_stepwise_spread_over_the_tokens_is_the_function_for_trajectories() -> None:

@@ -120,6 +120,11 @@ def test_importance_is_in_the_unit_interval_and_both_is_less_than_either(
     assert both.dtype == either.dtype == torch.float32 and not both.requires_grad and not either.requires_grad
 
 
+def test_a_rounding_error_leaves_the_importance_in_the_unit_interval() -> None:
+    entropy, jsd = torch.full((2,), math.log(8)), torch.tensor([-1e-3, 0.8])
+    assert token_importance(entropy, jsd, 8, 1.0, 1.0).tolist() == [0.0, 1.0]
+
+
 def test_importance_refuses_settings_without_a_meaning() -> None:
     zero = torch.zeros(1)
     with pytest.raises(ConfigError, match=r"alpha is -1\.0 and gamma is 1\.0: .*infinite importance"):

@@ -112,6 +112,10 @@ def test_what_bounds_an_exponent_does_not_turn_the_gradient_round() -> None:
     close(gradient(importance_k3(zero, student, student.detach()).sum(), student), -25.0)
 
 
+def test_a_clamp_may_be_below_one() -> None:
+    assert k3(torch.zeros(1), torch.tensor([3.0]), clamp=0.5).item() == 0.5
+
+
 def test_a_clamp_that_leaves_nothing_explains_itself() -> None:
     with pytest.raises(ConfigError, match=r"clamp is 0.*Use e\.g\. 10, or null for no bound"):
         k3(torch.zeros(1), torch.zeros(1), clamp=0.0)

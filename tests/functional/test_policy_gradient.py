@@ -12,6 +12,7 @@ from sdar.functional import (
     gspo_clip,
     importance_policy_gradient,
     masked_mean,
+    masked_ratio,
     ppo_clip,
     truncated_ratio,
 )
@@ -71,6 +72,20 @@ def test_clip_fraction_counts_clipped_tokens() -> None:
     clipped = clip_indicator(logp, torch.zeros(1, 5), torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0]]), 0.2, 0.2)
     assert clipped.tolist() == [[1.0, 0.0, 0.0, 1.0, 0.0]]
     assert masked_mean(clipped, torch.tensor([[1, 1, 1, 1, 0]])).item() == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_clip_indicator_is_a_number_like_the_loss(dtype: torch.dtype) -> None:
+    logp = torch.tensor([0.0, 1.0], dtype=dtype)
+    found = clip_indicator(logp, torch.zeros(2, dtype=dtype), torch.ones(2), 0.2, 0.2)
+    assert found.dtype == dtype and found.tolist() == [0.0, 1.0]
+
+
+def test_a_masked_ratio_keeps_what_lies_at_its_bounds() -> None:
+    logp = torch.tensor([-1.0, -0.5, 0.5, 1.0], dtype=torch.double)
+    ratio = truncated_ratio(logp, torch.zeros_like(logp))
+    low, high = float(ratio[1]), float(ratio[2])
+    assert masked_ratio(logp, torch.zeros_like(logp), low, high).tolist() == [0.0, low, high, 0.0]
 
 
 def test_settings_that_stop_learning_are_refused() -> None:

@@ -26,6 +26,11 @@ def test_no_token_gives_zero_with_a_graph(normalizer: torch.Tensor | float | Non
     assert values.grad is not None and values.grad.tolist() == [[0.0] * 3] * 2
 
 
+def test_a_normalizer_is_as_exact_as_the_values() -> None:
+    total = masked_mean(torch.ones(1, 1, dtype=torch.double), torch.ones(1, 1), normalizer=0.1)
+    assert total.dtype == torch.double and total.item() == 1 / 0.1  # 0.1 in float32 is off by 1e-9
+
+
 def test_a_normalizer_of_zero_with_tokens_is_not_hidden() -> None:
     assert not masked_mean(torch.ones(1, 2), torch.ones(1, 2), normalizer=0).isfinite()
 

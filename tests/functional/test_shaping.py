@@ -33,6 +33,13 @@ def test_rlsd_golden() -> None:
     close(rlsd_advantages(advantages[:, None].expand(3, 2), teacher, torch.zeros(3, 2), 0.5, 0.2), expected)
 
 
+def test_no_advantage_stays_none_where_the_student_calls_the_token_impossible() -> None:
+    for sign in (1.0, -1.0):
+        advantages = torch.tensor([0.0, sign])
+        after = rlsd_advantages(advantages, torch.zeros(2, 1), torch.full((2, 1), -math.inf), lam=1.0, clip=0.5)
+        assert after.tolist() == [[0.0], [sign * (1 + 0.5 * sign)]]
+
+
 tokens = st.lists(st.tuples(st.floats(-3, 3), st.floats(-30, 0), st.floats(-30, 0)), min_size=1, max_size=8)
 
 

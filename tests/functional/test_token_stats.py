@@ -351,3 +351,11 @@ def test_the_whole_vocabulary_has_the_same_errors(change: dict[str, Any], text: 
     hidden, weight, _ = inputs()
     with pytest.raises(ConfigError, match=text):
         vocabulary_log_probs(hidden, weight, **change)
+
+
+def test_states_and_head_of_two_precisions_meet_in_the_wider_one() -> None:
+    hidden, weight = torch.randn(2, 3), torch.randn(5, 3, dtype=torch.double)
+    wide = vocabulary_log_probs(hidden.double(), weight)
+    torch.testing.assert_close(vocabulary_log_probs(hidden, weight), wide, atol=0, rtol=0)
+    stats = chunked_token_stats(hidden, weight, torch.tensor([1, 4]))
+    torch.testing.assert_close(stats.logp, wide[[0, 1], [1, 4]], atol=1e-14, rtol=0)

@@ -17,6 +17,12 @@ def test_turn_mean_golden() -> None:
     assert turn_mean(values, mask, turns).tolist() == [[0.0, 2.0, 2.0, 0.0, 10.0], [5.0, 5.0, 5.0, 0.0, 0.0]]
 
 
+def test_turn_mean_of_more_rows_than_tokens() -> None:
+    values = torch.tensor([[1.0, 3.0], [5.0, 7.0], [9.0, 2.0]])
+    ids = torch.tensor([[0, 0], [0, 1], [1, 1]])
+    assert turn_mean(values, torch.ones(3, 2), ids).tolist() == [[2.0, 2.0], [5.0, 7.0], [5.5, 5.5]]
+
+
 def test_what_is_masked_does_not_matter() -> None:
     mask = torch.tensor([[True, False, True]])
     values = torch.tensor([[1.0, torch.nan, 3.0]], requires_grad=True)
@@ -133,6 +139,12 @@ def test_iw_opd_weights_fall_from_one_plus_gamma_towards_one(gaps: list[float], 
     weights = iw_opd_weights(torch.tensor([gaps], dtype=torch.double), torch.ones(1, len(gaps)), gamma)[0]
     assert weights[0] == pytest.approx(1 + gamma)
     assert (weights.diff() <= 1e-9).all() and (weights >= 1 - 1e-9).all()
+
+
+def test_iw_opd_weighs_each_row_by_itself() -> None:
+    gaps = torch.tensor([[1.0, 3.0], [50.0, -50.0]])
+    weights = iw_opd_weights(gaps, torch.ones(2, 2), gamma=1.0)
+    assert weights.tolist() == [[2.0, 1.75], [2.0, 1.5]]
 
 
 def test_iw_opd_refuses_settings_without_a_meaning() -> None:

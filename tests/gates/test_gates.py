@@ -102,6 +102,11 @@ def test_an_uncertain_token_gets_more(gate: Gate) -> None:
     assert weights[0] < weights[1] < weights[2]
 
 
+def test_defaults_are_the_published_ones() -> None:
+    assert [vars(cls()) for cls in (GapGate, EntropyGate, SoftOrGate)] == [{"beta": 5.0}] * 3
+    assert vars(ConstantGate()) == {"value": 0.5} and ConstantGate(1.0).value == 1.0 and GapGate(0.5).beta == 0.5
+
+
 @pytest.mark.parametrize("cls", [GapGate, EntropyGate, SoftOrGate])
 @pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf])
 def test_beta_must_be_positive_and_finite(cls: type[Gate], beta: float) -> None:

@@ -11,6 +11,7 @@ from sdar.retrievers import (
     NoRetriever,
     RandomRetriever,
     ShuffledRetriever,
+    UCBRetriever,
 )
 from sdar.types import Retrieval, Task
 
@@ -72,6 +73,22 @@ def test_the_facts_template_is_the_users():
     task = Task("t", "", "", facts={"a {b}": "c"})
     assert FactRetriever("{place}: {thing}").retrieve(task).text == "c: a {b}"
     assert FactRetriever().retrieve(HEAT) == Retrieval()
+
+
+def test_a_template_of_ones_own_stands_above_the_worlds(tiny_env):
+    task = Task("t", "", "", facts={"mug": "fridge"})
+    for template, text in [(None, "fridge holds mug"), ("{place:>8}: {thing:>5}", "  fridge:   mug")]:
+        retriever = FactRetriever(template)
+        tiny_env.fact_template = "{place} holds {thing}"
+        retriever.meet(tiny_env)
+        assert retriever.retrieve(task).text == text
+
+
+@pytest.mark.parametrize("cls", [UCBRetriever, RandomRetriever, ShuffledRetriever])
+def test_the_first_visit_is_the_one_before_any_count(cls):
+    for number in range(20):
+        task = Task(str(number), "room", "tidy up")
+        assert cls(BANK).retrieve(task) == cls(BANK, seed=0).retrieve(task, 0)
 
 
 @pytest.mark.parametrize(

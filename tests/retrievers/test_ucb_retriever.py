@@ -58,6 +58,11 @@ def test_ties_are_spread_over_draws_and_tasks(bank):
     assert {retriever.retrieve(Task(str(i), "fam", "")).skill_ids[1] for i in range(30)} == {"a", "b", "c"}
 
 
+def test_the_seed_decides_between_equal_scores(bank):
+    chosen = [[UCBRetriever(bank, seed=seed).retrieve(FAM, draw).skill_ids for draw in range(30)] for seed in (0, 1)]
+    assert chosen[0] != chosen[1]
+
+
 def test_families_learn_apart_and_unknown_ones_choose_among_all(bank):
     retriever = UCBRetriever(bank, c=0.0)
     feed(retriever, FAM, ("a", 1.0), ("b", 0.0), ("c", 0.0))
