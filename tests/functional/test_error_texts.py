@@ -9,6 +9,7 @@ import torch
 import sdar.functional
 from sdar.errors import ConfigError
 from sdar.functional import (
+    TeacherTop,
     agent_opsd_weights,
     belief_revision,
     chunked_token_stats,
@@ -79,6 +80,14 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
         lambda: top_k_ids(LOGITS, 4),
         ConfigError,
         ("k is 4, the vocabulary that student and teacher share has 3 ids: the support holds k of them. Use 1 to 3, e.g. 3."),
+    ),
+    (
+        lambda: top_k_reverse_kl(LOGITS, TeacherTop(IDS[None], LOGITS[:, :2]), 2, support="student", temperature=0.5),
+        ValueError,
+        (
+            "of the teacher 2 tokens are known at temperature 1: they are its support, not the student's 2 at 0.5. "
+            "Pass its logits."
+        ),
     ),
     (
         lambda: top_k_reverse_kl(LOGITS, LOGITS, 2, support="both"),
