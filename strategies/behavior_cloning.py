@@ -1,9 +1,12 @@
 """Behaviour cloning of an expert: how a small policy starts at the interesting part.
 
-Half of the demonstrations show the world's hidden facts in the prompt, so that the model learns to *read* them; and the expert
-also takes over from states that went off course (somebody else took a few actions that are not trainable), remembering what
-those actions showed. Without off-course demonstrations a skill-reading teacher is useless on its student's path. Where the goal
-cannot be reached any more (a thing fits nowhere else), the demonstration is lost, like an episode whose world failed.
+    informed demonstrations (informed_share): prompt and expert are told the world's facts, so that the model learns to *read* them
+    astray demonstrations (astray_share): at each turn, with probability astray_chance, somebody else acts, which is not imitated
+    L = mean over the expert's tokens of -student_logp
+
+Where somebody else acted the expert takes over, remembering what those actions showed. Without such demonstrations a skill-reading
+teacher is useless on its student's path. Where the goal cannot be reached any more (a thing fits nowhere else), the demonstration
+is lost, like an episode whose world failed.
 """
 
 import random
@@ -18,10 +21,9 @@ from sdar.parts import PrivilegedView, Retriever
 from sdar.registry import register
 from sdar.rollout import Request
 from sdar.rollout.border import admissible_of, observation_of, result_of
-from sdar.rollout.loop import no_room
 from sdar.scoring import Scorer, StudentOutput
 from sdar.teachers import SkillView
-from sdar.types import Batch, Episode, Status, Turn
+from sdar.types import Batch, Episode, Status
 
 
 @register("bc")
@@ -55,13 +57,54 @@ class BehaviorCloning(AgentModule):
         self.retriever, self.view = retriever, view
         self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        self.scorer = Scorer(1.0, self.sampler.forbidden_ids, self.scorer.vocab_size)
-
     def collect(self, step: Step) -> list[Episode]:
         requests = self.requests(step, privileged=False)
         return self.ranks.spread(lambda mine: [self.demonstrate(r) for r in mine], requests, "demonstrations")
+
+    def demonstrate(self, request: Request) -> Episode:
+        """One episode of the expert; every random choice derives from (seed, task, attempt)."""
+        rng = random.Random(f"{self.seed}/demonstration/{request.task.id}/{request.attempt}")
+        informed = rng.random() < self.informed_share
+        astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
+        episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
+        episode.privileged_text = self.view.text(episode, (), 0, self.tasks.env) if informed else ""
+        try:
+            self.play_out(episode, rng, astray_chance)
+        except (ConfigError, PolicyError):
+            raise
+        except Exception as error:  # the world is other people's code, and a game may be lost by an action off the course
+            episode.status, episode.error = Status.ENV_ERROR, f"{type(error).__name__}: {error}"
+        return episode
+
+    def play_out(self, episode: Episode, rng: random.Random, astray_chance: float) -> None:
+        """Play an episode until it is over, does not fit the context, or cannot be gone on with."""
+        rollout, env = self.rollout, self.tasks.env
+        observation = observation_of(env, env.reset(episode.task))
+        expert = env.expert(episode.task.facts if episode.privileged else {}, rng)
+        context: list[int] = []  # [tokens] that the model would have been told and said so far
+        for _ in range(env.horizon):
+            admissible = admissible_of(env, env.admissible())
+            astray = rng.random() < astray_chance
+            action = self.perturbed_action(admissible, rng) if astray else expert.act()
+            prompt, said = rollout.prompt(episode, context, observation, admissible), rollout.replayed(action)
+            if len(prompt) + len(said.ids) > self.context:
+                rollout.end_for_context(episode, prompt)
+                break
+            turn = rollout.turn(context, prompt, said, self.tasks.protocol.write(action), observation, action)
+            turn.trainable = not astray
+            context = prompt + said.ids
+            result = result_of(env, env.step(action))
+            expert.watch(action)
+            observation, turn.reward, turn.valid = result.observation, result.reward, result.valid
+            episode.turns.append(turn)
+            episode.reward, episode.success = episode.reward + result.reward, result.success
+            episode.status = Status.DONE if result.success else Status.HORIZON
+            if result.done:
+                break
+        episode.final_observation = observation
+
+    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
+        return -now.logp
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Nothing to score: the loss needs no log-probabilities from before the update."""
@@ -69,61 +112,12 @@ class BehaviorCloning(AgentModule):
     def scoring_passes(self) -> dict[str, float]:
         return {}
 
-    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
-        return -now.logp
-
-    def demonstrate(self, request: Request) -> Episode:
-        """One episode of the expert; every random choice derives from (seed, task, attempt)."""
-        data = self.tasks
-        rng = random.Random(f"{self.seed}/demonstration/{request.task.id}/{request.attempt}")
-        informed = rng.random() < self.informed_share
-        astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
-        episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
-        episode.privileged_text = self.view.text(episode, (), 0, data.env) if informed else ""
-        try:
-            self._demonstrate(episode, rng, astray_chance)
-        except (ConfigError, PolicyError):
-            raise
-        except Exception as error:  # the world is other people's code, and a game may be lost by an action off the course
-            episode.status, episode.error = Status.ENV_ERROR, f"{type(error).__name__}: {error}"
-        return episode
-
-    def _demonstrate(self, episode: Episode, rng: random.Random, astray_chance: float) -> None:
-        """Play an episode until it is over, does not fit the context, or cannot be gone on with."""
-        data, rollout, env = self.tasks, self.rollout, self.tasks.env
-        observation = observation_of(env, env.reset(episode.task))
-        expert = env.expert(episode.task.facts if episode.privileged else {}, rng)
-        context: list[int] = []
-        for _ in range(env.horizon):
-            admissible = admissible_of(env, env.admissible())
-            astray = rng.random() < astray_chance
-            action = self.perturbed_action(admissible, rng) if astray else expert.act()
-            prompt = rollout.prompt(episode, context, observation, admissible)
-            ids = self.chat.response(data.protocol.write(action))
-            if len(prompt) + len(ids) > self.context:
-                episode.status = Status.CONTEXT
-                if not episode.turns:
-                    episode.error = no_room(len(prompt), self.sampler)
-                del episode.turn_messages[len(episode.turns) :], episode.later_messages[max(0, 2 * len(episode.turns) - 2) :]
-                break
-            unknown = [0.0] * len(ids)  # nobody sampled these tokens
-            turn = Turn(rollout.told_since(context, prompt), ids, unknown, unknown, trainable=not astray)
-            turn.starts_row = rollout.starts_row(context, prompt)
-            turn.text, turn.observation, turn.action = data.protocol.write(action), observation, action
-            context = prompt + ids
-            result = result_of(env, env.step(action))
-            expert.watch(action)
-            observation, turn.reward, turn.valid = result.observation, result.reward, result.valid
-            episode.turns.append(turn)
-            episode.reward, episode.success = episode.reward + result.reward, result.success
-            if result.done:
-                break
-        if episode.status != Status.CONTEXT:
-            episode.status = Status.DONE if episode.success else Status.HORIZON
-        episode.final_observation = observation
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.scorer = Scorer(1.0, self.sampler.forbidden_ids, self.scorer.vocab_size)
 
     def perturbed_action(self, admissible: list[str], rng: random.Random) -> str:
-        """An action off the course: a random verb, then a random command with it."""
+        """What somebody else does: a random verb, then a random command with it."""
         commands = [a for a in admissible if " " in a] or admissible
         if not commands:
             raise ConfigError(

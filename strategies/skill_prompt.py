@@ -9,9 +9,10 @@ from sdar.registry import register
 from sdar.teachers import SkillView
 
 
-@register("skill_prompt")
-class SkillPrompt(AgentModule):
-    """Validation only: every panel without and with the skills.
+class SkillsInPrompt(AgentModule):
+    """The policy's own prompts hold skills.
+
+    Validation plays every panel twice: without skills (the published row) and with them (its starred row).
 
     Args:
         retriever: Skills for the policy.
@@ -23,6 +24,11 @@ class SkillPrompt(AgentModule):
     def __init__(self, retriever: Retriever, view: PrivilegedView = lazy_instance(SkillView), **kwargs):
         super().__init__(**kwargs)
         self.retriever, self.view = retriever, view
+
+
+@register("skill_prompt")
+class SkillPrompt(SkillsInPrompt):
+    """Validation only: every panel without and with the skills."""
 
     def setup(self, stage: str) -> None:
         if stage == "fit":

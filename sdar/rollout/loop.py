@@ -65,21 +65,15 @@ class Rollout:
             for r, text in zip(requests, told, strict=True)
         ]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
-        contexts: list[list[int]] = [[] for _ in requests]  # what the model has been told so far
+        contexts: list[list[int]] = [[] for _ in requests]  # [slots][tokens] that the model was told and said so far
         seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})
         live = [slot for slot in range(len(requests)) if not self._faulted(episodes[slot], seen[slot])]
         for turn in range(self.horizon):
-            prompts: dict[int, list[int]] = {}
+            prompts: dict[int, list[int]] = {}  # slot -> [tokens], of the slots that go on
             for slot in live:
                 prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
                 if len(prompt) + self.sampler.max_new_tokens > self.sampler.context:
-                    episodes[slot].status = Status.CONTEXT
-                    if turn == 0:
-                        episodes[slot].error = no_room(len(prompt), self.sampler)
-                    del (
-                        episodes[slot].turn_messages[turn:],
-                        episodes[slot].later_messages[max(0, 2 * turn - 2) :],
-                    )  # nobody is given this prompt
+                    self.end_for_context(episodes[slot], prompt)
                 else:
                     prompts[slot] = prompt
             self._cut(episodes, set(live) - set(prompts))
@@ -88,32 +82,19 @@ class Rollout:
                 break
             acting = [s for s in live if turn >= len(requests[s].replay)]
             draws = [Draw(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
-            completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}
+            completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}  # slot -> [tokens]
             if acting:
                 sampled = self.sampler.sample(model, [prompts[s] for s in acting], draws)
                 completions |= dict(zip(acting, sampled, strict=True))
             actions: dict[int, str] = {}
             for slot in live:
-                completion = completions[slot]
+                completion, observation = completions[slot], seen[slot].result.observation
                 text = self.chat.decode(completion.ids)
-                action, valid = self.protocol.parse(text, seen[slot].admissible)
-                actions[slot] = action
-                episodes[slot].turns.append(
-                    Turn(
-                        prompt_ids=self.told_since(contexts[slot], prompts[slot]),
-                        starts_row=self.starts_row(contexts[slot], prompts[slot]),
-                        response_ids=completion.ids,
-                        behaviour_logp=completion.behaviour_logp,
-                        kept_logmass=completion.kept_logmass,
-                        text=text,
-                        observation=seen[slot].result.observation,
-                        action=action,
-                        valid=valid,
-                        well_formed=valid,
-                        stopped=completion.stopped,
-                        trainable=slot in acting,
-                    )
-                )
+                actions[slot], valid = self.protocol.parse(text, seen[slot].admissible)
+                said = self.turn(contexts[slot], prompts[slot], completion, text, observation, actions[slot])
+                said.valid = said.well_formed = valid
+                said.trainable = slot in acting
+                episodes[slot].turns.append(said)
                 contexts[slot] = prompts[slot] + completion.ids
             seen = self.pool.step(actions)
             ended = {slot for slot in live if self._ended(episodes[slot], seen[slot], limits[slot])}
@@ -145,6 +126,30 @@ class Rollout:
         if not self._chat_is_checked:
             self.chat.check(messages)
             self._chat_is_checked = True
+
+    def turn(
+        self, context: list[int], prompt: list[int], completion: Completion, text: str, observation: str, action: str
+    ) -> Turn:
+        """A response to a prompt, before the world answers; `context` as in `prompt`."""
+        return Turn(
+            prompt_ids=self.told_since(context, prompt),
+            starts_row=self.starts_row(context, prompt),
+            response_ids=completion.ids,
+            behaviour_logp=completion.behaviour_logp,
+            kept_logmass=completion.kept_logmass,
+            text=text,
+            observation=observation,
+            action=action,
+            stopped=completion.stopped,
+        )
+
+    def end_for_context(self, episode: Episode, prompt: list[int]) -> None:
+        """End an episode whose next prompt does not fit: nobody is given it."""
+        turns = len(episode.turns)
+        episode.status = Status.CONTEXT
+        if not turns:
+            episode.error = no_room(len(prompt), self.sampler)
+        del episode.turn_messages[turns:], episode.later_messages[max(0, 2 * turns - 2) :]
 
     def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
         """What of a prompt belongs to its turn: all of it where the turn begins a row, otherwise what is new."""
