@@ -1,25 +1,30 @@
 """Small runs of one and several processes, each made once for all tests."""
 
+from functools import cache
+
 import pytest
-from rank_results import HALF, KINDS, SLOW, WORLDS, trained
+from rank_results import WORLDS, trained
 
 
 @pytest.fixture(scope="session")
-def straight(tmp_path_factory):
-    """Runs of eight optimizer steps by the number of their ranks."""
-    kept = {}
-
-    def of(world):
-        if world not in kept:
-            kept[world] = trained(world, WORLDS[world], tmp_path_factory.mktemp(f"ranks{world}"))
-        return kept[world]
-
-    return of
+def run_folder(tmp_path_factory):
+    """Where runs of so many ranks write: their checkpoints after half of the steps by the kind of their strategy, and policies."""
+    return cache(lambda world: tmp_path_factory.mktemp(f"ranks{world}"))
 
 
 @pytest.fixture(scope="session")
-def halfway(tmp_path_factory):
-    """A folder with the checkpoints that two ranks wrote after four steps, by the kind of their strategy, and exported policies."""
-    folder = tmp_path_factory.mktemp("halfway")
-    trained(2, [*KINDS, "sharded3", *SLOW], folder, steps=HALF, SAVE=f"{folder}/{{kind}}.ckpt")
-    return folder
+def straight(run_folder):
+    """Runs of eight optimizer steps by the number of their ranks; those of two leave checkpoints."""
+
+    def runs(world):
+        folder = run_folder(world)
+        return trained(world, WORLDS[world], folder, **({"SAVE": f"{folder}/{{kind}}.ckpt"} if world == 2 else {}))
+
+    return cache(runs)
+
+
+@pytest.fixture(scope="session")
+def halfway(straight, run_folder):
+    """The folder of the runs of two ranks."""
+    straight(2)
+    return run_folder(2)

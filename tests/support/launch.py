@@ -20,7 +20,14 @@ from weakref import WeakSet
 
 SUPPORT = Path(__file__).parent
 FORKS = multiprocessing.get_context("forkserver")
-IMPORTED = ["rank_run", "sdar.cli.run", "deepspeed", "functorch.compile", "transformers.models.qwen3.modeling_qwen3"]
+IMPORTED = [
+    "rank_run",
+    "sdar.cli.run",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "functorch.compile",
+    "transformers.models.qwen3.modeling_qwen3",
+    "warm",
+]
 
 
 @cache

@@ -12,15 +12,15 @@ SLOW = ["bf16-slow", "bf16zero2-slow"]
 """With a teacher that moves by less than its type can hold."""
 WORLDS = {
     1: ["one", "one-full", "one-top", "one-lora", "one-untied", "one-slow"],
-    2: [*KINDS, *OTHERS, *HALVES, *SLOW],
+    2: [*KINDS, "sharded3", *OTHERS, *HALVES, *SLOW],
     4: [*KINDS, *PAYLOADS],
 }
-STEPS, HALF = 8, 4
+STEPS = 8
 
 
-def trained(world, kinds, folder, steps=STEPS, **environment):
+def trained(world, kinds, folder, **environment):
     """What each kind ends with, and what its processes said."""
-    ranks = run(world, "rank_run.py", folder / "out", steps, *kinds, folder=folder, deadline=500, **environment)
+    ranks = run(world, "rank_run.py", folder / "out", STEPS, *kinds, folder=folder, deadline=500, **environment)
     return {kind: torch.load(f"{folder}/out.{kind}") for kind in kinds} | {"said": [rank.said for rank in ranks]}
 
 

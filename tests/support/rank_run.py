@@ -2,7 +2,8 @@
 
 A kind is a strategy, perhaps with how much of the teacher is asked for or with another policy: ``zero3``, ``zero3-full``. Started with
 LOCAL_RANK and MASTER_PORT in the environment, as by any launcher; WORLD says how many processes there are. Rank 0 writes losses,
-gradient norms and whole weights after each run. RESUME and SAVE in the environment name checkpoints; {kind} in them is the kind.
+gradient norms and whole weights after each run. RESUME and SAVE in the environment name checkpoints, SAVE that of half of the steps;
+{kind} in them is the kind.
 """
 
 import os
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from tiny_policy import TinyPolicy
 
 from sdar.data import TaskModule
@@ -145,6 +146,17 @@ def trainer(kind, steps, folder, **kwargs):
     )  # fmt: skip
 
 
+class KeepsHalfway(Callback):
+    """Writes a checkpoint after half of the steps."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, *args):
+        if 2 * trainer.global_step == trainer.max_steps:
+            trainer.save_checkpoint(self.path)
+
+
 def held(module, optimizer):
     """Numbers of weights and optimizer states on this rank."""
     states = [value for values in optimizer.state.values() for value in values.values() if value.dim()]
@@ -166,11 +178,9 @@ def main(out, steps, *kinds):
     for name in kinds:
         kind, _, payload = name.partition("-")
         module = strategy(**PAYLOADS[payload](), export=f"{out}.{name}.policy", export_dtype="float32")
-        run = trainer(kind, int(steps), Path(out).parent)
-        begin = os.environ.get("RESUME")
-        run.fit(module, data(), ckpt_path=begin and begin.format(kind=name))
-        if "SAVE" in os.environ:
-            run.save_checkpoint(os.environ["SAVE"].format(kind=name))
+        begin, half = (os.environ.get(key, "").format(kind=name) for key in ("RESUME", "SAVE"))
+        run = trainer(kind, int(steps), Path(out).parent, callbacks=[KeepsHalfway(half)] if half else [])
+        run.fit(module, data(), ckpt_path=begin or None)
         poisoned = poison(module, run) if isinstance(run.strategy, FSDP2Strategy) else 0.0
         weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
         teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
