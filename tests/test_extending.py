@@ -61,7 +61,10 @@ def test_what_the_page_imports_is_told_by_the_command():
     told = {name: interface(name) for name in names}
     assert len(names) > 12 and [name for name, text in told.items() if not text or "  Python:  from sdar" not in text] == []
     assert "in_span: Tensor\n          Bool: the response tokens that a transform reshapes" in told["TokenView"]
-    assert "__call__(self, tokens: TokenView) -> Tensor" in told["Gate"] and "Of Part:\n      state_dict(self)" in told["Gate"]
+    assert (
+        "__call__(self, tokens: TokenView) -> Float[Tensor, '*tokens']" in told["Gate"]
+        and "Of Part:\n      state_dict(self)" in told["Gate"]
+    )
     assert "SAMPLED = 'sampled'\n          The log-probability of the sampled token." in told["Payload"]
     assert interface("nothing") is None
 

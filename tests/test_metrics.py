@@ -115,7 +115,7 @@ def test_pass_at_k_is_of_tasks_with_k_attempts() -> None:
         metric.update(PLAYED)
         values[metric.name] = (metric.compute().item(), metric.estimate().n)
     assert values == {"pass@1": (0.625, 2), "pass@2": (0.75, 2), "pass@4": (1.0, 1)}
-    with pytest.raises(ConfigError, match=r"model.metrics.k is 0: it must be at least 1"):
+    with pytest.raises(ConfigError, match=r"k is 0: it must be at least 1"):
         PassAtK(0)
 
 

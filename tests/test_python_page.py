@@ -32,6 +32,7 @@ def test_the_script_trains_and_validates(tmp_path, monkeypatch, capsys):
     assert list(Path("runs/script").rglob("last.ckpt")) and Path("runs/script/validation.jsonl").is_file()
 
 
+@pytest.mark.filterwarnings("ignore:.* is called Metrics now")
 def test_what_a_script_composes_is_found_in_the_package():
     homes = imports(ast.parse(Path(sdar.__file__).read_text()))
     assert set(sdar.__all__) == set(homes) and len(homes) > 60

@@ -61,7 +61,7 @@ class PassAtK(TaskMean):
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        check_least("model.metrics", 1, k=k)
+        check_least("", 1, k=k)
         self.k = k
 
     @property
