@@ -11,7 +11,7 @@ VLLM_PIP ?=
 
 # One thread a process: on shared cores two are often slower by far, and results then depend on their number.
 
-.PHONY: quickstart bench test test-slow test-vllm test-newest test-oldest constraints lint docs clean
+.PHONY: quickstart bench test test-slow test-vllm test-newest test-oldest mutants constraints lint docs clean
 
 FAST := -n 2 --dist loadfile -m "not slow and not gpu and not vllm"
 
@@ -49,6 +49,10 @@ constraints:
 	OMP_NUM_THREADS=1 .venv-constraints/bin/python -m pytest $(FAST)
 	.venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
+# One mutation at a time in the mathematics and its parts; those that no test notices are listed. About half an hour on two cores.
+mutants: $(VENV)/.installed-mutants
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run && $(BIN)/mutmut results
+
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/deptry . && $(BIN)/mypy
 
@@ -73,6 +77,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@
 
+$(VENV)/.installed-mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,mutants]"
+	touch $@
+
 $(VENV)/.installed-docs: $(VENV)/.installed pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	touch $@
@@ -88,4 +96,4 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-constraints runs build dist *.egg-info
+	rm -rf mutants $(VENV) $(VLLM_VENV) .venv-newest .venv-oldest .venv-constraints runs build dist *.egg-info

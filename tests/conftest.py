@@ -14,7 +14,7 @@ import jaxtyping
 import pytest
 import shapes  # noqa: F401 (first of all: it imports with checks)
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from launch import forks
 
 from sdar import registry
@@ -24,6 +24,7 @@ from sdar.policies import FreshPolicy
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+settings.register_profile("mutants", deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 if "PYTEST_XDIST_WORKER" in os.environ:
     forks()  # before a pool of worlds starts the process that all are forked from, with less imported
 
