@@ -322,6 +322,14 @@ def test_gigpo_may_take_similar_observations_for_one() -> None:
     assert apart == [[0.5], [0.5]] and alike == [[0.75], [0.5]]
 
 
+def test_gigpo_tells_how_many_turns_met_another() -> None:
+    episodes = [episode(turn(1, 1.0, "a"), turn(1, 0.0, "a")), episode(turn(1, 0.0, "a"), turn(1, 0.0, "b"))]
+    credit = credit_of(rows(episodes, "turn"), episodes)
+    for gamma in (0.0, 1.0):
+        GiGPOAdvantage(gamma=gamma)(credit)
+    assert credit.metrics.compute() == {"advantage/shared_anchor_share": 3 / 4}
+
+
 def test_impossible_settings_of_gigpo_explain_themselves() -> None:
     with pytest.raises(ConfigError, match=r"advantage\.gamma is 1\.5: .*lies in \[0, 1\]"):
         GiGPOAdvantage(gamma=1.5)

@@ -312,3 +312,13 @@ def test_with_one_row_per_episode_both_statistics_agree(table: list[tuple[float,
     rewards, groups, _ = columns(table)
     expected = group_advantages(rewards, groups)
     torch.testing.assert_close(episode_group_advantages(rewards, groups, torch.arange(len(table))), expected)
+
+
+def test_two_rewards_are_one_standard_deviation_by_hand() -> None:
+    # mean 1, unbiased variance (1 + 1) / 1 = 2: +-1 / sqrt 2
+    torch.testing.assert_close(reinforce_pp_advantages(torch.tensor([0.0, 2.0])), torch.tensor([-1.0, 1.0]) / 2**0.5)
+
+
+def test_a_similarity_above_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"similarity threshold is 1\.5"):
+        similar_anchors(["a"], torch.tensor([0]), 1.5)

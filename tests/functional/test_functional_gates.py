@@ -71,3 +71,7 @@ def test_rounding_of_the_entropy_does_not_leave_the_unit_interval() -> None:
     beyond = torch.tensor([-1e-3, math.log(4) + 1e-3])
     close(entropy_gate(beyond, beta=2.0, vocab_size=4), [0.0, 0.7615942])
     close(soft_or_gate(torch.zeros(2), beyond, beta=2.0, vocab_size=4), [0.5, 0.8807971])
+
+
+def test_a_vocabulary_of_two_has_an_entropy() -> None:
+    torch.testing.assert_close(entropy_gate(torch.tensor([math.log(2)]), 2.0, 2), torch.tensor([math.tanh(1.0)]))

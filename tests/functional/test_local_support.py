@@ -399,3 +399,29 @@ def test_rows_are_not_broadcast(ids: tuple[int, int], logp: tuple[int, int]) -> 
         ValueError, match=r"student_logits have shape \(2, 5\), support_ids .*Select the same tokens in all three"
     ):
         local_support(torch.zeros(2, 5), torch.zeros(ids, dtype=torch.long), torch.zeros(logp), "drop")
+
+
+@pytest.mark.parametrize("tail", ["drop", "bucket", "sampled"])
+@pytest.mark.parametrize("support", ["teacher", "student"])
+def test_rows_may_have_more_than_one_axis(tail: str, support: str) -> None:
+    student, teacher = torch.randn(2, 5, 3, 7, generator=torch.Generator().manual_seed(0))
+    teacher, sampled = teacher.log_softmax(-1), torch.arange(15).view(5, 3) % 7
+    settings_: dict[str, Any] = {"support": support, "tail": tail}
+    found = top_k_forward_kl(student, teacher, 4, sampled_ids=sampled, **settings_)
+    flat = top_k_forward_kl(student.flatten(0, 1), teacher.flatten(0, 1), 4, sampled_ids=sampled.flatten(), **settings_)
+    torch.testing.assert_close(found, flat.view(5, 3))
+    if support == "teacher":
+        top = teacher.topk(4)
+        known = TeacherTop(top.indices, top.values, teacher.gather(-1, sampled[..., None])[..., 0])
+        torch.testing.assert_close(top_k_forward_kl(student, known, 4, sampled_ids=sampled, tail=tail), found)
+
+
+def test_a_proposed_support_is_of_an_ordinary_size() -> None:
+    with pytest.raises(ConfigError, match=r"k is 0, .* has 40 ids: .* Use 1 to 40, e\.g\. 32\."):
+        top_k_ids(torch.zeros(1, 40), 0)
+
+
+def test_half_of_what_the_sampled_tail_needs_is_not_enough() -> None:
+    ids, logp = torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=r'tail is "sampled", but the sampled token or its log-probability is missing'):
+        local_support(torch.zeros(1, 3), ids, logp, "sampled", sampled_ids=ids[:, 0])

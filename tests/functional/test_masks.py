@@ -131,3 +131,7 @@ def test_importance_refuses_settings_without_a_meaning() -> None:
         token_importance(zero, zero, 10, -1.0, 1.0)
     with pytest.raises(ConfigError, match=r"vocab_size is 1"):
         soft_or_importance(zero, zero, 1)
+
+
+def test_the_whole_is_a_subset() -> None:
+    assert weighted_subset(torch.tensor([0.0, 2.0]), torch.ones(2), 1.0).all()

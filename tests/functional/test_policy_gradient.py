@@ -181,3 +181,15 @@ def test_policy_gradients_of_half_precision_are_wide() -> None:
     half = torch.zeros(1, 2, dtype=torch.bfloat16)
     assert gspo_clip(half, half, half, half + 1, 0.2, 0.2).dtype == torch.float32
     assert importance_policy_gradient(half, half, half).dtype == torch.float32
+
+
+def test_bounds_that_are_as_narrow_as_they_may_be() -> None:
+    logp, zero = torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2)
+    assert ppo_clip(logp, zero, torch.ones(1, 2), 0.0, 0.0).tolist() == [[-1.0, -1.0]]
+    assert truncated_ratio(logp, zero, cap=0.5).tolist() == [[0.5, 0.5]]
+
+
+def test_a_ratio_is_bounded_from_below_too() -> None:
+    logp, zero = torch.tensor([[-100.0]]), torch.zeros(1, 1)
+    torch.testing.assert_close(truncated_ratio(logp, zero).log(), torch.tensor([[-20.0]]))
+    torch.testing.assert_close((-ppo_clip(logp, zero, torch.ones(1, 1), 0.2, 0.2)).log(), torch.tensor([[-20.0]]))

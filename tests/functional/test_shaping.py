@@ -167,3 +167,16 @@ def test_shaped_advantages_are_wide_constants() -> None:
 def test_no_turns_no_credit() -> None:
     none, ids = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     assert belief_revision(none, ids, none, 1.0).shape == trajectory_zscore(none, ids).shape == (0,)
+
+
+def test_a_certain_prior_stays_as_far_from_one_as_from_zero() -> None:
+    def revision(prior: float, evidence: float) -> float:
+        return belief_revision(torch.tensor([evidence]), torch.tensor([0]), torch.tensor([prior]), 1.0).item()
+
+    assert revision(1.0, -2.0) == pytest.approx(-revision(0.0, 2.0)) and revision(1.0, -2.0) < -1e-3
+    with pytest.raises(ValueError, match=r"the prior of turn 0 is 1\.5"):
+        revision(1.5, 0.0)
+
+
+def test_a_band_may_reach_zero() -> None:
+    assert agent_opsd_weights(torch.ones(1), torch.tensor([-3.0]), band=1.0).tolist() == [0.0]

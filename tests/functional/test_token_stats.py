@@ -359,3 +359,10 @@ def test_states_and_head_of_two_precisions_meet_in_the_wider_one() -> None:
     torch.testing.assert_close(vocabulary_log_probs(hidden, weight), wide, atol=0, rtol=0)
     stats = chunked_token_stats(hidden, weight, torch.tensor([1, 4]))
     torch.testing.assert_close(stats.logp, wide[[0, 1], [1, 4]], atol=1e-14, rtol=0)
+
+
+def test_an_id_just_behind_the_vocabulary_is_skipped_and_a_small_softcap_holds() -> None:
+    hidden, weight, targets = torch.randn(2, 3), torch.randn(5, 3), torch.tensor([1, 4])
+    plain, with_more = (chunked_token_stats(hidden, weight, targets, forbidden_ids=ids, softcap=0.5) for ids in ((), (5,)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, with_more, strict=True))
+    assert (plain.logp - math.log(1 / 5)).abs().max() < 1.0  # logits within a band of 1 nat

@@ -344,3 +344,10 @@ def test_rows_are_not_broadcast() -> None:
         ValueError, match=r"student_logits have shape \(2, 3\), teacher_logits \(1, 3\): .*Select the same tokens"
     ):
         forward_kl(torch.zeros(2, 3), torch.zeros(1, 3))
+
+
+def test_rows_may_have_more_than_one_axis_beside_a_padded_vocabulary() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 2, width, generator=generator) for width in (7, 5))
+    for one, other in ((student, teacher), (teacher, student)):
+        torch.testing.assert_close(forward_kl(one, other).flatten(), forward_kl(one.flatten(0, 1), other.flatten(0, 1)))

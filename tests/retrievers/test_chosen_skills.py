@@ -120,6 +120,11 @@ def test_a_random_choice_refuses_a_size_it_cannot_have(count):
         RandomRetriever(BANK, count=count)
 
 
+def test_a_random_choice_depends_on_the_task_and_takes_one_by_default():
+    found = [RandomRetriever(BANK).retrieve(Task(str(number), "room", "tidy up")).skill_ids for number in range(20)]
+    assert {len(ids) for ids in found} == {2} and len({*found}) > 1
+
+
 def test_a_random_choice_needs_something_to_choose(only_general):
     with pytest.raises(ConfigError, match=r"has 0 skills to choose from besides the 1 .* Use FullRetriever, or add skills"):
         RandomRetriever(only_general)
@@ -156,6 +161,13 @@ def test_another_seed_is_another_placebo(facts):
 def test_the_placebo_runs_out_when_a_task_names_nearly_everything(facts):
     found = ShuffledRetriever(facts).retrieve(Task("t", "", "mug desklamp pen"))
     assert found.skill_ids == ("fact:egg",)
+
+
+def test_the_placebo_of_two_skills_is_the_other_one(tmp_path):
+    write_fact_bank({"mug": "fridge", "pen": "desk"}, tmp_path)
+    placebo = ShuffledRetriever(str(tmp_path), seed=3)
+    assert placebo.seed == 3
+    assert [placebo.retrieve(Task("t", "", thing)).skill_ids for thing in ("mug", "pen")] == [("fact:pen",), ("fact:mug",)]
 
 
 def test_the_placebo_needs_two_skills(only_general):
