@@ -49,7 +49,7 @@ constraints:
 	OMP_NUM_THREADS=1 .venv-constraints/bin/python -m pytest $(FAST)
 	.venv-constraints/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
-# One mutation at a time in the mathematics and its parts; those that no test notices are listed. About half an hour on two cores.
+# One mutation at a time in the mathematics and its parts; those that no test notices are listed. Long: LOG.md has times.
 mutants: $(VENV)/.installed-mutants
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run && $(BIN)/mutmut results
 

@@ -14,7 +14,7 @@ from sdar.data import Step
 from sdar.data.panels import Panel
 from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference
 from sdar.metrics.base import EpisodeMetric
-from sdar.metrics.tasks import PassAtK, Score, Success, TaskMean, TeacherLift, averages, paired
+from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
 from sdar.rollout import Rollout
 from sdar.rollout.groups import by_group, describe_lost, finished
 from sdar.training import bars, reporting
@@ -189,5 +189,5 @@ def of_panel(name: str, episodes: list[Episode], attempts: int, own: Iterable[nn
 
 def told(metric: Metric) -> Estimate | float:
     """What is printed and written of a metric."""
-    estimate = metric.estimate() if isinstance(metric, TaskMean | TeacherLift) else None
+    estimate = metric.estimate() if isinstance(metric, OverTasks) else None
     return metric.compute().item() if estimate is None else estimate

@@ -16,7 +16,19 @@ from sdar.rollout.groups import by_group, finished
 from sdar.types import Episode
 
 
-class TaskMean(EpisodeMetric):
+class OverTasks:
+    """What makes a metric a number with its interval over tasks."""
+
+    def estimate(self) -> Estimate | None:
+        """The number with its interval; None: no task had one."""
+        raise NotImplementedError
+
+    def compute(self) -> Tensor:
+        estimate = self.estimate()
+        return torch.tensor(torch.nan if estimate is None else estimate.mean)
+
+
+class TaskMean(OverTasks, EpisodeMetric):
     """The mean over tasks of a number in [0, 1] about each task's attempts. The task is the unit of evidence: attempts at one are not
     independent."""
 
@@ -36,19 +48,14 @@ class TaskMean(EpisodeMetric):
             self.values.append(torch.tensor(found, dtype=torch.float64))
 
     def estimate(self) -> Estimate | None:
-        """The mean with its interval; None: no task had a number."""
         return mean_interval(dim_zero_cat(self.values).tolist()) if self.values else None
-
-    def compute(self) -> Tensor:
-        estimate = self.estimate()
-        return torch.tensor(torch.nan if estimate is None else estimate.mean)
 
 
 class Success(TaskMean):
     """Success, avg@k: the share of a task's attempts that reached the goal."""
 
     def of(self, attempts: list[Episode]) -> float:
-        return sum(e.success for e in attempts) / len(attempts)
+        return average(attempts)
 
 
 @register("pass_at_k")
@@ -92,7 +99,7 @@ class Score(TaskMean):
         return sum(e.scores.get(self.score, 0.0) for e in attempts) / len(attempts)
 
 
-class TeacherLift(Metric):
+class TeacherLift(OverTasks, Metric):
     """The teacher's avg@k less the student's on the tasks that both played, paired."""
 
     full_state_update = False
@@ -110,18 +117,18 @@ class TeacherLift(Metric):
             self.student.append(torch.tensor(pairs[1], dtype=torch.float64))
 
     def estimate(self) -> Estimate | None:
-        """The difference with its interval; None: there is no task that both played."""
         sides = (self.teacher, self.student)
         return paired_difference(*(dim_zero_cat(side).tolist() for side in sides)) if self.teacher else None
 
-    def compute(self) -> Tensor:
-        estimate = self.estimate()
-        return torch.tensor(torch.nan if estimate is None else estimate.mean)
+
+def average(attempts: Sequence[Episode]) -> float:
+    """avg@k of one task: the share of its attempts that reached the goal."""
+    return sum(e.success for e in attempts) / len(attempts)
 
 
 def averages(episodes: Sequence[Episode]) -> dict[str, float]:
     """avg@k of each task of which at least one attempt was played, by its id."""
-    return {group[0].task.id: sum(e.success for e in group) / len(group) for group in by_group(finished(episodes))}
+    return {group[0].task.id: average(group) for group in by_group(finished(episodes))}
 
 
 def paired(after: dict[str, float], before: dict[str, float]) -> tuple[list[float], list[float]] | None:

@@ -21,6 +21,7 @@ from sdar.errors import ConfigError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
 from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
 from sdar.metrics.means import Metrics
+from sdar.metrics.tasks import average
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler
 from sdar.rollout import Rollout
 from sdar.rollout.chat import ChatFormat
@@ -318,8 +319,7 @@ class Lifecycle(Updating):
         """Tell the retriever how each task's attempts went: those that the world let go to an end."""
         if self.retriever is not None:
             for group in by_group(finished(episodes)):
-                success = sum(e.success for e in group) / len(group)
-                self.retriever.observe(group[0].task, group[0].retrieval, success)
+                self.retriever.observe(group[0].task, group[0].retrieval, average(group))
 
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""

@@ -678,8 +678,16 @@ def test_tip_learns_from_the_drawn_tokens_only(small):
     assert_close(seen.gradient, gradient_of(strategy, torch.cat(values).mean()))
 
 
-def test_tips_importance_is_doubt_times_disagreement_on_full_logits(small):
-    strategy = small.strategy(TIP, policy=double(small.policy()), teacher=external(small, double), alpha=2.0, gamma=0.5)
+@pytest.mark.parametrize(
+    ("settings", "formula"),
+    [
+        ({"alpha": 2.0, "gamma": 0.5}, lambda doubt, dispute: doubt**2 * dispute**0.5),
+        ({"importance": "soft_or"}, lambda doubt, dispute: 1 - (1 - doubt) * (1 - dispute)),
+    ],
+    ids=["doubt times dispute", "doubt or dispute"],
+)
+def test_tips_importance_is_of_doubt_and_disagreement_on_full_logits(small, settings, formula):
+    strategy = small.strategy(TIP, policy=double(small.policy()), teacher=external(small, double), **settings)
     seen = one_step(small, strategy)
     importance = []
     for row in rows(seen.scored):
@@ -687,20 +695,7 @@ def test_tips_importance_is_doubt_times_disagreement_on_full_logits(small):
             allowed(log_probs(strategy, n, row.ids, row.mask)) for n in (strategy.model, strategy.teacher.network)
         )
         doubt = -(student.exp() * student).sum(1) / math.log(strategy.scorer.vocab_size)
-        importance.append(doubt**2 * (jsd(student, teacher) / math.log(2)) ** 0.5)
-    assert seen.metrics["tip/importance"] == pytest.approx(float(torch.cat(importance).mean()), rel=1e-5)
-
-
-def test_tip_may_draw_what_is_in_doubt_or_disputed(small):
-    strategy = small.strategy(TIP, policy=double(small.policy()), teacher=external(small, double), importance="soft_or")
-    seen = one_step(small, strategy)
-    importance = []
-    for row in rows(seen.scored):
-        student, teacher = (
-            allowed(log_probs(strategy, n, row.ids, row.mask)) for n in (strategy.model, strategy.teacher.network)
-        )
-        doubt = -(student.exp() * student).sum(1) / math.log(strategy.scorer.vocab_size)
-        importance.append(1 - (1 - doubt) * (1 - jsd(student, teacher) / math.log(2)))
+        importance.append(formula(doubt, jsd(student, teacher) / math.log(2)))
     assert seen.metrics["tip/importance"] == pytest.approx(float(torch.cat(importance).mean()), rel=1e-5)
     with pytest.raises(ConfigError, match="importance is soft_or, which has no exponents"):
         small.strategy(TIP, teacher=external(small), importance="soft_or", gamma=0.0)
