@@ -293,7 +293,7 @@ class MathEnv(Environment):
         attempt.calls += 1
         attempt.failed += result.status != RunStatus.OK
         attempt.computed = result.stdout.strip()
-        if self.stateful and result.status in (RunStatus.OK, RunStatus.ERROR):
+        if self.stateful and result.status in (RunStatus.OK, RunStatus.ERROR, RunStatus.SYNTAX):
             attempt.cells = (*attempt.cells, code)
         return shorten(tell(result), self.output_chars)
 

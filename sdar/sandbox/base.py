@@ -4,7 +4,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from signal import SIGKILL, SIGXCPU
 from typing import Any
@@ -12,11 +12,13 @@ from typing import Any
 from sdar.arguments import checked
 from sdar.errors import ConfigError
 from sdar.registry import part_kind
-from sdar.sandbox.cells import MEMORY
+from sdar.sandbox.cells import MEMORY, SYNTAX
 from sdar.sandbox.probe import weakness
 
 LONGEST_CODE = 1 << 20
 """Characters of all cells of a run together."""
+LONGEST_INPUT = 16 << 20
+"""Characters of a run's standard input."""
 CUT = "\n[output cut after {} bytes]"
 FENCE = re.compile(r"```(?:python3?|py)[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
@@ -59,6 +61,8 @@ class RunStatus(StrEnum):
     OK = "ok"
     ERROR = "error"
     """It raised, or left with a status other than 0."""
+    SYNTAX = "syntax"
+    """It does not compile, so nothing of it ran."""
     TIMEOUT = "timeout"
     """Too long, on the clock or in CPU time."""
     MEMORY = "memory"
@@ -81,6 +85,12 @@ class Result:
     wall_s: float = 0.0
     layer: str = ""
     """What ended the run, if it did not end by itself: 'wall', 'cpu', 'memory', 'output', 'processes', 'threads', 'signal N'."""
+    exit_status: int | None = None
+    """Its own, where it ended by itself."""
+    cpu_s: float = 0.0
+    """Seconds of CPU time; 0 where the runner is not told (a service)."""
+    memory_bytes: int = 0
+    """Most memory that it held at a time, the interpreter included; 0 where the runner is not told."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,8 @@ class Program:
 
     cells: tuple[str, ...]
     show: bool = True
+    stdin: str = ""
+    """Standard input of the last cell, as UTF-8; the others find it empty."""
 
 
 @part_kind("code_runners")
@@ -106,22 +118,25 @@ class CodeRunner(ABC):
     isolates = True
     """It keeps code from this machine, which `check` tries."""
 
-    def run(self, code: str, state: Sequence[str] = ()) -> Result:
-        """Run a cell behind the cells of `state`; code in a Markdown fence is taken out of it.
+    def run(self, code: str, state: Sequence[str] = (), stdin: str = "") -> Result:
+        """Run a cell behind the cells of `state`, with a text as its standard input; code in a Markdown fence is taken out of it.
 
         Raises:
             EnvironmentFault: the runner itself is down; nothing is known about the code.
         """
-        return self.execute(Program((*state, extract_code(code))))
+        return self.execute(Program((*state, extract_code(code)), stdin=stdin))
 
     def execute(self, program: Program, limits: Limits | None = None) -> Result:
         """Run a program as it is, by default within the runner's own limits."""
         length = sum(map(len, program.cells))
         if length > LONGEST_CODE:
             return Result(RunStatus.REFUSED, stderr=f"the code has {length} characters; at most {LONGEST_CODE} are run")
+        if len(program.stdin) > LONGEST_INPUT:
+            said = f"the standard input has {len(program.stdin)} characters; at most {LONGEST_INPUT} are given"
+            return Result(RunStatus.REFUSED, stderr=said)
         began = time.monotonic()
         result = self._execute(program, limits or self.limits)
-        return Result(result.status, result.stdout, result.stderr, time.monotonic() - began, result.layer)
+        return replace(result, wall_s=time.monotonic() - began)
 
     def check(self) -> None:
         """Called once before training: raise now what would fail after time on a GPU was spent.
@@ -164,13 +179,17 @@ def extract_code(text: str) -> str:
     return fence[1] if fence else text
 
 
-def judge(verdict: str, code: int, outputs: Sequence[bytes], limits: Limits, cpu_s: float = 0.0) -> Result:
+def judge(
+    verdict: str, code: int, outputs: Sequence[bytes], limits: Limits, cpu_s: float = 0.0, memory_bytes: int = 0
+) -> Result:
     """The result of a process that ended by itself, or by our `verdict` on it.
 
     Args:
         code: Exit status; below 0, the signal that ended it.
         cpu_s: Seconds of CPU time that it used.
+        memory_bytes: Most memory that it held.
     """
+    used: dict[str, Any] = {"cpu_s": cpu_s, "memory_bytes": memory_bytes}
     stdout, stderr = (
         data[: limits.output_bytes].decode("utf-8", "replace")
         + (CUT.format(limits.output_bytes) if len(data) > limits.output_bytes else "")
@@ -180,9 +199,10 @@ def judge(verdict: str, code: int, outputs: Sequence[bytes], limits: Limits, cpu
         verdict = "cpu"  # the kernel's first word can be ignored, its last is SIGKILL
     if verdict:
         status = {"wall": RunStatus.TIMEOUT, "cpu": RunStatus.TIMEOUT, "output": RunStatus.OUTPUT, "memory": RunStatus.MEMORY}
-        return Result(status.get(verdict, RunStatus.KILLED), stdout, stderr, layer=verdict)
+        return Result(status.get(verdict, RunStatus.KILLED), stdout, stderr, layer=verdict, **used)
     if code < 0:
-        return Result(RunStatus.KILLED, stdout, stderr, layer=f"signal {-code}")
+        return Result(RunStatus.KILLED, stdout, stderr, layer=f"signal {-code}", **used)
     if code == MEMORY:
-        return Result(RunStatus.MEMORY, stdout, stderr, layer="memory")
-    return Result(RunStatus.ERROR if code else RunStatus.OK, stdout, stderr)
+        return Result(RunStatus.MEMORY, stdout, stderr, layer="memory", **used)
+    ended = {0: RunStatus.OK, SYNTAX: RunStatus.SYNTAX}.get(code, RunStatus.ERROR)
+    return Result(ended, stdout, stderr, exit_status=code, **used)

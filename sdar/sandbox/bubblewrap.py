@@ -79,16 +79,17 @@ class BubblewrapRunner(CodeRunner):
         self._servers.close()
 
     def _execute(self, program: Program, limits: Limits) -> Result:
-        request = {"cells": program.cells, "show": program.show, "limits": asdict(limits)}
+        stdin = program.stdin.encode("utf-8", "surrogatepass")
+        request = {"cells": program.cells, "show": program.show, "limits": asdict(limits), "stdin": len(stdin)}
         with self._servers.one() as server:
-            answer = server.ask(request, limits.wall_s + GRACE_S)
+            answer = server.ask(request, limits.wall_s + GRACE_S, stdin)
         if "refused" in answer:
             raise EnvironmentFault(
                 f"the sandbox could not be closed around a run ({answer['refused']}), so the code was not started: this machine "
                 "allows the server's namespaces but not those of a run. Use AutoRunner or LandlockRunner."
             )
         outputs = [base64.b64decode(text) for text in answer["outputs"]]
-        return judge(answer["verdict"], answer["code"], outputs, limits, answer["cpu_s"])
+        return judge(answer["verdict"], answer["code"], outputs, limits, answer["cpu_s"], answer["memory_bytes"])
 
     def __deepcopy__(self, memo: dict) -> "BubblewrapRunner":
         twin = type(self).__new__(type(self))
@@ -149,11 +150,12 @@ class _Server:
         self.owner = 0
         self._end: weakref.finalize | None = None
 
-    def ask(self, request: dict, patience_s: float) -> dict:
+    def ask(self, request: dict, patience_s: float, more: bytes = b"") -> dict:
+        """The answer to a frame, and what follows it."""
         if self.process is None or self.owner != os.getpid() or self.process.poll() is not None:
             self.start()
         try:
-            self.send(request)
+            self.send(request, more)
             return self.receive(patience_s)
         except BaseException as error:  # what would come later belongs to nobody
             self.stop()
@@ -196,9 +198,8 @@ class _Server:
             self._end()
         self.process = None
 
-    def send(self, message: dict) -> None:
-        text = json.dumps(message).encode("utf-8", "surrogatepass")
-        data = memoryview(struct.pack("!I", len(text)) + text)
+    def send(self, message: dict, more: bytes = b"") -> None:
+        data = memoryview(frame(message) + more)
         pipe = cast(Any, self.process).stdin
         while data:
             data = data[pipe.write(data) :]
@@ -209,7 +210,7 @@ class _Server:
         return json.loads(self.exactly(length, deadline))
 
     def exactly(self, count: int, deadline: float) -> bytes:
-        data = b""
+        data = bytearray()
         poll = select.poll()
         pipe = cast(Any, self.process).stdout
         poll.register(pipe, select.POLLIN)
@@ -220,7 +221,13 @@ class _Server:
             if not more:
                 raise EOFError("its pipe is closed")
             data += more
-        return data
+        return bytes(data)
+
+
+def frame(message: dict) -> bytes:
+    """A message as the processes in the sandbox read it."""
+    text = json.dumps(message).encode("utf-8", "surrogatepass")
+    return struct.pack("!I", len(text)) + text
 
 
 def _stop(process: subprocess.Popen, owner: int) -> None:

@@ -1,7 +1,8 @@
 """The process inside bubblewrap that has the libraries loaded and forks for each run. Started by `bubblewrap.py` as a script.
 
 Frames of JSON come in on descriptor 0 and go out on descriptor 1: 4 bytes of length, big-endian, then the text. First comes the
-setting (packages, modules, seccomp filter), answered by the address space of a loaded interpreter; then runs, one at a time.
+setting (packages, modules, seccomp filter), answered by the address space of a loaded interpreter; then runs, one at a time, each
+followed by as many bytes of standard input as its frame says.
 
 The server has one thread, as it forks, and it reads no run: a fork of it, the warden, takes one run's frame, forks the process that
 runs the code, listens to it and answers. So nothing of another run, neither its program nor what it printed, is in the memory that the
@@ -72,8 +73,9 @@ def guard(filters, base):
     status = 1
     try:
         request = read_frame()
+        stdin = read_exactly(request["stdin"])
         try:
-            answer = run(request, filters[request["limits"]["processes"] > 1], base)
+            answer = run(request, stdin, filters[request["limits"]["processes"] > 1], base + len(stdin))
         except (OSError, Refused) as error:
             answer = {"refused": str(error)}
         write_frame(answer)
@@ -82,7 +84,7 @@ def guard(filters, base):
         os._exit(status)
 
 
-def run(request, program, base):
+def run(request, stdin, program, base):
     """Isolate, fork, listen, kill, reap."""
     limits = request["limits"]
     uid, gid = os.getuid(), os.getgid()
@@ -93,16 +95,19 @@ def run(request, program, base):
     out, child_out = os.pipe()
     err, child_err = os.pipe()
     ready, child_ready = os.pipe()
+    child_in, into = os.pipe()
     inner = os.fork()
     if inner == 0:
-        enter(request, program, base, (child_out, child_err, child_ready))
-    for descriptor in (child_out, child_err, child_ready):
+        enter(request, program, base, (child_in, child_out, child_err, child_ready))
+    for descriptor in (child_in, child_out, child_err, child_ready):
         os.close(descriptor)
     said = os.read(ready, 4096)
     if said != READY:  # written before the code has the process, so nobody can claim it
         raise Refused(said.decode("utf-8", "replace") or "the process ended before it was isolated")
     deadline = time.monotonic() + limits["wall_s"]
-    outputs, verdict = pump(os.pidfd_open(inner), (out, err), limits["output_bytes"], deadline, lambda: watch(limits, base))
+    outputs, verdict = pump(
+        os.pidfd_open(inner), (out, err), limits["output_bytes"], deadline, lambda: watch(limits, base), (into, stdin)
+    )
     os.kill(inner, signal.SIGKILL)  # the first process of its namespace: the kernel kills the others with it
     _, status, usage = os.wait4(inner, 0)
     return {
@@ -110,6 +115,7 @@ def run(request, program, base):
         "verdict": verdict,
         "code": os.waitstatus_to_exitcode(status),
         "cpu_s": usage.ru_utime + usage.ru_stime,
+        "memory_bytes": usage.ru_maxrss << 10,
     }
 
 
@@ -117,8 +123,7 @@ def enter(request, program, base, pipes):
     """The process that runs the code. Never returns."""
     status = 1
     try:
-        null = os.open("/dev/null", os.O_RDWR)
-        for number, descriptor in enumerate((null, *pipes)):
+        for number, descriptor in enumerate(pipes):
             os.dup2(descriptor, number)
         os.closerange(READY_PIPE + 1, 256)
         try:
@@ -179,13 +184,13 @@ def read_frame():
 
 
 def read_exactly(count):
-    data = b""
+    data = bytearray()
     while len(data) < count:
         more = os.read(0, count - len(data))
         if not more:
             os._exit(1)  # the trainer is gone
         data += more
-    return data
+    return bytes(data)
 
 
 def write_frame(answer):

@@ -83,7 +83,7 @@ class FusionRunner(CodeRunner):
             "compile_timeout": limits.wall_s,
             "run_timeout": limits.wall_s,
             "memory_limit_MB": limits.memory_bytes >> 20,
-            "stdin": "",
+            "stdin": program.stdin,
             "files": {},
             "fetch_files": [],
         }

@@ -13,11 +13,11 @@ from sdar import http_server
 from sdar.errors import ConfigError, SdarError
 from sdar.http_client import read_token
 from sdar.reading import convert, parse_json
-from sdar.sandbox.base import CodeRunner, Program, Result, RunStatus
+from sdar.sandbox.base import LONGEST_INPUT, CodeRunner, Program, Result, RunStatus
 from sdar.sandbox.choose import AutoRunner
 
-LARGEST_REQUEST = 8 << 20
-"""Bytes."""
+LARGEST_REQUEST = 2 * LONGEST_INPUT
+"""Bytes: of code and standard input, as JSON."""
 
 
 class Asked(msgspec.Struct):
@@ -112,7 +112,7 @@ def answer(runner: CodeRunner, request: Asked) -> dict[str, Any]:
     """Run a request; what goes wrong on our side is a SandboxError."""
     if request.language != "python":
         return _failed(f"language {request.language[:100]!r} is not served: this sandbox runs python")
-    for name in ("stdin", "files", "fetch_files"):
+    for name in ("files", "fetch_files"):
         if getattr(request, name):
             return _failed(f"{name} is not served: send a program that needs none")
     limits = runner.limits
@@ -122,7 +122,7 @@ def answer(runner: CodeRunner, request: Asked) -> dict[str, Any]:
     if memory > 0:
         limits = dataclasses.replace(limits, memory_bytes=min(memory << 20, limits.memory_bytes))
     try:
-        result = runner.execute(Program((request.code,), show=False), limits)
+        result = runner.execute(Program((request.code,), show=False, stdin=request.stdin or ""), limits)
     except SdarError as error:
         return _failed(str(error))
     if result.status == RunStatus.REFUSED:
@@ -139,11 +139,11 @@ def answer(runner: CodeRunner, request: Asked) -> dict[str, Any]:
 
 
 def return_code(result: Result) -> int | None:
-    """As a shell would give it: 137 for a process that was killed."""
+    """As a shell would give it: 137 for a process that was killed, and no number above 128 that a signal did not make."""
     if result.status == RunStatus.TIMEOUT:
         return None
-    if result.status in (RunStatus.OK, RunStatus.ERROR):
-        return int(result.status == RunStatus.ERROR)
+    if result.exit_status is not None:
+        return 1 if 128 < result.exit_status < 160 else result.exit_status
     return 128 + int(result.layer.removeprefix("signal ")) if result.layer.startswith("signal ") else 137
 
 

@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -17,7 +16,7 @@ from sdar.errors import ConfigError, EnvironmentFault
 from sdar.registry import register
 from sdar.sandbox import seccomp
 from sdar.sandbox.base import CodeRunner, Limits, Program, Result, judge
-from sdar.sandbox.bubblewrap import HERE, environment, package_paths
+from sdar.sandbox.bubblewrap import HERE, environment, frame, package_paths
 from sdar.sandbox.confine import THREADS
 from sdar.sandbox.pump import pump
 from sdar.versions import install
@@ -102,9 +101,11 @@ class LandlockRunner(CodeRunner):
 
 
 def request_for(program: Program, limits: Limits, filter_program: bytes) -> bytes:
-    """What `exec_child.py` reads."""
+    """What `exec_child.py` reads, and then the code."""
     told = {"cells": program.cells, "show": program.show, "limits": asdict(limits)}
-    return json.dumps({**told, "filter": base64.b64encode(filter_program).decode()}).encode("utf-8", "surrogatepass")
+    return frame({**told, "filter": base64.b64encode(filter_program).decode()}) + program.stdin.encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def exchange(process, request: bytes, limits: Limits) -> tuple[list[bytes], str, float]:

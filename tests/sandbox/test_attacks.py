@@ -54,8 +54,8 @@ LAYERS = {
     "own process only": dict(bubblewrap="^(killed signal|error|ok)", landlock="^(killed signal|error|ok)"),
     "memory or wall limit": dict(bubblewrap="^(killed signal|memory|timeout)", landlock="^(killed signal|memory|timeout)"),
     "interpreter": dict(
-        bubblewrap="^error .*Error",
-        landlock="^error .*Error",
+        bubblewrap="^(error|syntax) .*Error",
+        landlock="^(error|syntax) .*Error",
     ),
     "interpreter and output limit": dict(bubblewrap="^output .*", landlock="^output .*"),
 }
@@ -226,6 +226,12 @@ ATTACKS = {
         "import os\nfor fd in range(3, 1024): os.write(fd, b'ESCAPED')",
         "own descriptors only",
     ),
+    "write to its input": ("import os\nos.write(0, b'x')\nprint('ESCAPED')", "own descriptors only"),
+    "grow its input": ("import os\nos.ftruncate(0, 1 << 40)\nprint('ESCAPED')", "no file"),
+    "more input than there is": (
+        "import os\nwhile os.read(0, 1 << 16): pass\nprint(repr(os.read(0, 9)), {'first': open(0, closefd=False).read()})",
+        "its own input",
+    ),
     "close every descriptor": ("import os\nos.closerange(0, 1024)", "own process only"),
     "fake answer": ('import os\nos.write(1, bytes(3) + b"\\x10" + b\'{"verdict": ""}\')', "own process only"),
     "leave at once": ("import os\nos._exit(0)", "own process only"),
@@ -273,8 +279,12 @@ SPECIAL = {
         bubblewrap="Operation not permitted|Permission denied|Read-only", landlock="denied|not permitted"
     ),
     "EOFError": dict(bubblewrap="^error .*EOFError", landlock="^error .*EOFError"),
+    "no file": dict(bubblewrap="Invalid argument", landlock="Invalid argument"),
+    "its own input": dict(bubblewrap="^ok  b'' {'first': ''}", landlock="^ok  b'' {'first': ''}"),
 }
 QUICK = {"wall limit": {"wall_s": 0.6}, "memory or wall limit": {"wall_s": 2.0}, "cpu limit": {"cpu_s": 1, "wall_s": 10.0}}
+GIVEN = "6 * 7\n" * 40_000
+"""Standard input of every attack but those that wait for some: more than a pipe holds, and most never read it."""
 SAMPLE = {
     "tcp",
     "fork",
@@ -361,7 +371,7 @@ print("ESCAPED" if any(needle in held[::-1] for needle in backwards) else "nothi
 def test_nothing_of_an_earlier_run_is_left_in_memory(runner):
     said = f"{SECRET * 100}"
     for _ in range(3):
-        runner.run(f"print({said!r} + 'x' * 3000)")
+        runner.run(f"print({said!r} + 'x' * 3000)", stdin=said)
     encoded = base64.b64encode(said.encode())  # as answers travel
     backwards = [text[i : i + 20][::-1].hex() for text, i in ((said.encode(), 0), (encoded, 24))]
     result = runner.run(EARLIER.format(backwards=backwards))
@@ -380,7 +390,7 @@ def test_an_attack_is_contained(attack, runner, name, bait):
     limits = replace(runner.limits, **QUICK.get(layer, {}))
     if layer == "wall limit" and name == "landlock":
         limits = replace(limits, wall_s=1.5)  # Python starts within it
-    result = runner.execute(Program((code,)), limits)
+    result = runner.execute(Program((code,), stdin="" if layer == "EOFError" else GIVEN), limits)
     told = f"{result.status} {result.layer} {result.stdout} {result.stderr}"
     assert re.search({**LAYERS, **SPECIAL}[layer][name], told, re.DOTALL), told[:600]
     assert "ESCAPED" not in result.stdout and SECRET not in told, told[:600]

@@ -73,7 +73,6 @@ def test_the_server_answers_in_the_shapes_of_the_protocol(url):
     ("request_", "message"),
     [
         ({"code": "x", "language": "cpp"}, "language 'cpp' is not served"),
-        ({"code": "x", "stdin": "1"}, "stdin is not served"),
         ({"code": "x", "files": {"a": "aGk="}}, "files is not served"),
         ({"code": "x" * (1 << 20) + "y"}, "at most 1048576 are run"),
     ],
@@ -110,6 +109,8 @@ def test_a_crowd_is_told_to_come_back(url):
         ("x = [0] * 10**10", "memory", "memory"),
         ("print('x' * 5000)", "output", "output"),
         ("import ctypes; ctypes.string_at(0)", "killed", "signal 11"),
+        ("x = (", "syntax", ""),
+        ("import os; os._exit(137)", "error", ""),
     ],
 )
 def test_our_client_reads_our_server(url, code, status, layer):
@@ -120,6 +121,14 @@ def test_our_client_reads_our_server(url, code, status, layer):
         assert result.stdout == "42\n"
     if status == "output":
         assert result.stdout == "x" * 1000 + "\n[output cut after 1000 bytes]"
+
+
+def test_standard_input_goes_along(url):
+    assert ask(url, code="print(input())", stdin="a\nb").json()["run_result"]["stdout"] == "a\n"
+    runner = FusionRunner(url, LIMITS)
+    assert runner.run("print(a + input())", ["a = 'x'\ninput()"], stdin="\xe9\n").stdout == "x\xe9\n"
+    assert runner.run("import sys\nprint(len(sys.stdin.read()))", stdin="x" * 300_000).stdout == "300000\n"
+    assert "EOFError" in runner.run("input()").stderr
 
 
 def test_state_goes_along(url):

@@ -23,7 +23,7 @@ from sdar.sandbox import (
     Result,
     best_runner,
 )
-from sdar.sandbox.base import LONGEST_CODE, Program, extract_code, judge
+from sdar.sandbox.base import LONGEST_CODE, LONGEST_INPUT, Program, extract_code, judge
 from sdar.sandbox.probe import weakness
 
 HONEST = [
@@ -102,10 +102,62 @@ def test_only_an_end_of_its_own_with_status_0_is_a_success(usable, kind, end):
     assert (f"{result.status} {result.layer}", result.stdout) == (end.rstrip("."), "done\n")
 
 
+READING = {
+    "input() + input()": ("a\nb", "'ab'"),
+    "import sys\nsys.stdin.buffer.readlines()": ("a\n\xe9", "[b'a\\n', b'\\xc3\\xa9']"),
+    "import sys\n[line for line in sys.stdin]": ("a\r\nb\n", "['a\\n', 'b\\n']"),
+    "import os\nos.read(0, 5)": ("hello there", "b'hello'"),
+    "len(open(0).read())": ("\xe9" * 300_000, "300000"),
+    "'unread'": ("x" * 1_000_000, "'unread'"),
+    "[ord(c) for c in input()]": ("\x00\u202e\ud800", "[0, 8238, 56557, 56480, 56448]"),
+}
+
+
+@pytest.mark.parametrize("code", READING)
+def test_a_program_reads_its_standard_input_in_any_way(runner, code):
+    stdin, value = READING[code]
+    head, _, last = code.rpartition("\n")
+    result = runner.run(f"{head}\nprint(repr({last}))", stdin=stdin)
+    assert (result.status, result.stdout, result.stderr) == ("ok", value + "\n", "")
+
+
+def test_standard_input_is_the_new_cells_alone(runner):
+    earlier = ["import sys\nheard = sys.stdin.read()", "try: input()\nexcept EOFError: end = True"]
+    assert runner.run("print([heard, end, input()])", earlier, stdin="one\n").stdout == "['', True, 'one']\n"
+    assert "EOFError" in runner.run("input()", earlier).stderr
+
+
+def test_a_run_tells_its_exit_and_what_it_used(runner):
+    ends = {
+        "1": ("ok", 0),
+        "exit()": ("ok", 0),
+        "quit(3)": ("error", 3),
+        "1 / 0": ("error", 1),
+        "x = (": ("syntax", 214),
+        "\tx": ("syntax", 214),
+        "x = 1\0": ("syntax", 214),
+        "eval('(')": ("error", 1),
+        "import os\nos.abort()": ("killed", None),
+    }
+    for code, end in ends.items():
+        result = runner.run(code)
+        assert (result.status, result.exit_status) == end, code
+    used = run(runner, "x = bytearray(64 << 20)\nfor _ in range(10**6): pass")
+    assert 0 < used.cpu_s < 5
+    if isinstance(runner, BubblewrapRunner):  # the other is not told
+        assert 64 << 20 < used.memory_bytes < 256 << 20
+
+
+def test_input_that_is_too_long_is_refused(runner):
+    result = runner.run("1", stdin="x" * (LONGEST_INPUT + 1))
+    assert result.status == "refused" and f"at most {LONGEST_INPUT} are given" in result.stderr
+
+
 @pytest.mark.parametrize("code", [-1, -9, -15, -64, 1, 137, 255])
 def test_no_status_but_0_is_a_success(code):
     assert judge("", code, [b"", b""], Limits()).status != "ok"
     assert judge("", 0, [b"", b""], Limits()).status == "ok"
+    assert judge("", 214, [b"", b""], Limits()).status == "syntax"
 
 
 def test_long_output_is_cut_visibly(runner):
