@@ -1,0 +1,145 @@
+"""Teachers over iterations, and what their views tell them."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from one_step import LAMP, ON_ACTIONS, double, external, log_probs, one_step, rewarded, rows, sampled, weights
+from torch import Tensor
+
+from sdar.envs import HouseholdEnv
+from sdar.errors import CheckpointError, ConfigError
+from sdar.retrievers import FactRetriever, NoRetriever
+from sdar.schedules import LinearSchedule
+from sdar.strategies import HDPO, OPD, OPSD, RLSD, SOD, SDSearch, SkillSD
+from sdar.teachers import EMATeacher, HintView, InitialTeacher, LiveTeacher, RoutedTeacher, SolutionView, StaleTeacher
+
+
+@pytest.mark.parametrize(
+    ("make", "iteration"),
+    [
+        (lambda small: small.strategy(SDSearch, **ON_ACTIONS), 49),
+        (lambda small: small.strategy(RLSD, retriever=FactRetriever()), 60),
+        (lambda small: small.strategy(HDPO, distill_coef=LinearSchedule(0.01, 0.0, 5)), 5),
+        (lambda small: small.strategy(SOD, teacher=external(small), coef=LinearSchedule(1.0, 0.0, 5), kl_coef=0.01), 5),
+    ],
+    ids=["loss term", "advantage", "further rollouts", "external"],
+)
+def test_a_teacher_whose_word_has_no_weight_is_not_asked(small, make, iteration):
+    strategy = make(small)
+    asked, teacher = [], strategy.teacher.model
+    strategy.teacher.model = lambda *args: asked.append(args) or teacher(*args)
+    seen = one_step(small, rewarded(strategy), iteration=iteration)
+    assert not asked and not seen.batch.has("teacher_logp") and seen.metrics["distill/coef"] == 0
+    assert len(seen.episodes) == sum(not e.extra for e in seen.episodes)
+    assert any(g.abs().sum() > 0 for g in seen.gradient.values())
+    one_step(small, rewarded(make(small)), iteration=0)
+
+
+def followed(small, teacher, **kwargs) -> tuple[Any, list[Tensor], list[Tensor]]:
+    """OPSD for two iterations: the teacher's and the student's weights after each."""
+    strategy = small.strategy(OPSD, teacher=teacher)
+    task = HouseholdEnv(**LAMP).task(HouseholdEnv(**LAMP).task_ids("train", 1, 0)[0])
+    taught, live = [], []
+    report = strategy.report
+
+    def watch(episodes):
+        taught.append(weights(teacher.model(strategy.model, strategy.initial, task)))
+        live.append(weights(strategy.model))
+        report(episodes)
+
+    strategy.report = watch
+    small.fit(strategy, steps=2, **kwargs)
+    return strategy, taught, live
+
+
+@pytest.mark.parametrize("name", ["live", "initial", "ema", "stale", "external", "routed"])
+def test_a_teacher_follows_the_student_as_it_should(small, name):
+    fresh = weights(small.policy().load_model())
+    other = weights(small.policy(hidden_size=32).load_model())
+    teacher = {
+        "live": LiveTeacher(),
+        "initial": InitialTeacher(),
+        "ema": EMATeacher(0.5),
+        "stale": StaleTeacher(2),
+        "external": external(small),
+        "routed": RoutedTeacher({"look_at_obj_in_light": StaleTeacher(2)}, default=external(small)),
+    }[name]
+    _, taught, live = followed(small, teacher)
+    assert not torch.equal(live[0], fresh) and not torch.equal(live[1], live[0])
+    first = (fresh + live[0]) / 2
+    expected = {
+        "live": live,
+        "initial": [fresh, fresh],
+        "ema": [first, (first + live[1]) / 2],
+        "stale": [fresh, live[1]],
+        "external": [other, other],
+        "routed": [fresh, live[1]],
+    }[name]
+    torch.testing.assert_close(taught, expected, rtol=0, atol=1e-7 if name == "ema" else 0)
+
+
+def test_each_familys_teacher_scores_its_own_rows(small):
+    teacher = RoutedTeacher({"look_at_obj_in_light": external(small, double)}, default=InitialTeacher())
+    strategy = small.strategy(OPD, policy=double(small.policy()), teacher=teacher, view=HintView())
+    families = ["look_at_obj_in_light", "pick_and_place_simple"]
+    seen = one_step(
+        small, strategy, small.data(env=HouseholdEnv(**{**LAMP, "families": families}, horizon=2), tasks_per_step=4)
+    )
+    asked = set()
+    for row in rows(seen.batch):
+        family = seen.episodes[int(seen.batch.episode[row.number])].task.family
+        network = teacher.routes[family].network if family in teacher.routes else strategy.initial
+        its = sampled(log_probs(strategy, network, row.teacher_ids, row.teacher_mask), row)
+        torch.testing.assert_close(seen.batch.teacher_logp[row.number][seen.batch.response_mask[row.number]], its.detach())
+        asked.add(family)
+    assert asked == set(families)
+
+
+def test_a_checkpoint_holds_the_moving_average_and_restores_it(small):
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    first, taught, _ = followed(small, EMATeacher(0.5), enable_checkpointing=True, callbacks=[keep])
+    path = small.folder / "kept" / "last.ckpt"
+    stored = torch.load(path, weights_only=True)["state_dict"]
+    copied = first.teacher.copy.state_dict()
+    assert all(torch.equal(stored[f"teacher_networks.copy.{n}"], copied[n]) for n in copied)
+    second = small.strategy(OPSD, teacher=EMATeacher(0.5))
+    small.fit(second, steps=2, ckpt_path=path)  # there is no step left
+    assert torch.equal(weights(second.teacher.copy), taught[-1])
+    assert not torch.equal(weights(second.teacher.copy), weights(second.model))
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(small):
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", every_n_train_steps=1, save_top_k=0, save_last=True)
+    small.fit(small.strategy(OPSD), steps=1, enable_checkpointing=True, callbacks=[keep])
+    message = r"holds no weights for EMATeacher: it was made with another teacher.*Use the teacher of the checkpoint's run"
+    with pytest.raises(CheckpointError, match=message):
+        small.fit(small.strategy(OPSD, teacher=EMATeacher(0.5)), steps=2, ckpt_path=small.folder / "kept" / "last.ckpt")
+
+
+# ------------------------------------------------------------------ views and retrievers
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "SkillView tells the teacher what a retriever found, and model.retriever is not set"),
+        (
+            {"view": SolutionView(), "retriever": FactRetriever()},
+            "model.retriever is set, but SolutionView tells nothing that was retrieved: the skills would reach nobody",
+        ),
+    ],
+)
+def test_a_view_and_a_retriever_that_do_not_belong_together_are_refused(small, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        one_step(small, small.strategy(RLSD, **settings))
+
+
+@pytest.mark.parametrize(("retriever", "times"), [(NoRetriever(), 1), (FactRetriever(), 0)])
+def test_a_retriever_that_finds_nothing_is_warned_of_once(small, recwarn, retriever, times):
+    small.fit(small.strategy(SkillSD, retriever=retriever), steps=3)
+    said = [str(w.message) for w in recwarn if "was told nothing" in str(w.message)]
+    assert len(said) == times
+    if said:
+        assert said[0].startswith("4 of 4 rows of iteration 0 have a teacher that was told nothing")
