@@ -77,7 +77,7 @@ def test_a_shell_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_answers_without_what_takes_long() -> None:
     words = ["completion", "--line", f"{QUICKSTART} --model.gate.b"]
-    code, out, _, modules = fresh(f"from sdar.cli import main; code = main({words!r})")
+    code, out, _, modules = fresh(f"from sdar.cli import main; sys.argv = ['sdar', *{words!r}]; code = main()")
     assert code == 0 and out == "--model.gate.beta\n" and modules & HEAVY == set()
 
 

@@ -1,11 +1,14 @@
 """Commands that need no model answer without the libraries that a model needs."""
 
+import gc
 import importlib
 import inspect
 import sys
 
 import pytest
 from fresh import HEAVY, fresh
+
+from sdar.cli import garbage
 
 
 def test_importing_the_package_imports_none_of_them() -> None:
@@ -43,7 +46,7 @@ def test_importing_the_package_imports_none_of_them() -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_an_answer_about_names_needs_none_of_them(words: list[str], status: int, text: str) -> None:
-    code, out, err, modules = fresh(f"from sdar.cli import main; code = main({words!r})")
+    code, out, err, modules = fresh(f"from sdar.cli import main; sys.argv = ['sdar', *{words!r}]; code = main()")
     assert code == status and text in out + err
     assert modules & HEAVY == set()
 
@@ -59,3 +62,35 @@ def test_a_default_that_is_made_while_something_is_imported_costs_no_look_at_all
     looked.clear()
     assert importlib.import_module("imported_deep").frames > here + 4
     assert len(looked) < usual + 3 * len(sys.modules)  # the new file is looked for once
+
+
+def test_what_was_read_for_an_answer_is_not_looked_through_for_garbage() -> None:
+    looks = "sum(one['collections'] for one in gc.get_stats())"
+    status, out, *_ = fresh(
+        f"import gc; from sdar.cli import main; sys.argv = ['sdar', 'list', 'gates']; before = {looks}; answer = main(); "
+        f"code = [answer, {looks} - before, gc.get_freeze_count() > 50_000]"
+    )
+    assert status == [0, 0, True] and "GapGate" in out, "neither meanwhile nor at the end"
+
+
+def test_what_comes_after_a_run_has_begun_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    garbage.wait()
+    assert not gc.isenabled()
+    garbage.begin()
+    assert gc.isenabled() and frozen == [False]
+    garbage.begin()
+    garbage.end()
+    assert len(frozen) == 1, "a run's own objects are looked through as it ends: some have to be closed"
+
+
+def test_whoever_collects_nothing_goes_on_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "freeze", lambda: pytest.fail("nothing was asked of it"))
+    gc.disable()
+    try:
+        garbage.wait()
+        garbage.begin()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

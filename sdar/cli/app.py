@@ -12,6 +12,7 @@ from itertools import pairwise
 
 import sdar
 from sdar import registry
+from sdar.cli import garbage
 from sdar.cli.commands import COMMANDS, HELP, USAGE, no_command, unknown_command
 from sdar.cli.failure import fail
 from sdar.errors import ConfigError, SdarError
@@ -63,6 +64,7 @@ def _run(args: list[str], plugins: list[str]) -> int:
     load(plugins)
     from sdar.cli.run import run, use_tool
 
+    garbage.begin()
     return use_tool(*args) if command and command.tool else run(args)
 
 
