@@ -72,6 +72,11 @@ def tasks(make: Make) -> None:
                 all(isinstance(text, str) for pair in task.facts.items() for text in pair), f"facts of {task_id} are no texts"
             )
             _promise(pickle.loads(pickle.dumps(task)) == task, f"task {task_id} does not pickle")
+            length, most = len(task.instruction.encode(errors="replace")), env.longest_instruction
+            _promise(
+                most is None or length <= most,
+                f"the instruction of {task_id} has {length} bytes, `longest_instruction` is {most}: set it to None, or to what it can be",
+            )
     try:
         env.task("no-such-task")
     except PanelError:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from sdar.envs.household_engine import FAMILIES, NOTHING_HAPPENS, Game, GameError, World
-from sdar.envs.household_games import make_game, world_facts
+from sdar.envs.household_games import LONGEST_SENTENCE, make_game, world_facts
 from sdar.envs.household_official import choose, data_root, official_game, trials
 from sdar.envs.household_planner import Expert as Planner
 from sdar.envs.household_planner import plan
@@ -172,6 +172,12 @@ class HouseholdEnv(Environment):
         game = self.game(task_id)
         number = int(task_id.rpartition("-")[2]) if self.data is None else int(task_id.split("-")[2], 16)
         return Task(id=task_id, family=game.family, instruction=game.task, seed=number, facts=dict(game.facts))
+
+    @property
+    def longest_instruction(self) -> int | None:
+        """Known of generated games, unless a class makes other tasks of them."""
+        own = type(self).task is not HouseholdEnv.task or type(self).game is not HouseholdEnv.game
+        return None if own or self.data is not None else LONGEST_SENTENCE
 
     def shared(self, trained: Sequence[str], measured: Sequence[str]) -> int:
         """Generated games of one room and family are compared; scenes of the official size are never drawn twice."""

@@ -157,6 +157,14 @@ SENTENCES: Mapping[str, tuple[str, ...]] = {
     "pick_two_obj_and_place": ("put two {obj} in {recep}", "find two {obj} and put them in {recep}"),
 }
 
+_LONGEST = {
+    "obj": max(OBJECTS, key=len),
+    "recep": max((name for room in ROOMS.values() for name in room), key=len),
+    "toggle": max(LAMPS, key=len),
+}
+LONGEST_SENTENCE = max(len(text.format(**_LONGEST)) for texts in SENTENCES.values() for text in texts)
+"""Most letters, all of them ASCII, that the task of a generated game can have."""
+
 
 @dataclass(frozen=True)
 class GameTask:

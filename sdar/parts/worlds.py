@@ -58,6 +58,12 @@ class Environment(ABC):
     def task(self, task_id: str) -> Task:
         """The task of an id, the same on every machine."""
 
+    @property
+    def longest_instruction(self) -> int | None:
+        """Most bytes that the instruction of a task can have, where that is known without making tasks: then none has to be made
+        before a run, to see that they fit. None: it is not known."""
+        return None
+
     def shared(self, trained: Sequence[str], measured: Sequence[str]) -> int:
         """How many of the `measured` tasks differ from each of the `trained` in nothing but their id."""
         return 0

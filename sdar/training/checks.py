@@ -66,6 +66,8 @@ def check_first_prompts(module: Host, data: TaskModule, seconds: float = 2.0) ->
     """Warn of tasks whose first prompt cannot fit, even before the world has said anything. Of each panel those with the longest
     instructions are looked at, for at most so many `seconds`: what is found later ends one episode."""
     room = module.sampler.context - module.sampler.max_new_tokens
+    if (most := data.env.longest_instruction) is not None and 2 * most <= room:
+        return
     found: dict[str, int] = {}
     due = time.monotonic() + seconds
     for task_id in dict.fromkeys(task_id for panel in [*data.measured, data.train_panel] for task_id in panel.task_ids):

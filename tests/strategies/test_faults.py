@@ -17,8 +17,10 @@ from sdar.metrics.tasks import averages, paired
 from sdar.parts import StepResult
 from sdar.retrievers import FactRetriever, UCBRetriever
 from sdar.rollout import collate, make_rows
+from sdar.samplers import TorchSampler
 from sdar.strategies import GRPO, HDPO, SDAR, BehaviorCloning
 from sdar.teachers import LiveTeacher
+from sdar.training.checks import check_first_prompts
 from sdar.training.finite import blame
 from sdar.types import Episode, Status, Task, Turn
 
@@ -347,6 +349,18 @@ def test_what_is_left_out_must_be_there_and_leave_something(small):
         small.data(leave_out=[f"{name}x"])
     with pytest.raises(ConfigError, match="names all 10 tasks of training: nothing is left"):
         small.data(leave_out=list(small.data().train_panel.task_ids))
+
+
+def test_no_task_is_made_to_see_that_a_short_instruction_fits(small, monkeypatch):
+    assert Damaged().longest_instruction is None, "such a class may say anything"
+    env = HouseholdEnv(world=3)
+    ids = [task_id for split in env.splits for task_id in env.task_ids(split, 60, 0)]
+    lengths = [len(env.task(task_id).instruction) for task_id in ids]
+    assert max(lengths) <= env.longest_instruction < 2 * max(lengths)
+    data, module = small.data(env=env), small.strategy(GRPO, sampler=TorchSampler(max_new_tokens=12))
+    monkeypatch.setattr(HouseholdEnv, "game", lambda self, task_id: pytest.fail("it was made"))
+    module.sampler.context = 2 * env.longest_instruction + 12
+    check_first_prompts(module, data)
 
 
 def test_instructions_that_fit_no_context_are_found_before_training(small):
