@@ -1,43 +1,42 @@
 """Mathematics with a code interpreter: problems with a checkable answer, Python as a tool."""
 
 import hashlib
-import json
 import random
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
-
-from lightning.pytorch.utilities import rank_zero_info
 
 from sdar.envs import math_checking, math_problems
 from sdar.envs.duplicates import distinct
 from sdar.envs.math_checking import is_correct, last_boxed
 from sdar.envs.math_problems import FAMILIES, LEVELS, Problem
 from sdar.envs.math_protocol import ANSWER, PYTHON
-from sdar.errors import ConfigError, PanelError, check_least
-from sdar.parts import Environment, Expert, StepResult
-from sdar.paths import resolve
+from sdar.envs.problem_env import (
+    MALFORMED,
+    NO_CALLS_LEFT,
+    NO_OUTPUT,
+    Attempt,
+    ProblemEnv,
+    measured_elsewhere,
+    score,
+    tool_error_share,
+)
+from sdar.envs.problem_env import shorten as shorten
+from sdar.envs.problem_env import tell as tell
+from sdar.errors import ConfigError
+from sdar.parts import Expert, StepResult
 from sdar.reading import excerpt, is_written_list, read_json_lines, read_name
 from sdar.registry import did_you_mean, register
-from sdar.sandbox.base import CodeRunner, Result, RunStatus
-from sdar.sandbox.choose import AutoRunner
+from sdar.sandbox.base import CodeRunner
 from sdar.skills import SkillBank
 from sdar.types import Task
 from sdar.versions import install
 
 GENERATOR = 1
 """Raised whenever the same arguments would make another problem, so that no panel can mean two things."""
-MALFORMED = "The tool call could not be read. Nothing was run."
-NO_CALLS_LEFT = "No tool calls are left. Give the final answer."
-NO_OUTPUT = "[no output: print what you want to see]"
 RIGHT, WRONG = "Correct.", "Incorrect."
-TURN_BONUS, BEST_WRONG = 0.1, -0.6
-"""SOD: a wrong answer gets this much for each tool turn, up to this reward. A call that nobody could run is no tool turn: text
-that looks like a call would be paid otherwise."""
 
 PHRASES = [
     "```python\n",
@@ -72,26 +71,8 @@ PHRASES = [
 ]
 
 
-@dataclass
-class Attempt:
-    """The episode that runs."""
-
-    task_id: str
-    turns: int = 0
-    calls: int = 0
-    """Programs that were run."""
-    malformed: int = 0
-    """Calls that could not be read. They earn nothing."""
-    failed: int = 0
-    """Programs that raised or broke a limit."""
-    cells: tuple[str, ...] = ()
-    """What was run before, where the interpreter keeps its state."""
-    computed: str = ""
-    """What the last call printed."""
-
-
 @register("math")
-class MathEnv(Environment):
+class MathEnv(ProblemEnv):
     r"""Problems with a checkable answer and a Python interpreter.
 
     Actions are ``python``, a line break and code, or ``answer``, a line break and an answer; `HermesMathProtocol` and
@@ -116,9 +97,8 @@ class MathEnv(Environment):
             antlr that Hydra's users cannot have, so it may stay in an environment of its own.
     """
 
-    protocol_name, action_form, world_kind = "hermes_math", "programs", "mathematics"
-
-    running: Attempt | None
+    protocol_name, world_kind, id_prefix = "hermes_math", "mathematics", "math"
+    generated_splits = math_problems.SPLITS
 
     def __init__(
         self,
@@ -134,11 +114,7 @@ class MathEnv(Environment):
         output_chars: int = 2000,
         verify_python: str | None = None,
     ):
-        check_least("env", 1, horizon=horizon)
-        check_least("env", 0, max_tool_calls=max_tool_calls)
-        check_least("env", 80, output_chars=output_chars)
-        if reward not in ("binary", "signed", "sod"):
-            raise ConfigError(f"env.reward is {reward!r}: rewards are binary, signed and sod.")
+        super().__init__(split, files, runner, stateful, horizon, max_tool_calls, reward, output_chars)
         if level not in LEVELS:
             raise ConfigError(f"env.level is {level!r}: levels of generated problems are {' and '.join(LEVELS)}.")
         if files is not None and families is not None:
@@ -150,66 +126,15 @@ class MathEnv(Environment):
                 raise ConfigError(
                     f"env.families names {family!r}: no such family.{did_you_mean(family, FAMILIES)} Families: {', '.join(FAMILIES)}."
                 )
-        self.files: Any = None if files is None else dict(files)  # split -> path
-        self.splits = math_problems.SPLITS if files is None else tuple(files)
-        if split not in self.splits:
-            raise ConfigError(
-                f"env.split is {split!r}, but there are problems for {', '.join(self.splits) or 'no split'}. "
-                f"{'Choose one of them.' if files is None else 'Name a file for it in env.files.'}"
-            )
-        self.split = split
         self.families = list(families or FAMILIES)
         self.level = level
-        self.runner = AutoRunner() if runner is None else runner
-        self.stateful = stateful
-        self.horizon = horizon
-        self.max_tool_calls = max_tool_calls
-        self.reward = reward
-        self.output_chars = output_chars
         self.verify_python = verify_python
-        texts = {name: _file_problems(str(resolve(path)))[1] for name, path in (files or {}).items()}
-        for name in texts:
-            self._kept(name)  # what is left out is told now
-        settings = texts if files else [GENERATOR, self.families, level]
-        self.fingerprint = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-
-    def task_ids(self, split: str, count: int, seed: int) -> list[str]:
-        self.check_split(split)
-        if self.files is None:
-            return [f"math-{self.fingerprint}-{split}-{seed}-{i:06d}" for i in range(count)]
-        kept = self._kept(split)
-        if count > len(kept):
-            raise PanelError(
-                f"{self.files[split]} has {len(kept)} problems, but a panel of {count} is asked for: a problem may count once. Ask for "
-                f"{len(kept)} or fewer."
-            )
-        order = random.Random(f"math/{split}/{seed}").sample(kept, count)
-        return [f"math-{self.fingerprint}-{split}-row-{i:06d}" for i in order]
-
-    def size(self, split: str) -> int | None:
-        self.check_split(split)
-        return None if self.files is None else len(self._kept(split))
+        self._mark([GENERATOR, self.families, level])
 
     def problem(self, task_id: str) -> Problem:
         """The problem of a task id, the same on every machine."""
-        shape = re.fullmatch(r"math-([0-9a-f]+)-(.+)-(row|-?\d+)-(\d+)", task_id)
-        if shape is None:
-            raise PanelError(f"{task_id!r} is no task of mathematics: ids look like math-FINGERPRINT-SPLIT-SEED-NUMBER.")
-        fingerprint, split, seed, number = shape.groups()
-        if fingerprint != self.fingerprint or split not in self.splits or (seed == "row") != (self.files is not None):
-            raise PanelError(
-                f"task {task_id} belongs to other settings or files (fingerprint {fingerprint}, these have {self.fingerprint}): it "
-                "would be another problem under the same name. Use what the panel was made with."
-            )
-        index = int(number)
-        if self.files is not None:
-            rows = self._rows(split)
-            if index >= len(rows):
-                raise PanelError(
-                    f"task {task_id}: {self.files[split]} has {len(rows)} problems only. Use the panel's own file."
-                )
-            return rows[index]
-        return _generated(self.families[index % len(self.families)], self.level, split, f"{seed}/{index}")
+        problem: Problem = self._problem(task_id)
+        return problem
 
     def task(self, task_id: str) -> Task:
         problem = self.problem(task_id)
@@ -225,40 +150,10 @@ class MathEnv(Environment):
         self.running = Attempt(task.id)
         return self.problem(task.id).text
 
-    def step(self, action: str) -> StepResult:
-        attempt: Attempt = self.ongoing()
-        attempt.turns += 1
-        if action.startswith(ANSWER):
-            return self._judge(attempt, action.removeprefix(ANSWER))
-        valid = action.startswith(PYTHON)
-        if not valid:
-            attempt.malformed += 1
-            observation = MALFORMED
-        elif self.max_tool_calls is not None and attempt.calls >= self.max_tool_calls:
-            observation = NO_CALLS_LEFT
-        else:
-            observation = self._call(attempt, action.removeprefix(PYTHON))
-        if attempt.turns >= self.horizon:
-            return replace(self.unfinished(), observation=observation, valid=valid)
-        return StepResult(observation, valid=valid, scores=self._scores(attempt, False))
-
-    def unfinished(self) -> StepResult:
-        """As a wrong answer: else a problem that is too hard would be worth more the longer the policy talks."""
-        return replace(self._judge(self.ongoing(), ""), truncated=True)
-
     def check(self) -> None:
         """Whether code can be run and answers compared on this machine; says what stands between the code and the machine."""
-        self.runner.check()
-        rank_zero_info(f"code sandbox: {', '.join(self.runner.layers)}")
+        super().check()
         math_checking.check(self.verify_python)
-
-    @property
-    def conditions(self) -> dict[str, str]:
-        """Sandboxes differ in what code may do: with bubblewrap it writes files below /tmp, with Landlock nowhere."""
-        return {"code_sandbox": ", ".join(self.runner.layers)}
-
-    def close(self) -> None:
-        self.runner.close()
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "MathExpert":
         return MathExpert(self, self.problem(self.ongoing().task_id))
@@ -288,33 +183,23 @@ class MathEnv(Environment):
             texts += [p.text, f"```python\n{p.program}\n```", f"```output\n{p.answer}\n```", f"\\boxed{{{p.answer}}}", p.hint]
         return texts, PHRASES
 
-    def _call(self, attempt: Attempt, code: str) -> str:
-        result = self.runner.run(code, attempt.cells)
-        attempt.calls += 1
-        attempt.failed += result.status != RunStatus.OK
-        attempt.computed = result.stdout.strip()
-        if self.stateful and result.status in (RunStatus.OK, RunStatus.ERROR, RunStatus.SYNTAX):
-            attempt.cells = (*attempt.cells, code)
-        return shorten(tell(result), self.output_chars)
-
     def _judge(self, attempt: Attempt, answer: str) -> StepResult:
         """The end of an episode; an empty answer is none."""
         right = bool(answer) and is_correct(self.problem(attempt.task_id).answer, answer, python=self.verify_python)
         reward = score(right, attempt.calls, self.reward)
         return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
 
-    def _scores(self, attempt: Attempt, right: bool) -> dict[str, float]:
-        failed, calls = attempt.failed + attempt.malformed, attempt.calls + attempt.malformed
-        return {"correct": float(right), "tool_error_share": failed / max(1, calls)}
+    def _scores(self, attempt: Attempt, right: bool = False) -> dict[str, float]:
+        return {"correct": float(right), "tool_error_share": tool_error_share(attempt)}
 
-    def _rows(self, split: str) -> tuple[Problem, ...]:
-        return _file_problems(str(resolve(self.files[split])))[0]
+    def _generated(self, split: str, seed: str, index: int) -> Problem:
+        return _generated(self.families[index % len(self.families)], self.level, split, f"{seed}/{index}")
+
+    def _file(self, path: str) -> tuple[tuple[Problem, ...], str]:
+        return _file_problems(path)
 
     def _kept(self, split: str) -> list[int]:
-        """Rows of a split's file that panels choose from."""
-        paths = {name: str(resolve(path)) for name, path in self.files.items()}
-        measured = [path for name, path in paths.items() if name != split] if split == self.split else []
-        return _kept(paths[split], tuple(measured))
+        return _kept(*measured_elsewhere(self, split))
 
 
 class MathExpert(Expert):
@@ -329,35 +214,6 @@ class MathExpert(Expert):
 
     def watch(self, action: str) -> None:
         """Everything that it goes by is in the episode."""
-
-
-def score(right: bool, calls: int, reward: str) -> float:
-    """The reward of an episode in which `calls` programs were run."""
-    if reward == "binary":
-        return float(right)
-    if right:
-        return 1.0
-    return -1.0 if reward == "signed" else min(BEST_WRONG, -1.0 + TURN_BONUS * calls)
-
-
-def tell(result: Result) -> str:
-    """What a model is told of a run."""
-    notes = {
-        RunStatus.TIMEOUT: f"[stopped: more than the allowed time ({result.layer} limit)]",
-        RunStatus.MEMORY: "[stopped: more than the allowed memory]",
-        RunStatus.OUTPUT: "[stopped: too much output]",
-        RunStatus.KILLED: f"[the process was killed ({result.layer})]",
-    }
-    parts = [result.stdout.rstrip("\n"), result.stderr.rstrip("\n"), notes.get(result.status, "")]
-    return "\n".join(part for part in parts if part) or NO_OUTPUT
-
-
-def shorten(text: str, most: int) -> str:
-    """At most `most` characters and a note: the beginning and the end, with the middle cut visibly."""
-    if len(text) <= most:
-        return text
-    half = most // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters cut ...]\n{text[-half:]}"
 
 
 @lru_cache(maxsize=8192)
