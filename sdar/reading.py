@@ -8,12 +8,14 @@ Lone surrogates, which occur in code and in web pages, stay as they are.
 Numbers are finite and have at most `MOST_DIGITS` digits, so that ``float(number)`` never overflows.
 """
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from math import isinf
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 import yaml
@@ -79,15 +81,15 @@ def read_json(file: Path, error: Refusal = ConfigError, *, advice: str = "Correc
 def read_json_lines(
     file: Path, error: Refusal = ConfigError, *, advice: str = "Each line holds one JSON object."
 ) -> Iterator[tuple[str, Any]]:
-    """Place (``file, line 3``) and value of every line that is not blank, read as they are asked for."""
+    """Place (``file, line 3``) and value of every line that is not blank, read as they are asked for; a file may end in .gz."""
     try:
-        with file.open("rb") as lines:
+        with _opened(file) as lines:
             for number, line in enumerate(lines, 1):
                 if (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).strip():
                     where = f"{file}, line {number}"
                     yield where, parse_json(line.strip(), where, error, advice=advice)
-    except OSError as bad:
-        raise error(f"{file} cannot be read ({bad.strerror or bad}). Check the file.") from None
+    except _BROKEN as bad:
+        raise error(f"{file} cannot be read ({_why(bad)}). Check the file.") from None
 
 
 class LimitedDecoder(json.JSONDecoder):
@@ -226,11 +228,25 @@ def _short(text: str) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
+_BROKEN = (OSError, EOFError, zlib.error)
+"""What reading a file raises, a compressed one included."""
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """A file, or what is compressed in one that ends in .gz."""
+    return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # type: ignore[return-value]
+
+
 def _content(file: Path, error: Refusal) -> bytes:
     try:
-        return file.read_bytes()
-    except OSError as bad:
-        raise error(f"{file} cannot be read ({bad.strerror or bad}). Check the file.") from None
+        with _opened(file) as content:
+            return content.read()
+    except _BROKEN as bad:
+        raise error(f"{file} cannot be read ({_why(bad)}). Check the file.") from None
+
+
+def _why(bad: Exception) -> str:
+    return getattr(bad, "strerror", None) or str(bad)
 
 
 def _decoded(text: str | bytes) -> str:

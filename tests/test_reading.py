@@ -190,6 +190,7 @@ OURS = {
     "encoding.py": "a tokenizer as the library prints it",
     "envs/alfworld.py": "answers of a process that it started",
     "envs/alfworld_server.py": "a script without sdar",
+    "envs/code_calls.py": "a script without sdar",
     "envs/household.py": "a recipe of its own",
     "envs/household_official.py": "a cache of its own",
     "envs/math_verdicts.py": "a script without sdar",
