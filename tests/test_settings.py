@@ -35,7 +35,9 @@ registry.load_parts()
 CONF = installed_settings()
 PARTS = [cls for plural in registry.kinds() for cls in dict.fromkeys(registry.parts(plural).values())]
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
-WORLDS = [name for name in ("alfworld", "math", "quickstart", "search", "webshop") if (CONF / f"env/{name}.yaml").exists()]
+WORLDS = [
+    name for name in ("alfworld", "code", "math", "quickstart", "search", "webshop") if (CONF / f"env/{name}.yaml").exists()
+]
 FIT = [name for name, command in COMMANDS.items() if command.needs_settings]
 
 

@@ -87,10 +87,12 @@ def read_livecodebench_row(row: Mapping[str, Any], where: str) -> CodeProblem:
         f"{where}: metadata",
         ConfigError,
     )
-    name = metadata.get("func_name")
-    if name is not None and not (isinstance(name, str) and name.isidentifier()):
-        raise ConfigError(f"{where}: metadata.func_name is {excerpt(name)}, which is no name of a function. Correct the row.")
-    tests = {column: _tests(row[column], f"{where}: {column}", name is not None) for column in COLUMNS[1:3]}
+    function = metadata.get("func_name")
+    if function is not None and not (isinstance(function, str) and function.isidentifier()):
+        raise ConfigError(
+            f"{where}: metadata.func_name is {excerpt(function)}, which is no name of a function. Correct the row."
+        )
+    tests = {column: _tests(row[column], f"{where}: {column}", function is not None) for column in COLUMNS[1:3]}
     if not any(tests.values()):
         raise ConfigError(f"{where}: there is no test, public or private: any program would pass. Leave the row out.")
     difficulty = _word(row, "difficulty", where, DIFFICULTIES)
@@ -101,7 +103,7 @@ def read_livecodebench_row(row: Mapping[str, Any], where: str) -> CodeProblem:
         family=f"livecodebench_{difficulty}",
         tests=tuple(tests["public_test_cases"]),
         packed=row["private_test_cases"],
-        entry="" if name is None else f"Solution().{name}" if "class Solution" in starter else name,
+        entry="" if function is None else f"Solution().{function}" if "class Solution" in starter else function,
         preamble=CONTEST,
         starter=starter,
         examples=shown(tests["public_test_cases"], text),

@@ -1,7 +1,8 @@
 r"""How problems with a code tool are told to a model: Hermes tool calls, or plain Markdown fences.
 
 Both write the same actions: ``python`` and a line break and the code, or ``answer`` and a line break and the answer. A response
-with a call is a call, whatever else it says; one without is the final answer, from its last ``\boxed{}``.
+with a call is a call, whatever else it says; one without is the final answer, from its last ``\boxed{}``. A program that reads
+standard input is called by ``python <``, the input as JSON, a line break and the code.
 """
 
 import json
@@ -19,6 +20,7 @@ from sdar.tags import first_pair
 from sdar.types import Task
 
 PYTHON, ANSWER = "python\n", "answer\n"
+READING = "python < "
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -31,10 +33,33 @@ TOOL: dict[str, Any] = {
         },
     },
 }
+
+
+def call_of(code: str, stdin: str = "") -> str:
+    """The action that runs a program."""
+    return f"{READING}{json.dumps(stdin)}\n{code}" if stdin else PYTHON + code
+
+
+def program_of(action: str) -> tuple[str, str] | None:
+    """Code and standard input of an action that runs a program; None for any other."""
+    if action.startswith(PYTHON):
+        return action.removeprefix(PYTHON), ""
+    head, line, code = action.partition("\n")
+    if not (head.startswith(READING) and line):
+        return None
+    try:
+        stdin = parse_json(head.removeprefix(READING), "input", ValueError)
+    except ValueError:
+        return None
+    return (code, stdin) if isinstance(stdin, str) else None
+
+
 FINAL = "Put the final answer into \\boxed{}."
 
 
-class _MathProtocol(Protocol):
+class ToolProtocol(Protocol):
+    """Responses that call the tool, or give the final answer."""
+
     tags = ("think", "code", "answer")
     action_form = "programs"
 
@@ -68,24 +93,21 @@ class _MathProtocol(Protocol):
     def parse(self, text: str, admissible: Sequence[str]) -> tuple[str, bool]:
         call = self.call(text)
         if call is not None:
-            code = self.code(text[slice(*call)])
-            return ("", False) if code is None else (PYTHON + code, True)
-        found = final_answer(text)
+            program = self.code(text[slice(*call)])
+            return ("", False) if program is None else (call_of(*program), True)
+        found = self.final(text)
         return ANSWER + text[slice(*found)] if found else ANSWER, found is not None
 
     def write(self, action: str) -> str:
-        if action.startswith(PYTHON):
-            return self.write_call(action.removeprefix(PYTHON))
-        answer = action.removeprefix(ANSWER)
-        boxed = f"\\boxed{{{answer}}}"
-        return boxed if last_boxed(boxed) == answer else f"Answer: {answer}"
+        program = program_of(action)
+        return self.write_answer(action.removeprefix(ANSWER)) if program is None else self.write_call(*program)
 
     def spans(self, text: str) -> list[tuple[str, int, int]]:
         thought = first_pair(text, "think")
         found = [("think", thought.first, thought.end)] if thought else []
         if call := self.call(text):
             found.append(("code", *call))
-        elif answer := final_answer(text):
+        elif answer := self.final(text):
             found.append(("answer", *answer))
         return sorted(found, key=lambda span: span[1:])
 
@@ -98,16 +120,25 @@ class _MathProtocol(Protocol):
         """Where the content of the first tool call stands."""
 
     @abstractmethod
-    def code(self, call: str) -> str | None:
-        """The code in the content of a call; None when it is malformed."""
+    def code(self, call: str) -> tuple[str, str] | None:
+        """Code and standard input in the content of a call; None when it is malformed."""
 
     @abstractmethod
-    def write_call(self, code: str) -> str:
+    def write_call(self, code: str, stdin: str = "") -> str:
         """A response that calls the tool."""
+
+    def final(self, text: str) -> tuple[int, int] | None:
+        """Where the final answer stands in a response without a call."""
+        return final_answer(text)
+
+    def write_answer(self, answer: str) -> str:
+        """A response that gives the final answer."""
+        boxed = f"\\boxed{{{answer}}}"
+        return boxed if last_boxed(boxed) == answer else f"Answer: {answer}"
 
 
 @register("hermes_math")
-class HermesMathProtocol(_MathProtocol):
+class HermesMathProtocol(ToolProtocol):
     """Tool calls as JSON in ``<tool_call>``, results in ``<tool_response>``: the format of Hermes, Qwen and SOD.
 
     Args:
@@ -115,6 +146,8 @@ class HermesMathProtocol(_MathProtocol):
         tools: Who tells of the tool and of the form of a call: ``text``, a system message of its own, or ``template``, the policy's
             chat template (``apply_chat_template(tools=...)``, as SOD has it); it must write calls in ``<tool_call>``.
     """
+
+    TOOL, READS, ROLE = TOOL, False, "solve mathematical problems"
 
     def __init__(
         self,
@@ -128,14 +161,14 @@ class HermesMathProtocol(_MathProtocol):
                 f"protocol.tools is {tools!r}: a tool is told of in a text or by the chat template. Use text or template."
             )
         super().__init__(instructions)
-        self.tools = (TOOL,) if tools == "template" else ()
+        self.tools = (self.TOOL,) if tools == "template" else ()
 
     def system(self) -> str:
         if self.tools:
             return ""
         return (
-            "You solve mathematical problems and may call a function.\n\n<tools>\n"
-            + json.dumps(TOOL)
+            f"You {self.ROLE} and may call a function.\n\n<tools>\n"
+            + json.dumps(self.TOOL)
             + '\n</tools>\n\nA call is a JSON object with "name" and "arguments" between <tool_call> and </tool_call>:\n'
             + self.write_call("print(2**10)")
             + "\nThe result comes back between <tool_response> and </tool_response>."
@@ -150,25 +183,27 @@ class HermesMathProtocol(_MathProtocol):
         end = text.find("</tool_call>", start)
         return None if start < 0 else (start + len("<tool_call>"), end if end >= 0 else len(text))
 
-    def code(self, call: str) -> str | None:
+    def code(self, call: str) -> tuple[str, str] | None:
         try:
             told = parse_json(call, "call", ValueError, strict=False)
             arguments = told["arguments"]
             arguments = (
                 parse_json(arguments, "arguments", ValueError, strict=False) if isinstance(arguments, str) else arguments
             )
-            code = arguments["code"] if told["name"] == TOOL["function"]["name"] else None
-        except (ValueError, KeyError, TypeError):
+            code = arguments["code"] if told["name"] == self.TOOL["function"]["name"] else None
+            stdin = arguments.get("stdin") or "" if self.READS else ""
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return code if isinstance(code, str) else None
+        return (code, stdin) if isinstance(code, str) and isinstance(stdin, str) else None
 
-    def write_call(self, code: str) -> str:
-        told = json.dumps({"name": TOOL["function"]["name"], "arguments": {"code": code}})
+    def write_call(self, code: str, stdin: str = "") -> str:
+        arguments = {"code": code, "stdin": stdin} if stdin else {"code": code}
+        told = json.dumps({"name": self.TOOL["function"]["name"], "arguments": arguments})
         return f"<tool_call>\n{told.replace('</tool_call>', chr(92) + 'u003c/tool_call>')}\n</tool_call>"
 
 
 @register("fenced_math")
-class FencedMathProtocol(_MathProtocol):
+class FencedMathProtocol(ToolProtocol):
     """Code in a ```python fence, results in an ```output fence: short enough for small policies.
 
     Args:
@@ -188,12 +223,11 @@ class FencedMathProtocol(_MathProtocol):
         found = self.FENCE.search(text)
         return found.span(2) if found else None
 
-    def code(self, call: str) -> str | None:
-        return call
+    def code(self, call: str) -> tuple[str, str] | None:
+        return call, ""
 
-    def write_call(self, code: str) -> str:
-        ticks = _fence(code)
-        return f"{ticks}python\n{code}\n{ticks}"
+    def write_call(self, code: str, stdin: str = "") -> str:
+        return fenced(code)
 
 
 def final_answer(text: str) -> tuple[int, int] | None:
@@ -221,6 +255,12 @@ def _rest_of_line(text: str, start: int) -> tuple[int, int] | None:
     if lead < 0:
         return None
     return start + lead, start + max(lead + 1, len(line.rstrip(_MARKS)))
+
+
+def fenced(code: str) -> str:
+    """A program in a Markdown fence."""
+    ticks = _fence(code)
+    return f"{ticks}python\n{code}\n{ticks}"
 
 
 def _fence(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from sdar.envs.math_protocol import ANSWER, PYTHON
+from sdar.envs.math_protocol import ANSWER, program_of
 from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, StepResult
 from sdar.paths import resolve
@@ -54,7 +54,7 @@ class Attempt:
 class ProblemEnv(Environment):
     """Problems with an answer that can be checked, and a Python interpreter.
 
-    Actions are ``python``, a line break and code, or ``answer``, a line break and an answer, which ends the episode.
+    Actions are those of `sdar.envs.math_protocol`: a program that is run, or an answer, which ends the episode.
     """
 
     action_form = "programs"
@@ -153,17 +153,17 @@ class ProblemEnv(Environment):
         attempt.turns += 1
         if action.startswith(ANSWER):
             return self._judge(attempt, action.removeprefix(ANSWER))
-        valid = action.startswith(PYTHON)
-        if not valid:
+        program = program_of(action)
+        if program is None:
             attempt.malformed += 1
             observation = MALFORMED
         elif self.max_tool_calls is not None and attempt.calls >= self.max_tool_calls:
             observation = NO_CALLS_LEFT
         else:
-            observation = self._call(attempt, action.removeprefix(PYTHON))
+            observation = self._call(attempt, *program)
         if attempt.turns >= self.horizon:
-            return replace(self.unfinished(), observation=observation, valid=valid)
-        return StepResult(observation, valid=valid, scores=self._scores(attempt))
+            return replace(self.unfinished(), observation=observation, valid=program is not None)
+        return StepResult(observation, valid=program is not None, scores=self._scores(attempt))
 
     def unfinished(self) -> StepResult:
         """As a wrong answer: else a problem that is too hard would be worth more the longer the policy talks."""
@@ -182,8 +182,8 @@ class ProblemEnv(Environment):
     def close(self) -> None:
         self.runner.close()
 
-    def _call(self, attempt: Attempt, code: str) -> str:
-        result = self.runner.run(code, attempt.cells)
+    def _call(self, attempt: Attempt, code: str, stdin: str) -> str:
+        result = self.runner.run(code, attempt.cells, stdin)
         attempt.calls += 1
         attempt.failed += result.status != RunStatus.OK
         attempt.computed = result.stdout.strip()
