@@ -11,7 +11,8 @@ import pytest
 
 from sdar.curricula import BackToFront
 from sdar.data.panels import Panel
-from sdar.envs import household_files, household_official, mathematics, search_questions, webshop_data
+from sdar.envs import code_files, household_files, household_official, mathematics, search_questions, webshop_data
+from sdar.envs.code_livecodebench import Window
 from sdar.errors import SdarError
 from sdar.search.shards import IndexFolder, read_corpus
 from sdar.skills import SkillBank
@@ -80,10 +81,20 @@ def skills(folder, text, name):
     return SkillBank.load(folder / name if name.startswith("claude") else folder)
 
 
+CONTEST = {
+    "question_content": "Double it.", "platform": "atcoder", "contest_date": "2024-08-10", "starter_code": "", "difficulty": "easy",
+    "public_test_cases": '[{"input": "2", "output": "4", "testtype": "stdin"}]', "private_test_cases": "[]", "metadata": "{}",
+}  # fmt: skip
+CHECK = {
+    "prompt": "def f(x):\n    'Twice.'\n", "canonical_solution": "    return x", "entry_point": "f", "query": "Double.",
+    "test": "def check(candidate):\n    assert candidate(1) == 2", "meta": {"difficulty": "Easy"},
+}  # fmt: skip
 FORMATS = {
     "questions": (QUESTION, lambda f, t: search_questions.file_questions(
         (), ((str(write(f, "q.jsonl", t)), len(t), hash(t)),), ("nq",))),
     "problems": (PROBLEM, lambda f, t: mathematics._file_problems.__wrapped__(str(write(f, "m.jsonl", t)))),
+    "contests": (CONTEST, lambda f, t: code_files.file_problems.__wrapped__(str(write(f, "c.jsonl", t)), Window(since="2024-01-01"))),
+    "checks": (CHECK, lambda f, t: code_files.file_problems.__wrapped__(str(write(f, "h.jsonl", t)), Window())),
     "products": ([PRODUCT], lambda f, t: webshop(f, t, "items_shuffle_1000.json")),
     "attributes": (WISHES, lambda f, t: webshop(f, t, "items_ins_v2_1000.json")),
     "instructions": (HUMAN, lambda f, t: webshop(f, t, "items_human_ins.json")),

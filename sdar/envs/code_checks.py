@@ -20,14 +20,16 @@ def is_check_row(row: Mapping[str, Any]) -> bool:
 
 def read_check_row(row: Mapping[str, Any], where: str) -> CodeProblem:
     """A row of HumanEval (``prompt``, ``test``, ``entry_point``, perhaps ``canonical_solution``) or of LeetCodeDataset (the same with
-    ``query``, ``starter_code``, ``completion`` and ``difficulty``).
+    ``query``, ``starter_code``, ``completion`` and ``difficulty``; its first versions have some of them in ``meta``).
 
     Raises:
         ConfigError: a column is missing, of another type, or no Python.
     """
+    meta = row.get("meta")
+    row = {**meta, **row} if isinstance(meta, dict) else row
     prompt, test, entry = (_text(row, name, where) for name in ("prompt", "test", "entry_point"))
     query = _text(row, "query", where, "")
-    _parsed(prompt, f"{where}: prompt")
+    begun = _parsed(prompt, f"{where}: prompt")
     if not _defines(_parsed(test, f"{where}: test"), "check"):
         raise ConfigError(
             f"{where}: test defines no function check, which gets the program's function. Its text begins {excerpt(test.strip())}. Write "
@@ -37,11 +39,15 @@ def read_check_row(row: Mapping[str, Any], where: str) -> CodeProblem:
         raise ConfigError(
             f"{where}: entry_point is {excerpt(entry)}, which names no function. Write a name (two_sum) or a method (Solution().twoSum)."
         )
-    solution = _text(row, "canonical_solution", where, "") or _text(row, "completion", where, "")
-    if solution and not query:  # HumanEval's continues its prompt
-        solution = prompt + solution
+    if not query and not _defines(begun, entry):
+        raise ConfigError(
+            f"{where}: there is no query, and prompt does not define {excerpt(entry)}: nobody could know what to do. Begin the function in "
+            "prompt, with its task as a docstring, as HumanEval has it, or write the task into query."
+        )
+    continued = _text(row, "canonical_solution", where, "")
+    solution = prompt + continued if continued else _text(row, "completion", where, "")
     if solution:
-        _parsed(solution, f"{where}: {'completion' if query else 'prompt and canonical_solution'}")
+        _parsed(solution, f"{where}: {'prompt and canonical_solution' if continued else 'completion'}")
     if query:
         text, starter, family = query, "", f"leetcode_{_text(row, 'difficulty', where, '').lower() or 'unrated'}"
         if not FENCED.search(query):

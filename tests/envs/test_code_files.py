@@ -95,6 +95,12 @@ def test_rows_with_a_check_are_read(tmp_path):
     assert "assert" not in human.statement + leet.statement
 
 
+def test_rows_of_the_first_leetcodedataset_are_read(tmp_path):
+    inside = {name: LEETCODE[name] for name in ("query", "difficulty", "response")} | {"lang_code": "class Solution:"}
+    old = {name: LEETCODE[name] for name in ("task_id", "prompt", "entry_point", "test", "completion")} | {"meta": inside}
+    assert problems(write(tmp_path, old, name="old.jsonl")) == problems(write(tmp_path, LEETCODE))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
 def test_files_may_be_lines_or_a_list_and_compressed(tmp_path, name):
     assert [p.family for p in problems(write(tmp_path, READING, HUMANEVAL, name=name))] == ["livecodebench_easy", "humaneval"]
@@ -175,6 +181,7 @@ BROKEN = {
     "test empty": (LEETCODE | {"test": ""}, r"test is empty; it has to be a text"),
     "test no Python": (HUMANEVAL | {"test": "def check("}, r"test is no Python \('\(' was never closed\)"),
     "no check": (HUMANEVAL | {"test": "assert 1"}, r"test defines no function check, .* Its text begins 'assert 1'"),
+    "no task": (LEETCODE | {"query": None}, r"there is no query, and prompt does not define 'Solution\(\)\.add': .* into query"),
     "entry point": (HUMANEVAL | {"entry_point": "f()"}, r"entry_point is 'f\(\)', which names no function"),
     "entry point no Python": (HUMANEVAL | {"entry_point": "a b"}, r"entry_point is no Python"),
     "solution no Python": (HUMANEVAL | {"canonical_solution": "    return ("}, r"prompt and canonical_solution is no Python"),
