@@ -9,8 +9,11 @@ import ast
 import contextlib
 import json
 import os
+import signal
 import sys
 
+LATE = 215
+"""Exit status of a program's process when a call took too long."""
 MARK = "sdar answers:"
 """The line before the answers; what a program printed before stands above it."""
 MUTABLE = {"list": list, "dict": dict, "set": set}
@@ -115,7 +118,8 @@ def decode(told, classes=None):
 
 
 def answer():
-    """In the program's process: make the calls that standard input tells, and say what each returned, a line each."""
+    """In the program's process: make the calls that standard input tells, and say what each returned, a line each. Where it tells
+    seconds, a call that takes more of them is the last one."""
     asked = _told()
     with contextlib.suppress(Exception):  # it may be replaced, or closed
         sys.stdout.flush()
@@ -123,11 +127,15 @@ def answer():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a program's own words are no answers
     names = sys.modules["__main__"].__dict__
     function = eval(asked["entry"], names)
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(LATE))
     os.write(out, f"\n{MARK}\n".encode())
     for call in asked["calls"]:
         try:
             positional, named = decode(json.loads(call), names)
-            said = {"returned": encode(function(*positional, **named))}
+            signal.setitimer(signal.ITIMER_REAL, asked["seconds"])
+            returned = function(*positional, **named)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            said = {"returned": encode(returned)}
         except MemoryError:
             raise
         except Exception as error:

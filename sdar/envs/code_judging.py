@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -85,8 +85,7 @@ def judge_program(runner: CodeRunner, problem: CodeProblem, code: str, time_s: f
     seconds = problem.time_s if time_s is None else time_s
     limits = replace(runner.limits, wall_s=seconds, cpu_s=math.ceil(seconds) + 1, memory_bytes=memory_bytes)
     tests, judged, share = problem.all_tests(), Judgement(Verdict.PASSED, 1.0), 0.0
-    for number, test in enumerate(tests, 1):
-        one = _judge(runner, problem, test, code, limits)
+    for number, one in enumerate(_each(runner, problem, tests, code, limits), 1):
         share += one.share / len(tests)
         if judged.passed and not one.passed:
             judged = replace(one, said=f"test {number} of {len(tests)}: {one.said}")
@@ -95,26 +94,40 @@ def judge_program(runner: CodeRunner, problem: CodeProblem, code: str, time_s: f
     return replace(judged, share=1.0 if judged.passed else min(share, 1.0))
 
 
-def _judge(runner: CodeRunner, problem: CodeProblem, test: Test, code: str, limits: Limits) -> Judgement:
-    if isinstance(test, StdinTest):
-        limits = replace(limits, output_bytes=(1 << 16) + 4 * len(test.expected))
-        result = runner.execute(Program((problem.preamble, code), show=False, stdin=test.stdin), limits)
-        return _ended(result) or _compared(same_output(test.expected, result.stdout), test.expected, result.stdout)
-    if isinstance(test, CallTest):
-        arguments = [parse_json(line, "argument", ValueError) for line in test.arguments.split("\n")]
-        answers, result = _answers(runner, problem, code, [json.dumps(code_calls.encode([arguments, {}]))], limits)
-        if judged := _ended(result):
-            return judged
-        if "returned" not in answers[0]:
-            return Judgement(Verdict.RAISED, 0.0, str(answers[0].get("raised") or NO_ANSWER)[:300])
+def _each(runner: CodeRunner, problem: CodeProblem, tests: Sequence[Test], code: str, limits: Limits) -> Iterator[Judgement]:
+    """The judgement on each test, as they are asked for."""
+    if calls := [test for test in tests if isinstance(test, CallTest)]:
+        yield from _called(runner, problem, calls, code, limits)
+    for test in tests:
+        if isinstance(test, StdinTest):
+            few = replace(limits, output_bytes=(1 << 16) + 4 * len(test.expected))
+            result = runner.execute(Program((problem.preamble, code), show=False, stdin=test.stdin), few)
+            yield _ended(result) or _compared(same_output(test.expected, result.stdout), test.expected, result.stdout)
+        elif isinstance(test, CheckTest):
+            yield _checked(runner, problem, test, code, limits)
+
+
+def _called(
+    runner: CodeRunner, problem: CodeProblem, tests: Sequence[CallTest], code: str, limits: Limits
+) -> Iterator[Judgement]:
+    """All calls are made in one process, each within the time of a test, as the benchmark makes them."""
+    arguments = [[parse_json(line, "argument", ValueError) for line in test.arguments.split("\n")] for test in tests]
+    calls = [json.dumps(code_calls.encode([values, {}])) for values in arguments]
+    whole = replace(limits, wall_s=limits.wall_s * len(tests), cpu_s=limits.cpu_s * len(tests))
+    answers, result = _answers(runner, problem, code, calls, whole, limits.wall_s)
+    ended = _ended(result)
+    for test, answer in zip(tests, answers, strict=True):
+        if "returned" not in answer:
+            raised = Judgement(Verdict.RAISED, 0.0, str(answer.get("raised") or NO_ANSWER)[:300])
+            yield raised if answer else ended or raised
+            continue
         try:
-            returned = code_calls.decode(answers[0]["returned"])
+            returned = code_calls.decode(answer["returned"])
         except Exception:  # whatever a program may have written
-            return Judgement(Verdict.WRONG, 0.0, "it returned what is no plain data")
-        return _compared(
-            same_value(parse_json(test.expected, "expected", ValueError), returned), test.expected, repr(returned)
-        )
-    return _checked(runner, problem, test, code, limits)
+            yield Judgement(Verdict.WRONG, 0.0, "it returned what is no plain data")
+            continue
+        wanted = parse_json(test.expected, "expected", ValueError)
+        yield _compared(same_value(wanted, returned), test.expected, repr(returned))
 
 
 def _checked(runner: CodeRunner, problem: CodeProblem, test: CheckTest, code: str, limits: Limits) -> Judgement:
@@ -170,11 +183,12 @@ def _tested(runner: CodeRunner, problem: CodeProblem, source: str, known: dict[s
 
 
 def _answers(
-    runner: CodeRunner, problem: CodeProblem, code: str, calls: Sequence[str], limits: Limits
+    runner: CodeRunner, problem: CodeProblem, code: str, calls: Sequence[str], limits: Limits, seconds: float = 0
 ) -> tuple[list[dict[str, Any]], Result]:
-    """What the program answers to each call, and how it ended; a call without an answer has an empty one."""
+    """What the program answers to each call, of which each may take some seconds (0: as many as all of them), and how it ended; a
+    call without an answer has an empty one."""
     cells = (LIBRARY, problem.preamble, NAMED, f"{code}\n\nimport sdar_calls\nsdar_calls.answer()")
-    asked = json.dumps({"entry": problem.entry, "calls": calls})
+    asked = json.dumps({"entry": problem.entry, "calls": calls, "seconds": seconds})
     result = runner.execute(Program(cells, show=False, stdin=asked), replace(limits, output_bytes=ANSWERS))
     lines = result.stdout.rpartition(f"{code_calls.MARK}\n")[2].splitlines() if code_calls.MARK in result.stdout else []
     told = [_told(line) for line in lines[: len(calls)]]
@@ -194,6 +208,8 @@ def _ended(result: Result) -> Judgement | None:
     """The verdict of a run that did not end well."""
     if result.status == RunStatus.OK:
         return None
+    if result.exit_status == code_calls.LATE:
+        return Judgement(Verdict.TIMEOUT, 0.0, "wall")
     lines = result.stderr.strip().splitlines()
     return Judgement(ENDS[result.status], 0.0, lines[-1][:300] if lines else str(result.layer or result.status))
 

@@ -1,6 +1,7 @@
 """A client of SandboxFusion's ``POST /run_code``: code runs in a service, on this machine or elsewhere."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from sdar.http_client import check_url, hide, read_token, shown
 from sdar.reading import convert, parse_json
 from sdar.registry import register
 from sdar.sandbox import cells
-from sdar.sandbox.base import CodeRunner, Limits, Program, Result, judge
+from sdar.sandbox.base import CUT, CodeRunner, Limits, Program, Result, judge
+
+CUT_THERE = re.compile(re.escape(CUT).replace(r"\{\}", r"\d+").encode() + rb"\Z")
+"""The end of an output that a server of ours has cut: within limits of its own, which may be smaller."""
 
 
 class Run(msgspec.Struct):
@@ -127,7 +131,7 @@ def read_answer(answer: Told, limits: Limits) -> Result:
     code = ran.return_code
     if ran.status != "Finished" or code is None:
         raise ValueError(f"a run with status {ran.status[:100]!r} and return code {code!r}")
-    long = any(len(data) > limits.output_bytes for data in outputs)
+    long = any(len(data) > limits.output_bytes or (code == 137 and CUT_THERE.search(data)) for data in outputs)
     code = 128 - code if 128 < code < 160 else code  # as a shell tells a signal
     memory = code != 0 and outputs[1].rstrip().endswith(b"MemoryError")
     return judge("output" if long else "memory" if memory else "", code, outputs, limits)

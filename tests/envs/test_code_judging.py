@@ -113,7 +113,8 @@ def test_what_is_wrong_is_told_apart(runner, problem):
     judged = judge_program(runner, problem, GOOD["called" if problem.entry else "reads"], None, 256 * MB)
     assert (judged.verdict, judged.share, judged.said) == ("passed", 1.0, "")
     for verdict, programs in BAD.items():
-        judged = judge_program(runner, problem, programs[bool(problem.entry)], 1.0, 64 * MB)
+        seconds = 0.7 if verdict == Verdict.TIMEOUT else 5.0
+        judged = judge_program(runner, problem, programs[bool(problem.entry)], seconds, 64 * MB)
         assert judged.verdict == verdict and judged.share == 0 and judged.said.startswith("test 1 of"), judged
 
 
@@ -124,6 +125,23 @@ def test_the_share_of_tests_is_told(runner):
     for problem in (CALLED, CHECKED):
         judged = judge_program(runner, problem, "def double(x):\n    return 2 * x if x == 2 else 0", None, 256 * MB)
         assert (judged.verdict, judged.share) == ("wrong_answer", 0.5)
+
+
+def test_each_call_has_its_own_time(runner):
+    tests = tuple(CallTest(str(n), str(2 * n)) for n in range(4))
+    problem = CodeProblem("Double it.", "t", tests, entry="double")
+    slow = "import time\ndef double(x):\n    time.sleep(0.3)\n    return 2 * x"
+    assert judge_program(runner, problem, slow, 0.8, 256 * MB).passed
+    late = judge_program(runner, problem, slow.replace("0.3", "x"), 0.8, 256 * MB)
+    assert (late.verdict, late.share, late.said) == ("time_out", 0.25, "test 2 of 4: wall")
+    deaf = "import signal\nsignal.setitimer = lambda *a: None\n" + slow.replace("0.3", "9 * x")
+    assert judge_program(runner, problem, deaf, 0.3, 256 * MB).verdict == "time_out"
+    caught = "def double(x):\n    try:\n        while x: pass\n    except BaseException: pass\n    return 2 * x"
+    assert judge_program(runner, problem, caught, 0.3, 256 * MB).verdict == "time_out"
+    crash = judge_program(
+        runner, problem, "import ctypes\ndef double(x): return 0 if x < 1 else ctypes.string_at(0)", 5.0, 256 * MB
+    )
+    assert (crash.verdict, crash.share) == ("crash", 0.25)
 
 
 TRICKS = {

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -13,6 +14,8 @@ import pytest
 from aiohttp import web
 from asking import get, post
 
+from sdar.envs.code_judging import judge_program
+from sdar.envs.code_problems import CheckTest, CodeProblem, StdinTest
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.sandbox import FusionRunner, Limits, LimitsOnlyRunner
 from sdar.sandbox.fusion import Run, Told, read_answer
@@ -129,6 +132,24 @@ def test_standard_input_goes_along(url):
     assert runner.run("print(a + input())", ["a = 'x'\ninput()"], stdin="\xe9\n").stdout == "x\xe9\n"
     assert runner.run("import sys\nprint(len(sys.stdin.read()))", stdin="x" * 300_000).stdout == "300000\n"
     assert "EOFError" in runner.run("input()").stderr
+
+
+def test_output_beyond_the_servers_own_limit_is_told_as_such(url):
+    result = FusionRunner(url, replace(LIMITS, output_bytes=10**7)).run("print('x' * 10**6)")
+    assert (result.status, result.layer) == ("output", "output") and result.stdout.startswith("xxx")
+
+
+def test_a_program_is_judged_on_a_service(url):
+    problem = CodeProblem("Double it.", "t", (StdinTest("2", "4"), StdinTest("0", "0")), time_s=3.0)
+    runner = FusionRunner(url, LIMITS)
+    assert judge_program(runner, problem, "print(2 * int(input()))", None, 256 << 20).passed
+    judged = judge_program(runner, problem, "print(4)", None, 256 << 20)
+    assert (judged.verdict, judged.share) == ("wrong_answer", 0.5)
+    check = CheckTest("def check(candidate):\n    assert candidate(2) == 4\n")
+    called = CodeProblem("Double it.", "t", (check,), entry="double", time_s=3.0)
+    ends = {"def double(x): return 2 * x": "passed", "def double(x) return": "compile_error", "double = abs": "wrong_answer"}
+    for program, verdict in ends.items():
+        assert judge_program(runner, called, program, None, 256 << 20).verdict == verdict
 
 
 def test_state_goes_along(url):
