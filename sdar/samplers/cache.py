@@ -35,7 +35,7 @@ class GrowingLayer(DynamicLayer):
     @staticmethod
     def _grow(kept: Tensor | None, states: Tensor, old: int, room: int) -> Tensor:
         batch, heads, _, width = states.shape
-        grown = states.new_zeros(batch, heads, room, width)
+        grown = states.new_empty(batch, heads, room, width)  # nobody reads what was not written
         if old and kept is not None:
             grown[:, :, :old] = kept
         return grown
@@ -80,15 +80,10 @@ class RaggedCache:
 
     def extend(self, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
         """Left-padded new tokens ``[batch, new]`` (rows may get none), the mask over everything, and positions."""
-        width = max(len(row) for row in ids)
-        tokens = torch.zeros(len(ids), width, dtype=torch.long)
-        fresh = torch.zeros(len(ids), width, dtype=torch.long)
-        for b, row in enumerate(ids):
-            if row:
-                tokens[b, width - len(row) :] = torch.tensor(row)
-                fresh[b, width - len(row) :] = 1
-            self.ids[b] = self.ids[b] + list(row)
-        fresh = fresh.to(self.mask.device)
+        width, device = max(len(row) for row in ids), self.mask.device
+        tokens = torch.tensor([[0] * (width - len(row)) + [*row] for row in ids], dtype=torch.long)
+        fresh = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], dtype=torch.long).to(device)
+        self.ids = [[*known, *row] if row else known for known, row in zip(self.ids, ids, strict=True)]
         positions = (self.mask.sum(1, keepdim=True) + fresh.cumsum(1) - 1).clamp_min(0)
         self.mask = torch.cat([self.mask, fresh], 1)
-        return tokens.to(self.mask.device), self.mask, positions
+        return tokens.to(device), self.mask, positions
