@@ -3,9 +3,9 @@
     python benchmarks/startup.py [--runs 3] [--only TEXT] [--json FILE]
 
 Beside it what bare Python and bare torch take: other processes on shared cores lengthen processor time, too, though less than the
-clock's, so numbers are to be compared within one table. A first run warms the file cache and is not counted. The last rows
-are the processor time until the first iteration of the quickstart has been told; it plays 512 episodes to validate
-before that. Linux only (it reads /proc).
+clock's, so numbers are to be compared within one table. A first run warms the file cache, writes bytecode where an installer would
+have, and is not counted. The last rows are the processor time until the first iteration of the quickstart has been told; it
+plays 512 episodes to validate before that. Linux only (it reads /proc).
 """
 
 import argparse
@@ -89,10 +89,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}; processor time in seconds of {given.runs} runs\n")
     print(f"| {'':34} | min | median | max |\n|---|---|---|---|")
     results = {}
     with tempfile.TemporaryDirectory() as folder:
+        processor_time([*SDAR, *QUICKSTART, "--print_config"], Path(folder))
         for name in (name for name in (*CASES, *FIRST_ITERATION) if given.only in name):
             if name in CASES:
                 taken = [processor_time(CASES[name], Path(folder)) for _ in range(given.runs + 1)][1:]
