@@ -412,8 +412,8 @@ def _base(home: Source, node: ast.expr) -> Any:
 
 def _is_foreign(base: Any) -> bool:
     """Whether a base comes from a library: what it says of a part is nothing that a user sets."""
-    top = str(getattr(base, "__module__", "")).partition(".")[0]
-    return top != PACKAGE.name and top not in sys.stdlib_module_names
+    module = str(getattr(base, "__module__", ""))
+    return not is_followed(module) and module.partition(".")[0] not in sys.stdlib_module_names
 
 
 def _with_fields(home: Source, node: ast.ClassDef, cls: type) -> type:

@@ -76,6 +76,16 @@ def test_what_reading_does_not_tell_is_imported(folder: Path, text: str) -> None
     assert not plugins.follow([name]) and outline.OTHERS == []
 
 
+def test_a_part_on_another_of_its_package_has_its_kind_and_arguments(folder: Path) -> None:
+    (folder / "built_up.py").write_text(
+        GATE.format(name="lower", cls="Lower")
+        + "@sdar.register('upper')\nclass Upper(Lower):\n"
+        + "    def __init__(self, height: int = 1, **rest):\n        super().__init__(**rest)\n"
+    )
+    assert plugins.follow(["built_up"])
+    assert [*outline.arguments(outline.registered()[1]["gates"]["upper"])] == ["height", "width"]
+
+
 def test_a_name_that_two_ask_for_and_arguments_that_go_astray_are_left_to_python(folder: Path) -> None:
     (folder / "asks_twice.py").write_text(GATE.format(name="gap", cls="Another"))
     assert plugins.follow(["asks_twice"])
