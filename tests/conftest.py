@@ -3,44 +3,65 @@
 ``tiny_env`` is a new household for each test (a world has a state). ``tiny_policy_dir`` is one directory for the whole
 session, model and tokenizer as `save_pretrained` writes them: read it, write elsewhere. ``own_folder`` is a working directory
 whose Python files may be plugins of the command: a process of its own for each would import everything anew.
+
+Nothing heavy is imported with this file: the process that deals tests out to others runs none.
 """
 
-import os
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
-import shapes  # noqa: F401 (first of all: it imports with checks)
-import torch
-from hypothesis import Phase, settings
-from launch import forks
 
-from sdar import registry
-from sdar.envs.household import HouseholdEnv
-from sdar.policies import FreshPolicy
-
-torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
-settings.register_profile("busy machine", deadline=None)
-settings.load_profile("busy machine")
-settings.register_profile("mutants", deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
-if "PYTEST_XDIST_WORKER" in os.environ:
-    forks()  # before a pool of worlds starts the process that all are forked from, with less imported
+if TYPE_CHECKING:
+    from sdar.envs.household import HouseholdEnv
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
 SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}
+LONGEST = ["test_ranks.py", "test_conf.py", "test_types.py", "test_faults.py", "test_training_step.py", "test_pushes.py"]
+"""These files first, so that none of them is what all wait for at the end."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker = hasattr(config, "workerinput")
+    if not worker and config.getoption("numprocesses", None):
+        return
+    import shapes  # noqa: F401 (first of all: it imports with checks)
+    import torch
+    from hypothesis import Phase, settings
+    from launch import forks
+
+    torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
+    settings.register_profile("busy machine", deadline=None)
+    settings.load_profile("busy machine")
+    settings.register_profile(
+        "mutants", deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
+    )
+    if worker:
+        forks()  # before a pool of worlds starts the process that all are forked from, with less imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture
 def tiny_env() -> HouseholdEnv:
     """Six receptacles, usual places that one seed decides, six actions an episode."""
+    from sdar.envs.household import HouseholdEnv
+
     return HouseholdEnv(**WORLD)
 
 
 @pytest.fixture(scope="session")
 def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A `FreshPolicy` of that household: Qwen3 architecture, hidden size 32, 2 layers, 2 heads, 512 positions, untrained."""
+    from sdar.envs.household import HouseholdEnv
+    from sdar.policies import FreshPolicy
+
     folder = tmp_path_factory.mktemp("tiny_policy")
     policy = FreshPolicy(HouseholdEnv(**WORLD), **SIZE)
     policy.load_model().save_pretrained(folder)
@@ -51,12 +72,16 @@ def tiny_policy_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def without_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """`sdar.functional` as in a run, whose own checks then say what is wrong."""
+    import jaxtyping
+
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty working directory. Modules that are imported from it, and the parts they register, are forgotten afterwards."""
+    from sdar import registry
+
     registry.load_parts()
     monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])

@@ -14,7 +14,7 @@ def run_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def straight(run_folder):
-    """Runs of eight optimizer steps by the number of their ranks; those of two leave checkpoints."""
+    """Runs of four optimizer steps by the number of their ranks; those of two leave checkpoints."""
 
     def runs(world):
         folder = run_folder(world)

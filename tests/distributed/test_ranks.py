@@ -1,7 +1,7 @@
 """Any number of ranks, any strategy: the same losses, gradient norms, weights, teacher and skills as one process.
 
 Rounds are ragged: with four ranks one plays no episode, one an episode of a single turn, two the longest; optimizer steps have
-four or five micro-batches of one or two rows. Checkpoints are exact with as many ranks, the same run with others, and give a
+three to five micro-batches of one or two rows. Checkpoints are exact with as many ranks, the same run with others, and give a
 policy that plain transformers loads. (One file, so that one worker makes the runs.)
 """
 
@@ -24,7 +24,7 @@ def test_ranks_end_where_one_process_ends(straight, world, kind):
     payload = kind.partition("-")[2]
     one, many = straight(1)[f"one-{payload}" if payload else "one"], straight(world)[kind]
     assert (
-        len(one["losses"]) == 4
+        len(one["losses"]) == 2
         and max(map(abs, one["losses"])) > 1e-3
         and min(one["norms"]) > (1e-2 if payload != "lora" else 1e-3)
     )
@@ -87,7 +87,7 @@ def resumed(halfway, tmp_path_factory):
 def test_as_many_ranks_go_on_bit_for_bit(straight, resumed, kind):
     whole, part = straight(2)[kind.replace("sharded", "zero")], resumed[kind]
     assert_same(whole, part)
-    assert part["losses"] == whole["losses"][2:] and part["norms"] == whole["norms"][2:]
+    assert part["losses"] == whole["losses"][1:] and part["norms"] == whole["norms"][1:]
 
 
 @pytest.mark.parametrize(("world", "kinds"), [(1, ["one"]), (4, ["zero3", "zero1", "ddp", "fsdp2"])])
@@ -109,14 +109,14 @@ def test_a_file_of_one_strategy_is_that_of_every_other(halfway):
         assert its["param_groups"][0]["params"] == ours["param_groups"][0]["params"]
         assert its["param_groups"][0]["lr"] == ours["param_groups"][0]["lr"]
         for number, values in ours["state"].items():
-            assert its["state"][number]["step"] == values["step"] == 4
+            assert its["state"][number]["step"] == values["step"] == 2
             for key in ("exp_avg", "exp_avg_sq"):
                 torch.testing.assert_close(its["state"][number][key], values[key], rtol=1e-4, atol=1e-7)
 
 
 def test_parts_of_ranks_are_replaced_whole_and_read_by_as_many_only(halfway, tmp_path):
     path = halfway / "sharded3.ckpt"
-    assert path.is_symlink() and [p.name for p in halfway.glob("sharded3.ckpt.*")] == ["sharded3.ckpt.4"]
+    assert path.is_symlink() and [p.name for p in halfway.glob("sharded3.ckpt.*")] == ["sharded3.ckpt.2"]
     whole = torch.load(halfway / "zero3.ckpt", weights_only=True)["state_dict"]
     parts = read_run(str(path))[0]
     trained_names = [name for name in whole if name.startswith("model.")]

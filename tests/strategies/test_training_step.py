@@ -169,12 +169,12 @@ def test_a_placebo_of_shuffled_skills_trains_and_its_lift_is_reported(small, cap
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(small, name):
     settings = {"updates_per_rollout": 2}
     straight = TRAINING[name](small, **settings)
-    keep = ModelCheckpoint(dirpath=small.folder / "kept", filename="{step}", every_n_train_steps=4, save_top_k=-1)
-    small.fit(straight, steps=8, enable_checkpointing=True, callbacks=[keep])
+    keep = ModelCheckpoint(dirpath=small.folder / "kept", filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    small.fit(straight, steps=4, enable_checkpointing=True, callbacks=[keep])
     torch.manual_seed(12345)  # whatever the process did meanwhile
     second = TRAINING[name](small, **settings)
-    small.fit(second, steps=8, ckpt_path=small.folder / "kept" / "step=4.ckpt")
-    assert second.iteration == straight.iteration == 4
+    small.fit(second, steps=4, ckpt_path=small.folder / "kept" / "step=2.ckpt")
+    assert second.iteration == straight.iteration == 2
     assert torch.equal(weights(second), weights(straight))
 
 

@@ -15,11 +15,11 @@ WORLDS = {
     2: [*KINDS, "sharded3", *OTHERS, *HALVES, *SLOW],
     4: [*KINDS, *PAYLOADS],
 }
-STEPS = 8
+STEPS = 4
 
 
 def trained(world, kinds, folder, **environment):
-    """What each kind ends with, and what its processes said."""
+    """What each kind ends with after two iterations of two optimizer steps, and what its processes said."""
     ranks = run(world, "rank_run.py", folder / "out", STEPS, *kinds, folder=folder, deadline=500, **environment)
     return {kind: torch.load(f"{folder}/out.{kind}") for kind in kinds} | {"said": [rank.said for rank in ranks]}
 

@@ -62,7 +62,7 @@ PLAIN = {"optimizer": partial(torch.optim.SGD, lr=0.3), "distill_coef": 200.0}
 PAYLOADS = {
     "": dict,
     "full": lambda: {"divergence": JensenShannon(), **PLAIN},
-    "lora": lambda: {"policy": LoRAPolicy(TinyPolicy(), rank=4, alpha=8.0)},
+    "lora": lambda: {"policy": LoRAPolicy(TinyPolicy(), rank=4, alpha=64.0, target_modules=["q_proj", "down_proj"])},
     "top": lambda: {"divergence": TopKReverseKL(k=5), **PLAIN},
     "slow": lambda: {"optimizer": partial(torch.optim.AdamW, lr=1e-4), "teacher": EMATeacher(0.01, per="iteration")},
     "untied": lambda: {"policy": Untied(), "divergence": JensenShannon(), **PLAIN},
@@ -93,8 +93,8 @@ class Watched(SDAR):
         super().on_validation_epoch_end()
 
     def credit(self, batch, episodes):
-        """In the third iteration of a slow run nothing is learned from."""
-        learns = not (self.iteration == 2 and getattr(self.teacher, "per", "") == "iteration")
+        """In the second iteration of a slow run nothing is learned from."""
+        learns = not (self.iteration == 1 and getattr(self.teacher, "per", "") == "iteration")
         return super().credit(batch, episodes) if learns else None
 
     def loss(self, part, tokens):
@@ -115,11 +115,11 @@ def strategy(**kwargs):
         "policy": TinyPolicy(),
         "retriever": UCBRetriever(skills="conf/skills/quickstart"),
         "teacher": EMATeacher(0.2),
-        "sampler": TorchSampler(max_new_tokens=4),
+        "sampler": TorchSampler(max_new_tokens=3),
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "distill_coef": 0.5,
         "log_episodes_every": 0,
-        "micro_batch_tokens": 100,
+        "micro_batch_tokens": 90,
         "updates_per_rollout": 2,
         "max_grad_norm": 0.5,
     }
@@ -136,7 +136,7 @@ def trainer(kind, steps, folder, **kwargs):
     settings = {
         "logger": False,
         "enable_checkpointing": False,
-        "val_check_interval": 2,
+        "val_check_interval": 1,
         "devices": int(os.environ.get("WORLD", 1)),
     }
     settings |= {"precision": "bf16-mixed"} if kind in ("bf16", "half2", "bf16zero2") else {}
