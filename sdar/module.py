@@ -66,7 +66,7 @@ class AgentModule(Lifecycle):
 
         Every rank knows all episodes and rows; rollouts, forward and backward passes are divided.
         """
-        with self.ranks.watch(f"iteration {self.iteration}"):
+        with self.ranks.error_context(f"iteration {self.iteration}"):
             self.tell_unreadable(step)
             self.iterate(step)
 
@@ -160,7 +160,7 @@ class AgentModule(Lifecycle):
         parts = self.local_micro_batches(update)
         for number, (_, part) in enumerate(parts, 1):
             with self.sharding.micro_batch(last=number == len(parts)):
-                loss = self.sharding.run(partial(self.loss, part, tokens))
+                loss = self.sharding.run_as_forward(partial(self.loss, part, tokens))
                 self.manual_backward(loss)
             self.metrics.add("train/loss", float(loss.detach()), 0)
         self.metrics.add("train/loss", 0.0, 1)
@@ -173,7 +173,7 @@ class AgentModule(Lifecycle):
         loss = self.token_loss(part, now)
         if part.has("importance"):
             loss = part.importance * loss
-        return self.ranks.world * masked_mean(loss, part.loss_mask, tokens)
+        return self.ranks.world_size * masked_mean(loss, part.loss_mask, tokens)
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         """Per-token loss ``[batch, time]`` from the rows and the current student (which carries the gradient)."""
@@ -187,7 +187,7 @@ class AgentModule(Lifecycle):
             self.teacher.after_iteration(self.model, self.iteration)
             for name, value in self.teacher.metrics().items():
                 self.metrics.add(name, value)
-        self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
+        self.stops = any(self.ranks.all_gather_object(self._asked_to_stop, "signals"))
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
         self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps

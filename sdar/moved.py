@@ -12,6 +12,7 @@ MOVED = {
     "sdar.bars": "sdar.training.bars",
     "sdar.chat": "sdar.rollout.chat",
     "sdar.checkpoints": "sdar.training.checkpoints",
+    "sdar.distributed.ranks": "sdar.distributed.communicator",
     "sdar.panels": "sdar.data.panels",
     "sdar.parser": "sdar.cli.parser",
     "sdar.plan_report": "sdar.plan.report",

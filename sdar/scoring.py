@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sdar.distributed.ranks import ALONE, Ranks
+from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, vocabulary_log_probs
@@ -98,7 +98,7 @@ class Scorer:
         payload: Payload = Payload.SAMPLED,
         k: int = 0,
         sharding: Sharding | None = None,
-        ranks: Ranks = ALONE,
+        ranks: Communicator = SINGLE_PROCESS,
     ) -> "Scored":
         """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs.
 
@@ -112,7 +112,7 @@ class Scorer:
         out: Scored | None = None
         pieces = list(micro_batches(attention_mask.sum(1), max_tokens))
         spare = attention_mask.sum(1).argmin()[None]
-        for rows in ranks.deal(pieces, spare):
+        for rows in ranks.shard(pieces, spare):
             length = int(attention_mask[rows].sum(1).max())
             row_ids, attention, mask = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
             part = row_ids, attention, torch.zeros_like(mask) if rows is spare else mask
@@ -120,7 +120,7 @@ class Scorer:
             def read(part: tuple[Tensor, Tensor, Tensor] = part) -> dict[str, Tensor]:
                 return self.read(model, *part, payload, k)
 
-            found = read() if sharding is None else sharding.run(read)
+            found = read() if sharding is None else sharding.run_as_forward(read)
             if out is None:
                 out = Scored(**{n: v.new_zeros(*ids.shape, *v.shape[2:], device=ids.device) for n, v in found.items()})
             if rows is not spare:
@@ -129,7 +129,7 @@ class Scorer:
         assert out is not None, "there is no batch without rows"
         for values in vars(out).values():
             if values is not None:
-                ranks.total(values, "scores")  # each row was scored once, and is zero elsewhere
+                ranks.all_reduce_sum(values, "scores")  # each row was scored once, and is zero elsewhere
         return out
 
     def read(
@@ -296,7 +296,7 @@ def run_as_forward(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) ->
 
 def score_with_teachers(
     batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
-    sharding: Sharding | None = None, ranks: Ranks = ALONE,
+    sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
 
@@ -338,7 +338,7 @@ def keep_head(scorer: Scorer, network: "PreTrainedModel", sharding: Sharding | N
         return run_as_forward(network.get_output_embeddings(), lambda: scorer.head(network).kept())
 
     with torch.no_grad():
-        return kept() if sharding is None else sharding.run(kept)
+        return kept() if sharding is None else sharding.run_as_forward(kept)
 
 
 def _spread(values: Tensor, predicts: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class BehaviorCloning(AgentModule):
 
     def collect(self, step: Step) -> list[Episode]:
         requests = self.requests(step, privileged=False)
-        return self.ranks.spread(lambda mine: [self.demonstrate(r) for r in mine], requests, "demonstrations")
+        return self.ranks.map_over_ranks(lambda mine: [self.demonstrate(r) for r in mine], requests, "demonstrations")
 
     def demonstrate(self, request: Request) -> Episode:
         """One episode of the expert; every random choice derives from (seed, task, attempt)."""

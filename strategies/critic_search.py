@@ -75,7 +75,7 @@ class CriticSearch(GRPO):
             )
         with self.metrics.timed("time/judge_s"):
             asked = list(zip((episodes[e] for e in seen), answers, strict=True))
-            labels = self.ranks.spread(
+            labels = self.ranks.map_over_ranks(
                 lambda mine: self.judge(*zip(*mine, strict=True)) if mine else [], asked, "judge's labels"
             )
         of_episode = dict(zip(seen, labels, strict=True))

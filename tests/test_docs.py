@@ -20,7 +20,7 @@ PAGES = sorted(
 )
 GLOSSARY = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
 NOUNS = ("sdar.types", "sdar.parts", "sdar.turns", "sdar.metrics", "sdar.data", "sdar.skills", "sdar.rollout")
-NOUNS += ("sdar.distillation", "sdar.distributed.ranks")
+NOUNS += ("sdar.distillation", "sdar.distributed.communicator")
 
 
 def links(text: str) -> list[str]:

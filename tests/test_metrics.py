@@ -55,7 +55,7 @@ class TwoRanks:
     def __init__(self, other: Metrics) -> None:
         self.other = other
 
-    def gather(self, sums, what):
+    def all_gather_object(self, sums, what):
         return [sums, {name: (mean.total, mean.count) for name, mean in self.other._means.items()}]
 
 

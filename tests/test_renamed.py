@@ -4,6 +4,7 @@ import pytest
 
 import sdar
 from sdar import parts, scoring
+from sdar.distributed import communicator
 from sdar.errors import ConfigError
 from sdar.metrics import Metrics
 from sdar.module import AgentModule
@@ -57,7 +58,11 @@ def test_a_class_that_defines_an_old_name_is_refused() -> None:
 
 
 def test_old_names_of_classes_and_functions_are_found_in_their_modules() -> None:
-    for module, old, new in ((scoring, "StudentPass", "StudentOutput"), (parts, "Elsewhere", "RemoteModel")):
+    for module, old, new in (
+        (scoring, "StudentPass", "StudentOutput"),
+        (parts, "Elsewhere", "RemoteModel"),
+        (communicator, "Ranks", "Communicator"),
+    ):
         with pytest.warns(FutureWarning, match=f"{module.__name__}.{old} is called {new} now"):
             assert getattr(module, old) is getattr(module, new)
     with pytest.raises(AttributeError, match=r"module 'sdar.scoring' has no attribute 'Everywhere'"):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.strategies import DDPStrategy
 
 from sdar.arguments import checked
-from sdar.distributed.ranks import ALONE
-from sdar.distributed.sharding import Replicated, Sharded, Sharding
+from sdar.distributed.communicator import SINGLE_PROCESS
+from sdar.distributed.sharding import Replicated, ShardedModule, Sharding
 from sdar.errors import ConfigError
 from sdar.plan.run import Launch
 
@@ -28,7 +28,7 @@ class Direct(_Strategy):
         """Lightning's module, with what methods add to it."""
         return self.lightning_module
 
-    def waiting(self, deadline: float) -> timedelta:
+    def timeout_of(self, deadline: float) -> timedelta:
         """Remember the deadline; it is also that of torch's collectives."""
         if deadline <= 0:
             raise ConfigError(
@@ -54,18 +54,18 @@ class Direct(_Strategy):
             return self._module.predict_step(*args, **kwargs)
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        with self._watch():
+        with self._error_context():
             super().barrier(*args, **kwargs)
 
     def broadcast(self, *args: Any, **kwargs: Any) -> Any:
-        with self._watch():
+        with self._error_context():
             return super().broadcast(*args, **kwargs)
 
-    def _watch(self) -> AbstractContextManager[None]:
+    def _error_context(self) -> AbstractContextManager[None]:
         """Lightning's own meetings, at a checkpoint say, name who is missing, too."""
-        return getattr(self._module, "ranks", ALONE).watch()
+        return getattr(self._module, "ranks", SINGLE_PROCESS).error_context()
 
-    def sharding(self, module: Sharded) -> Sharding:
+    def sharding(self, module: ShardedModule) -> Sharding:
         raise NotImplementedError
 
     def launch(self) -> Launch:
@@ -84,10 +84,10 @@ class ReplicatedStrategy(Direct, DDPStrategy):
     """
 
     def __init__(self, deadline: float = 1800.0, broadcast_buffers: bool = False, **kwargs: Any):
-        super().__init__(timeout=self.waiting(deadline), broadcast_buffers=broadcast_buffers, **kwargs)
+        super().__init__(timeout=self.timeout_of(deadline), broadcast_buffers=broadcast_buffers, **kwargs)
 
     def pre_backward(self, closure_loss: Any) -> None:
         """The forward of the micro-batch has prepared the reducer."""
 
-    def sharding(self, module: Sharded) -> Sharding:
+    def sharding(self, module: ShardedModule) -> Sharding:
         return Replicated(module)

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from sdar.arguments import checked
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import N, Sharded, Sharding, hollow, take
+from sdar.distributed.sharding import N, ShardedModule, Sharding, empty_twin, step_if_finite
 from sdar.errors import ConfigError
 from sdar.plan.run import Launch
 
@@ -42,7 +42,7 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
     """
 
     def __init__(self, deadline: float = 1800.0, reshard_after_forward: bool = True):
-        super().__init__(save_distributed_checkpoint=False, timeout=self.waiting(deadline))
+        super().__init__(save_distributed_checkpoint=False, timeout=self.timeout_of(deadline))
         self.reshard_after_forward = reshard_after_forward
         self._kept: FullyShardedParameters | None = None
 
@@ -52,12 +52,12 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         super().setup(trainer)
-        self.model = self.sharding(self._module).passes
+        self.model = self.sharding(self._module).root
 
     def launch(self) -> Launch:
         return Launch("fsdp", stage=3, stays=not self.reshard_after_forward)
 
-    def sharding(self, module: Sharded) -> "FullyShardedParameters":
+    def sharding(self, module: ShardedModule) -> "FullyShardedParameters":
         if self._kept is None or self._kept.module is not module:  # a network is divided once, whatever is run with it
             precision = self.precision_plugin.precision
             if precision not in POLICIES:
@@ -78,20 +78,20 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
         saved = module.state_dict(keep_vars=True)
         for name in module.unsaved():
             del saved[name]
-        with self._watch():
-            return whole(saved, keep=self.is_global_zero)
+        with self._error_context():
+            return full_state_dict(saved, keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         stored: dict[str, Any] = ParallelStrategy.optimizer_state(self, optimizer)
-        with self._watch():
-            return stored | {"state": whole(stored["state"], keep=self.is_global_zero)}
+        with self._error_context():
+            return stored | {"state": full_state_dict(stored["state"], keep=self.is_global_zero)}
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         ours = self._module.state_dict()
-        parts = {name: divided(value, ours.get(name)) for name, value in checkpoint["state_dict"].items()}
+        parts = {name: shard_like(value, ours.get(name)) for name, value in checkpoint["state_dict"].items()}
         self._module.load_state_dict(parts, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
@@ -99,14 +99,14 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
         for optimizer, stored in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             state = {
-                number: {key: divided(value, parameters[number]) for key, value in values.items()}
+                number: {key: shard_like(value, parameters[number]) for key, value in values.items()}
                 for number, values in stored["state"].items()
             }
             parts.append(stored | {"state": state})
         ParallelStrategy.load_optimizer_state_dict(self, {"optimizer_states": parts})
 
 
-class Passes(nn.Module):
+class RootModule(nn.Module):
     """All networks of a run: what passes through them is a forward of this, so that FSDP knows when a pass begins and ends."""
 
     def __init__(self, networks: list[nn.Module]):
@@ -127,24 +127,24 @@ class FullyShardedParameters(Sharding):
         reshard: Whether layers are given up after their forward pass.
     """
 
-    def __init__(self, module: Sharded, mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
+    def __init__(self, module: ShardedModule, mesh: DeviceMesh, precision: MixedPrecisionPolicy, reshard: bool):
         super().__init__(module)
         self._options: dict[str, Any] = {"mesh": mesh, "mp_policy": precision}
         self._reshard = reshard
-        self._hollow: dict[int, nn.Module] = {}
+        self._twins: dict[int, nn.Module] = {}
         self._units: list[Any] = []
-        self._passes: Passes | None = None
+        self._root: RootModule | None = None
 
     @property
-    def passes(self) -> Passes:
+    def root(self) -> RootModule:
         """All networks, once they are made and divided."""
-        if self._passes is None:
-            networks = [network for network in self.module.networks() if id(network) in self._hollow]
-            self._passes = passes = Passes(networks)
-            fully_shard(passes, **self._options)  # in place
-        return self._passes
+        if self._root is None:
+            networks = [network for network in self.module.networks() if id(network) in self._twins]
+            self._root = root = RootModule(networks)
+            fully_shard(root, **self._options)  # in place
+        return self._root
 
-    def adopt(self, network: nn.Module) -> None:
+    def register(self, network: nn.Module) -> None:
         """Divide it: each decoder layer is a unit that is gathered at once, and so is what remains.
 
         Hidden states and logits are taken from a network in two calls, of its base model and of its head: what both need (the tied
@@ -153,7 +153,7 @@ class FullyShardedParameters(Sharding):
         Raises:
             ConfigError: its layers are not known.
         """
-        if id(network) in self._hollow:
+        if id(network) in self._twins:
             return
         model: Any = network
         base, head, embeddings = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
@@ -164,84 +164,86 @@ class FullyShardedParameters(Sharding):
                 f"{type(network).__name__} does not say which of its modules are layers (_no_split_modules): fsdp2 would gather "
                 "all of it at once. Use deepspeed_stage_3."
             )
-        self._hollow[id(network)] = hollow(network)
+        self._twins[id(network)] = empty_twin(network)
         if embeddings.weight is not head.weight:
             units.append(embeddings)
         for unit in units:
             self._units.append(fully_shard(unit, reshard_after_forward=self._reshard, **self._options))
         self._units.append(fully_shard(network, reshard_after_forward=False, **self._options))
-        for part in (base, head):
-            part.register_forward_pre_hook(lambda part, inputs: model.unshard())
+        for module in (base, head):
+            module.register_forward_pre_hook(lambda module, inputs: model.unshard())
 
-    def run(self, work: Callable[[], R]) -> R:
-        out = super().run(work)
+    def run_as_forward(self, work: Callable[[], R]) -> R:
+        out = super().run_as_forward(work)
         if not torch.is_grad_enabled():  # no backward follows that would do it
             for unit in self._units:
                 unit.reshard()
         return out
 
-    def step(self, optimizer: Any, max_norm: float) -> Tensor:
+    def clip_and_step(self, optimizer: Any, max_norm: float) -> Tensor:
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        norm = whole_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = full_tensor(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-        take(optimizer, norm)
+        step_if_finite(optimizer, norm)
         return norm
 
     @contextmanager
-    def whole(self, network: N) -> Iterator[N]:
+    def full_parameters(self, network: N) -> Iterator[N]:
         """Gathered once into a twin: in the network itself, each layer of each token would wait for all ranks."""
-        twin = cast(N, self._hollow[id(network)])
+        twin = cast(N, self._twins[id(network)])
         dtype = self._options["mp_policy"].param_dtype
         try:
             with torch.inference_mode(False), torch.no_grad():
-                for own, its in zip(twin.parameters(), network.parameters(), strict=True):
-                    own.data = whole_tensor(its.detach().to(dtype or its.dtype))
+                for mine, source in zip(twin.parameters(), network.parameters(), strict=True):
+                    mine.data = full_tensor(source.detach().to(dtype or source.dtype))
                 for buffer, now in zip(twin.buffers(), network.buffers(), strict=True):
                     buffer.data = now.data
             yield twin
         finally:
-            for own in twin.parameters():
-                own.data = own.data.new_empty(0)
+            for parameter in twin.parameters():
+                parameter.data = parameter.data.new_empty(0)
 
-    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
-        return whole_tensor(spread_like(part, cast(DTensor, parameter)))
+    def unshard(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        return full_tensor(from_local(shard, cast(DTensor, parameter)))
 
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        return divided(whole, parameter).to_local()
+    def shard(self, parameter: Tensor, full: Tensor) -> Tensor:
+        return shard_like(full, parameter).to_local()
 
-    def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in network.state_dict().items():
-            yield name, whole_tensor(tensor)
+            yield name, full_tensor(tensor)
 
 
-def whole(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
+def full_state_dict(state: Mapping[Any, Any], keep: bool) -> dict[Any, Any]:
     """A state dict with whole tensors on the CPU, tied ones once; empty where it is not kept. All ranks make it together."""
     out: dict[Any, Any] = {}
     known: dict[int, Tensor] = {}
     for name, value in state.items():
         if isinstance(value, Mapping):
-            value = whole(value, keep)
+            value = full_state_dict(value, keep)
         elif torch.is_tensor(value) and id(value) not in known:
-            tensor = whole_tensor(value.detach())
+            tensor = full_tensor(value.detach())
             known[id(value)] = tensor.cpu().clone() if keep else tensor.new_empty(0)
         if keep:
             out[name] = known.get(id(value), value)
     return out
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def divided(value: Any, like: Any) -> Any:
+def shard_like(value: Any, like: Any) -> Any:
     """This rank's part of a whole tensor that lies as a parameter does; other values stay."""
     if not isinstance(like, DTensor) or not torch.is_tensor(value) or isinstance(value, DTensor) or value.shape != like.shape:
         return value
     mesh = like.device_mesh
     rows = -(-len(value) // mesh.size())
-    return spread_like(value[rows * mesh.get_local_rank() :][:rows].to(like.device), like)
+    return from_local(value[rows * mesh.get_local_rank() :][:rows].to(like.device), like)
 
 
-def spread_like(own: Tensor, like: DTensor) -> DTensor:
+def from_local(shard: Tensor, like: DTensor) -> DTensor:
     """A tensor whose parts on the ranks lie as those of `like`."""
-    return DTensor.from_local(own, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(
+        shard, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

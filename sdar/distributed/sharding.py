@@ -8,18 +8,18 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sdar.distributed.ranks import Ranks
+from sdar.distributed.communicator import Communicator
 from sdar.errors import ConfigError
 
 R = TypeVar("R")
 N = TypeVar("N", bound=nn.Module)
 
 
-class Sharded(Protocol):
+class ShardedModule(Protocol):
     """The module whose networks lie on the ranks: what is asked of it."""
 
     trainer: Any
-    ranks: Ranks
+    ranks: Communicator
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -27,54 +27,54 @@ class Sharded(Protocol):
 
 
 class Sharding:
-    """One process: every network lies here, whole."""
+    """One process: every network lies here, unsharded."""
 
-    def __init__(self, module: Sharded):
+    def __init__(self, module: ShardedModule):
         self.module = module
 
-    def run(self, work: Callable[[], R]) -> R:
+    def run_as_forward(self, work: Callable[[], R]) -> R:
         """`work` as the module's forward, so that whatever hangs on it happens: a gathering of weights, a reducer's preparation.
 
         Under ZeRO-3 and FSDP2 all ranks must call it equally often.
         """
         return self.module.trainer.strategy.model(work)
 
-    def building(self) -> AbstractContextManager[Any]:
+    def init_context(self) -> AbstractContextManager[Any]:
         """Around the making of networks."""
         return nullcontext()
 
-    def adopt(self, network: nn.Module) -> None:
+    def register(self, network: nn.Module) -> None:
         """Called with each network when it is made, before the ranks divide it."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and its backward; gradients meet those of the other ranks in the last of a step."""
         return nullcontext()
 
-    def step(self, optimizer: Any, max_norm: float) -> Tensor:
+    def clip_and_step(self, optimizer: Any, max_norm: float) -> Tensor:
         """Clip, and take the step unless the gradient is not finite; the gradient's norm before clipping."""
         norm = nn.utils.clip_grad_norm_([p for p in self.module.parameters() if p.requires_grad], max_norm)
-        take(optimizer, norm)
+        step_if_finite(optimizer, norm)
         return norm
 
     @contextmanager
-    def whole(self, network: N) -> Iterator[N]:
+    def full_parameters(self, network: N) -> Iterator[N]:
         """A network with the same weights whose calls concern no other rank, for sampling. All ranks enter and leave together."""
         yield network
 
-    def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Names of the state dict and whole tensors, one after the other. All ranks must take all of them."""
+    def full_weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Names of the state dict and full tensors, one after the other. All ranks must take all of them."""
         yield from network.state_dict().items()
 
-    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """The whole of something whose parts lie as those of a parameter do. All ranks take part."""
-        return part
+    def unshard(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        """The full tensor of something that is sharded as a parameter is. All ranks take part."""
+        return shard
 
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        """Undo `join`: what this rank holds."""
-        return whole
+    def shard(self, parameter: Tensor, full: Tensor) -> Tensor:
+        """Undo `unshard`: the shard that this rank holds."""
+        return full
 
 
-def sharding_of(module: Sharded) -> Sharding:
+def sharding_of(module: ShardedModule) -> Sharding:
     """That of the strategy that the trainer runs with.
 
     Raises:
@@ -101,7 +101,7 @@ class Replicated(Sharding):
         yield
 
 
-def take(optimizer: Any, norm: Tensor) -> None:
+def step_if_finite(optimizer: Any, norm: Tensor) -> None:
     """A step; it counts, and changes nothing, where the gradient is not finite."""
     if not torch.isfinite(norm):
         optimizer.zero_grad()
@@ -109,10 +109,10 @@ def take(optimizer: Any, norm: Tensor) -> None:
     optimizer.zero_grad()
 
 
-def held(parameter: Tensor) -> Tensor:
-    """What this rank holds of a parameter, to be changed in place: everything, unless ZeRO-3 or FSDP2 keeps a part here only.
+def local_shard(parameter: Tensor) -> Tensor:
+    """What this rank holds of a parameter, to be changed in place: everything, unless ZeRO-3 or FSDP2 keeps a shard here only.
 
-    Under ZeRO-3 small ones may lie whole beside their part: that copy is dropped, and gathered again when it is used.
+    Under ZeRO-3 small ones may lie whole beside their shard: that copy is dropped, and gathered again when it is used.
     """
     divided: Any = parameter  # torch and deepspeed hang their own on it
     if hasattr(parameter, "to_local"):
@@ -124,7 +124,7 @@ def held(parameter: Tensor) -> Tensor:
     return divided.ds_tensor.data
 
 
-def hollow(network: N) -> N:
+def empty_twin(network: N) -> N:
     """A copy whose parameters are empty; they may still be one another's."""
     empty = {id(p): nn.Parameter(p.data.new_empty(0), requires_grad=False) for p in network.parameters()}
     return copy.deepcopy(network, empty).eval()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from sdar.arguments import checked
 from sdar.distributed.direct import Direct
-from sdar.distributed.sharding import N, Sharded, Sharding, hollow
-from sdar.distributed.zero_state import part_of, put_optimizer_state, put_weights, whole_optimizer_state, whole_weights
+from sdar.distributed.sharding import N, ShardedModule, Sharding, empty_twin
+from sdar.distributed.zero_state import full_optimizer_state, full_weights, load_optimizer_state, load_weights, shard_of
 from sdar.errors import CheckpointError
 from sdar.plan.run import Launch
 from sdar.training.checkpoint_files import tensors_only
@@ -50,7 +50,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     ):
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        timeout = self.waiting(deadline)
+        timeout = self.timeout_of(deadline)
         super().__init__(timeout=timeout, logging_batch_size_per_gpu=logging_batch_size_per_gpu, **kwargs)
         if "zero_optimization" in self.config:
             self.config.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the optimizer of the settings
@@ -116,14 +116,14 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     # ------------------------------------------------------------------ checkpoints
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        with self._watch():
+        with self._error_context():
             if self.sharded_checkpoint:
                 return {}
-            return whole_weights(self._module, skip=self._module.unsaved(), keep=self.is_global_zero)
+            return full_weights(self._module, skip=self._module.unsaved(), keep=self.is_global_zero)
 
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
-        with self._watch():
-            return {} if self.sharded_checkpoint else whole_optimizer_state(optimizer, self._trained, keep=self.is_global_zero)
+        with self._error_context():
+            return {} if self.sharded_checkpoint else full_optimizer_state(optimizer, self._trained, keep=self.is_global_zero)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         """Whenever the process is killed, a complete checkpoint is there."""
@@ -164,10 +164,10 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         if self._from_one_file:
-            put_weights(self._module, checkpoint["state_dict"], skip=self._module.unsaved())
+            load_weights(self._module, checkpoint["state_dict"], skip=self._module.unsaved())
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        put_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
+        load_optimizer_state(self.optimizers[0], self._trained, checkpoint["optimizer_states"][0])
 
     def launch(self) -> Launch:
         zero = self.config.get("zero_optimization") or {"stage": 0}
@@ -180,7 +180,7 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
             overlap=bool(zero.get("overlap_comm", Launch.overlap)),
         )
 
-    def sharding(self, module: Sharded) -> Sharding:
+    def sharding(self, module: ShardedModule) -> Sharding:
         return ShardedParameters(module) if self.zero_stage_3 else ShardedOptimizer(module)
 
 
@@ -196,7 +196,7 @@ class ShardedOptimizer(Sharding):
         self.engine.set_gradient_accumulation_boundary(last)
         yield
 
-    def step(self, optimizer: Any, max_norm: float) -> Tensor:
+    def clip_and_step(self, optimizer: Any, max_norm: float) -> Tensor:
         optimizer.step()  # the engine clips, and takes no step when the norm is not finite
         norm = self.engine.get_global_grad_norm()
         optimizer.zero_grad()
@@ -206,12 +206,12 @@ class ShardedOptimizer(Sharding):
 class ShardedParameters(ShardedOptimizer):
     """ZeRO-3: the weights lie in parts, too."""
 
-    def __init__(self, module: Sharded):
+    def __init__(self, module: ShardedModule):
         super().__init__(module)
-        self._hollow: dict[int, nn.Module] = {}
+        self._twins: dict[int, nn.Module] = {}
 
     @contextmanager
-    def building(self) -> Iterator[None]:
+    def init_context(self) -> Iterator[None]:
         """Networks are made whole in main memory and cut up by the strategy: transformers initialises weights that it must see."""
         from deepspeed.runtime.zero import partition_parameters
 
@@ -221,34 +221,34 @@ class ShardedParameters(ShardedOptimizer):
         finally:
             partition_parameters.restore_init_context()
 
-    def adopt(self, network: nn.Module) -> None:
-        self._hollow[id(network)] = hollow(network)
+    def register(self, network: nn.Module) -> None:
+        self._twins[id(network)] = empty_twin(network)
 
     @contextmanager
-    def whole(self, network: N) -> Iterator[N]:
+    def full_parameters(self, network: N) -> Iterator[N]:
         """Gathered once into a twin: in the engine, each layer of each token would wait for all ranks."""
-        twin = cast(N, self._hollow[id(network)])
-        own = dict(twin.named_parameters())
+        twin = cast(N, self._twins[id(network)])
+        parameters_of_twin = dict(twin.named_parameters())
         try:
-            for names, parameters in _pieces(network):
+            for names, parameters in _buckets(network):
                 with _gathered(parameters):
                     for name, parameter in zip(names, parameters, strict=True):
-                        own[name].data = parameter.data.clone()
+                        parameters_of_twin[name].data = parameter.data.clone()
             yield twin
         finally:
-            for parameter in own.values():
+            for parameter in parameters_of_twin.values():
                 parameter.data = parameter.data.new_empty(0)
 
-    def join(self, parameter: Tensor, part: Tensor) -> Tensor:
-        parts = part.new_empty(part.numel() * self.module.ranks.world)
-        torch.distributed.all_gather_into_tensor(parts, part)
-        whole: Any = parameter  # deepspeed hangs its own on it
-        return parts[: whole.ds_numel].view(whole.ds_shape)
+    def unshard(self, parameter: Tensor, shard: Tensor) -> Tensor:
+        shards = shard.new_empty(shard.numel() * self.module.ranks.world_size)
+        torch.distributed.all_gather_into_tensor(shards, shard)
+        sharded: Any = parameter  # deepspeed hangs its own on it
+        return shards[: sharded.ds_numel].view(sharded.ds_shape)
 
-    def part(self, parameter: Tensor, whole: Tensor) -> Tensor:
-        return part_of(parameter, whole)
+    def shard(self, parameter: Tensor, full: Tensor) -> Tensor:
+        return shard_of(parameter, full)
 
-    def weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def full_weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in network.state_dict(keep_vars=True).items():
             with _gathered([tensor] if hasattr(tensor, "ds_id") else []):
                 yield name, tensor.data
@@ -260,7 +260,7 @@ def _gathered(parameters: list[Tensor]) -> Any:
     return deepspeed.zero.GatheredParameters(parameters)
 
 
-def _pieces(network: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
+def _buckets(network: nn.Module) -> Iterator[tuple[list[str], list[Tensor]]]:
     """Parameters in pieces that are gathered together."""
     names: list[str] = []
     parameters: list[Tensor] = []

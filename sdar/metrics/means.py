@@ -12,7 +12,7 @@ from sdar.metrics.mean import Mean
 from sdar.renamed import Renamed, old_names
 
 if TYPE_CHECKING:
-    from sdar.distributed.ranks import Ranks
+    from sdar.distributed.communicator import Communicator
 
 
 __getattr__ = old_names(__name__, Tally="Metrics")
@@ -56,9 +56,9 @@ class Metrics:
         if rate is not None:
             self.add(rate, 0.0, seconds)
 
-    def sync(self, ranks: "Ranks") -> None:
+    def sync(self, ranks: "Communicator") -> None:
         """Take in what all ranks were told, whose names may be others: one meeting for all names."""
-        every = ranks.gather({name: (mean.total, mean.count) for name, mean in self._means.items()}, "metrics")
+        every = ranks.all_gather_object({name: (mean.total, mean.count) for name, mean in self._means.items()}, "metrics")
         self.reset()
         for sums in every:
             for name, (total, count) in sums.items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdar.contracts import returned
-from sdar.distributed.ranks import ALONE, Ranks
+from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.errors import ConfigError
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
@@ -39,7 +39,7 @@ class Sampler(Part, ABC):
     """Longest response, in tokens."""
     context: int
     """Longest prompt and response together, in tokens; known after `bind`."""
-    ranks: Ranks = ALONE
+    ranks: Communicator = SINGLE_PROCESS
     """The processes of the run, known before `bind`."""
     works_alone = False
     """True: its engine goes on sampling while the training process does something else."""
@@ -185,7 +185,7 @@ class RemoteModel(ABC):
         response_mask: Tensor,
         payload: Payload,
         k: int,
-        ranks: Ranks,
+        ranks: Communicator,
     ) -> dict[str, Tensor]:
         """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
         (``[tokens, ...]``), row after row. `ranks` says who shares the work; each gets everything."""

@@ -104,12 +104,12 @@ class ServerSampler(TruncatingSampler):
             return
         begun, self._fleet.loaded = time.monotonic(), None
         request, error = self._hold(version, weights)
-        self.ranks.gather(None, "the push of weights")  # nobody samples from the old ones any more
+        self.ranks.all_gather_object(None, "the push of weights")  # nobody samples from the old ones any more
         try:
             self._push(request, error)
         except SdarError as failure:
             error = failure
-        request, error = self.ranks.gather((request, error), "the weights that were pushed")[0]
+        request, error = self.ranks.all_gather_object((request, error), "the weights that were pushed")[0]
         if error is not None:
             raise error
         self._fleet.weights, self._fleet.loaded = request, version

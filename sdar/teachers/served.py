@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from sdar.distributed.ranks import Ranks, own_rank
+from sdar.distributed.communicator import Communicator, current_rank
 from sdar.errors import ConfigError, PolicyError
 from sdar.parts import RemoteModel, Teacher
 from sdar.registry import register
@@ -62,7 +62,7 @@ class ServedTeacher(Teacher):
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         fleet = self.network.fleet
-        fleet.begin_at(own_rank())
+        fleet.begin_at(current_rank())
         healths = fleet.health(fleet.patience.outage)
         vocabulary = tokenizer.get_vocab()
         for replica, told in zip(fleet.replicas, healths, strict=True):
@@ -130,7 +130,7 @@ class ServedNetwork(RemoteModel):
         response_mask: Tensor,
         payload: Payload,
         k: int,
-        ranks: Ranks,
+        ranks: Communicator,
     ) -> dict[str, Tensor]:
         lengths = attention_mask.sum(1).tolist()
         rows = [(row[:n].tolist(), spans_of(mask)) for row, mask, n in zip(ids, response_mask, lengths, strict=True)]
@@ -143,7 +143,7 @@ class ServedNetwork(RemoteModel):
             request = ScoreRequest(None, self.fleet.patience.timeout, scoring, texts, spans)
             return self.fleet.score(request, self.request_tokens)
 
-        scores = ranks.spread(ask, rows, "the teacher's scores")
+        scores = ranks.map_over_ranks(ask, rows, "the teacher's scores")
         names = ("logp", "top_ids", "top_logp") if k else ("logp",)
         return {name: torch.cat([getattr(s, name) for s in scores]) for name in names}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sdar.distributed.sharding import held
+from sdar.distributed.sharding import local_shard
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional.precision import widen
 from sdar.parts import ModelCopy, Policy, RemoteModel, Teacher
@@ -65,7 +65,7 @@ class FollowingTeacher(Teacher):
         as ``parameter.average``: moves are smaller than the copy's rounding.
         """
         for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
-            kept, shown = held(own), widen(held(its))
+            kept, shown = local_shard(own), widen(local_shard(its))
             if rate < 1 and torch.finfo(kept.dtype).bits < 32:
                 before = getattr(own, "average", kept)
                 average = before.to(kept.device, torch.float32).lerp(shown, rate)

@@ -34,7 +34,7 @@ def put_state(module: Host, checkpoint: dict[str, Any]) -> None:
     python = random.getstate()
     checkpoint["sdar"] = {
         "iteration": module.iteration,
-        "ranks": {"world": module.ranks.world, "strategy": type(module.trainer.strategy).__name__},
+        "ranks": {"world": module.ranks.world_size, "strategy": type(module.trainer.strategy).__name__},
         "env_steps": module.env_steps,
         "seed": module.seed,
         "skipped": module.skipped,
@@ -82,7 +82,7 @@ def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
     take_retriever(module, state["retriever"], path)
     take_parts(module, state.get("parts", {}), path)
     take_metrics(module, state.get("metrics", {}), path)
-    now = {"world": module.ranks.world, "strategy": type(module.trainer.strategy).__name__}
+    now = {"world": module.ranks.world_size, "strategy": type(module.trainer.strategy).__name__}
     if (then := state["ranks"]) != now:
         rank_zero_info(
             f"the checkpoint was written by {then['world']} rank(s) with {then['strategy']}; {now['world']} with {now['strategy']} go "
@@ -91,7 +91,7 @@ def take_state(module: Host, checkpoint: dict[str, Any]) -> dict[str, Any]:
     copies = dict(module.teacher_networks.named_parameters())
     for name, average in state["averages"].items():
         cast(Any, copies[name]).average = (
-            module.sharding.part(copies[name], average) if "state_dict" in checkpoint else average
+            module.sharding.shard(copies[name], average) if "state_dict" in checkpoint else average
         )
     if "state_dict" in checkpoint:  # otherwise the strategy keeps weights in files of its own
         ours, unsaved = module.state_dict(), module.unsaved()
@@ -200,7 +200,7 @@ def averages(module: Host) -> dict[str, Tensor]:
     out = {}
     for name, copy in module.teacher_networks.named_parameters():
         if (average := getattr(copy, "average", None)) is not None:
-            average = average if parts else module.sharding.join(copy, average)
+            average = average if parts else module.sharding.unshard(copy, average)
             if parts or module.trainer.is_global_zero:
                 out[name] = average.cpu()
     return out

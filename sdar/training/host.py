@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdar.data import Step, TaskModule
-from sdar.distributed.ranks import Ranks
+from sdar.distributed.communicator import Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError
 from sdar.metrics.means import Metrics
@@ -97,7 +97,7 @@ class Host(LightningModule):
     """Tokens that the policy can read."""
     scorer: Scorer
     rollout: Rollout
-    ranks: Ranks
+    ranks: Communicator
     sharding: Sharding
     # where the run stands
     seed: int
@@ -217,7 +217,7 @@ class Host(LightningModule):
     @contextmanager
     def phase(self, name: str, rate: str | None = None) -> Iterator[None]:
         """A part of an iteration: it is timed, and the other ranks can tell that this one is in it."""
-        self.ranks.note(name)
+        self.ranks.set_progress(name)
         bars.note(self.trainer, name)
         with self.metrics.timed(f"time/{name}_s", rate):
             yield

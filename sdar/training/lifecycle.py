@@ -15,7 +15,7 @@ from torch import nn
 
 from sdar.corrections import NoCorrection
 from sdar.data import Played, Step, TaskModule
-from sdar.distributed.ranks import ALONE, Group, Ranks
+from sdar.distributed.communicator import SINGLE_PROCESS, Communicator, TorchCommunicator
 from sdar.distributed.sharding import Sharding, sharding_of
 from sdar.errors import ConfigError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
@@ -145,7 +145,7 @@ class Lifecycle(Updating):
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.metrics, self.own_metrics = Metrics(), nn.ModuleList(own_metrics(metrics))
         self.progress = Progress(self, max_empty_iterations)
-        self.ranks: Ranks = ALONE
+        self.ranks: Communicator = SINGLE_PROCESS
         self.sharding = Sharding(self)
         self._rng_state: dict[str, Any] | None = None
         self._asked_to_stop = self.stops = False
@@ -160,10 +160,10 @@ class Lifecycle(Updating):
         check_settings(self, data)
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
-            self.ranks = Group(cast(Any, self.trainer.strategy).deadline)
-            self.ranks.agree(self.trainer.ckpt_path, "the checkpoint to begin from")
+            self.ranks = TorchCommunicator(cast(Any, self.trainer.strategy).deadline)
+            self.ranks.check_same(self.trainer.ckpt_path, "the checkpoint to begin from")
         if self.export is not None and stage == "fit" and not cast(Any, self.trainer).fast_dev_run:
-            with self.ranks.watch("the folder of model.export"):
+            with self.ranks.error_context("the folder of model.export"):
                 if self.trainer.is_global_zero:
                     check_export("model.export", self.export)
         self.env = data.env
@@ -190,7 +190,7 @@ class Lifecycle(Updating):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        with self.sharding.building():
+        with self.sharding.init_context():
             self._build()
 
     def _build(self) -> None:
@@ -212,7 +212,7 @@ class Lifecycle(Updating):
         self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
             if not hasattr(network, "live"):
-                self.sharding.adopt(network)
+                self.sharding.register(network)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
@@ -230,7 +230,7 @@ class Lifecycle(Updating):
             # no bound method: Python prints handlers, and to print networks that ZeRO divided takes all ranks
             signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
         if self.max_mismatch is not None and self.plays_attempts:
-            with self.ranks.watch("probe before training"):
+            with self.ranks.error_context("probe before training"):
                 probe(self, self.max_mismatch)
 
     def _ask_to_stop(self) -> None:
@@ -249,8 +249,8 @@ class Lifecycle(Updating):
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            with self.ranks.watch():
-                self.stops = any(self.ranks.gather(self._asked_to_stop, "signals"))
+            with self.ranks.error_context():
+                self.stops = any(self.ranks.all_gather_object(self._asked_to_stop, "signals"))
             self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:
@@ -270,8 +270,8 @@ class Lifecycle(Updating):
     def on_fit_end(self) -> None:
         """Export the policy."""
         if self.export is not None and not cast(Any, self.trainer).fast_dev_run:
-            with self.ranks.watch("export"):
-                weights = self.sharding.weights(self.model)
+            with self.ranks.error_context("export"):
+                weights = self.sharding.full_weights(self.model)
                 folder = self.export if self.trainer.is_global_zero else None
                 write_policy(self.policy, self.model, weights, folder, self.export_dtype)
                 if folder is not None:
@@ -289,7 +289,7 @@ class Lifecycle(Updating):
             bars.say(self.trainer, "\n".join(["", *lines]))
 
     def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
-        with self.ranks.watch(f"validation after iteration {self.iteration}"):
+        with self.ranks.error_context(f"validation after iteration {self.iteration}"):
             self.validation.play(step)
 
     def on_validation_epoch_end(self) -> None:
@@ -299,7 +299,7 @@ class Lifecycle(Updating):
 
     def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> Played:
         """Episodes of one piece of a panel; they are written as they come."""
-        with self.ranks.watch("prediction"):
+        with self.ranks.error_context("prediction"):
             requests = self.requests(step, self.student_sees_skills, training=False)
             episodes = self.play(self.validation.rollout, self.model, requests)
         if self.trainer.is_global_zero:

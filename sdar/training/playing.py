@@ -26,7 +26,7 @@ class Playing(Host):
     def play(self, rollout: Rollout, network: "PreTrainedModel | RemoteModel", requests: list[Request]) -> list[Episode]:
         """Episodes played by a network, in the order of the requests; each rank plays a share."""
         with self.synced(rollout.sampler, network) as actor:
-            episodes = self.ranks.spread(lambda mine: rollout(actor, mine), requests, "episodes")
+            episodes = self.ranks.map_over_ranks(lambda mine: rollout(actor, mine), requests, "episodes")
         return episodes
 
     @contextmanager
@@ -40,14 +40,14 @@ class Playing(Host):
         self.ahead.wait()  # servers and worlds do one thing at a time
         live = getattr(network, "live", None)  # of adapters that are off
         if not sampler.own_engine:
-            with self.sharding.whole(network if live is None else live) as actor:
+            with self.sharding.full_parameters(network if live is None else live) as actor:
                 try:
                     yield actor if live is None else self.policy.frozen(actor)
                 finally:
                     sampler.rest()
             return
         name = next(i for i, known in enumerate(self.networks()) if known is network)
-        weights = plain_weights(network, self.sharding.weights(network if live is None else live))
+        weights = plain_weights(network, self.sharding.full_weights(network if live is None else live))
         sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", weights)
         try:
             yield network
@@ -79,7 +79,7 @@ class Playing(Host):
             def said(mine: list[tuple[list[int], Draw]]) -> list[Completion]:
                 return sampler.sample(actor, [p for p, _ in mine], [d for _, d in mine]) if mine else []
 
-            return self.ranks.spread(said, asked, "continuations")
+            return self.ranks.map_over_ranks(said, asked, "continuations")
 
     def attempts(self, step: Step) -> list[Episode]:
         """The attempts at each task of a step: those that were played ahead, if they were."""

@@ -52,7 +52,7 @@ class Prefetcher:
             own = ChatFormat(copy.deepcopy(module.chat.tokenizer), module.chat.options, module.policy.name)
             self._rollout = module.tasks.rollout(own, module.sampler, module.view, module.seed)
         self._requests, self._iteration = requests, iteration
-        mine = self._requests[module.ranks.rank :: module.ranks.world]
+        mine = self._requests[module.ranks.rank :: module.ranks.world_size]
         actor = self._acting.enter_context(acting)
         self._thread = threading.Thread(
             target=self._play, args=(self._rollout, actor, mine), name="sdar-rollout-ahead", daemon=True
@@ -72,7 +72,7 @@ class Prefetcher:
             return None
         self.wait()
         self._iteration = -1
-        return self.module.ranks.spread(lambda mine: self._result(), self._requests, "episodes")
+        return self.module.ranks.map_over_ranks(lambda mine: self._result(), self._requests, "episodes")
 
     def drop(self) -> None:
         """Nobody wants what is on its way."""

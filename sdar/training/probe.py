@@ -75,7 +75,9 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     devices = [module.device.index] if module.device.type == "cuda" else []
     with torch.random.fork_rng(devices), trainer.precision_plugin.train_step_context():
         with module.synced(module.sampler, module.model) as actor:
-            episodes = module.ranks.spread(lambda mine: rollout(actor, mine), requests, "the comparison of the sampler")
+            episodes = module.ranks.map_over_ranks(
+                lambda mine: rollout(actor, mine), requests, "the comparison of the sampler"
+            )
         rows = [r for r in make_rows(episodes, rollout.layout) if any(r.response_mask)]
         if not rows:
             return torch.zeros(0), torch.zeros(0), describe_lost(episodes)

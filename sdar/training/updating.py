@@ -45,9 +45,11 @@ class Updating(Rows):
         that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
         lengths = batch.attention_mask.sum(1)
         pieces = list(micro_batches(lengths, self.micro_batch_tokens))
-        self.ranks.agree((len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches")
+        self.ranks.check_same(
+            (len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches"
+        )
         spare = lengths.argmin()[None]
-        mine = [(rows, batch.select(rows)) for rows in self.ranks.deal(pieces, spare)]
+        mine = [(rows, batch.select(rows)) for rows in self.ranks.shard(pieces, spare)]
         for rows, part in mine:
             if rows is spare:
                 part.response_mask = part.loss_mask = torch.zeros_like(part.response_mask)
@@ -62,13 +64,13 @@ class Updating(Rows):
             def measured(part: Batch = part) -> Tensor:
                 return measure(part, self.student(part))
 
-            values = self.sharding.run(measured)
+            values = self.sharding.run_as_forward(measured)
             if part.response_mask.any():
                 out[rows, : values.shape[1]] = values.to(out)
-        return self.ranks.total(out, "measurements")
+        return self.ranks.all_reduce_sum(out, "measurements")
 
     def _step(self, optimizer: Any, update: Batch) -> None:
-        norm = self.sharding.step(optimizer, self.max_grad_norm)  # taken only if it is finite
+        norm = self.sharding.clip_and_step(optimizer, self.max_grad_norm)  # taken only if it is finite
         if torch.isfinite(norm):
             if self.teacher is not None:
                 self.teacher.after_step(self.model)

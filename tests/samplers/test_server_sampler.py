@@ -165,12 +165,12 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from sdar.parts import Draw
 from sdar.samplers import ServerSampler
-from sdar.distributed.ranks import Group
+from sdar.distributed.communicator import TorchCommunicator
 rank, store, folder, weights, urls = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
 distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 sampler = ServerSampler(urls, max_new_tokens=6, pause=0.05, weights_folder=weights)
-sampler.ranks = Group(60.0)
+sampler.ranks = TorchCommunicator(60.0)
 sampler.bind(tokenizer, [tokenizer.eos_token_id], 512)
 state = torch.load(f"{weights}/state.pt")
 taken = []

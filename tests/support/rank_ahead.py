@@ -29,7 +29,7 @@ def main(out, *kinds):
         module = rank_run.strategy(sampler=sampler, rollouts_ahead=1, correction=TruncatedCorrection(1.01), max_mismatch=1e-3)
         run = rank_run.trainer(kind, 6, Path(out).parent)
         run.fit(module, rank_run.data())
-        weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
+        weights = {name: tensor.clone() for name, tensor in module.sharding.full_weights(module.model)}
         if run.global_rank == 0:
             torch.save({"losses": module.losses, "stale": module.stale, "weights": weights}, f"{out}.{kind}")
 

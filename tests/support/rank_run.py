@@ -17,7 +17,7 @@ from tiny_policy import TinyPolicy
 
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
-from sdar.distributed.sharding import held as part_of
+from sdar.distributed.sharding import local_shard
 from sdar.divergences import JensenShannon, TopKReverseKL
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.lora import LoRAPolicy
@@ -160,7 +160,7 @@ class KeepsHalfway(Callback):
 def held(module, optimizer):
     """Numbers of weights and optimizer states on this rank."""
     states = [value for values in optimizer.state.values() for value in values.values() if value.dim()]
-    return sum(part_of(tensor).numel() for tensor in [*module.parameters(), *states])
+    return sum(local_shard(tensor).numel() for tensor in [*module.parameters(), *states])
 
 
 def poison(module, run):
@@ -169,8 +169,8 @@ def poison(module, run):
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     if run.global_rank == run.world_size - 1:
-        part_of(trained[0].grad).view(-1)[0] = torch.nan
-    return float(module.sharding.step(run.optimizers[0], 1.0))
+        local_shard(trained[0].grad).view(-1)[0] = torch.nan
+    return float(module.sharding.clip_and_step(run.optimizers[0], 1.0))
 
 
 def main(out, steps, *kinds):
@@ -182,8 +182,8 @@ def main(out, steps, *kinds):
         run = trainer(kind, int(steps), Path(out).parent, callbacks=[KeepsHalfway(half)] if half else [])
         run.fit(module, data(), ckpt_path=begin or None)
         poisoned = poison(module, run) if isinstance(run.strategy, FSDP2Strategy) else 0.0
-        weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
-        teacher = {name: tensor.clone() for name, tensor in module.sharding.weights(module.teacher.copy)}
+        weights = {name: tensor.clone() for name, tensor in module.sharding.full_weights(module.model)}
+        teacher = {name: tensor.clone() for name, tensor in module.sharding.full_weights(module.teacher.copy)}
         average = averages(module)
         if run.global_rank == 0:
             found = {"losses": module.losses, "norms": module.norms, "weights": weights, "teacher": teacher}

@@ -24,7 +24,7 @@ def main(out, kind, folder, *urls):
     module = rank_run.strategy(teacher=teacher, divergence=TopKReverseKL(k=5), distill_coef=20.0, optimizer=optimizer)
     run = rank_run.trainer(kind, 4, Path(out).parent)
     run.fit(module, rank_run.data())
-    weights = {name: tensor.clone() for name, tensor in module.sharding.weights(module.model)}
+    weights = {name: tensor.clone() for name, tensor in module.sharding.full_weights(module.model)}
     asked = teacher.network.fleet.counts["requests"] if urls else 0
     Path(f"{out}.asked.{run.global_rank}").write_text(str(asked))
     if run.global_rank == 0:

@@ -11,7 +11,7 @@ import torch
 from policy_servers import CODE, Meddler, PolicyServer, dripping, policy_servers, sharp_policy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sdar.distributed.ranks import Ranks
+from sdar.distributed.communicator import Communicator
 from sdar.errors import ConfigError, EngineFault, PolicyError
 from sdar.policies import PretrainedPolicy
 from sdar.rollout import collate
@@ -154,15 +154,15 @@ def test_two_servers_say_what_the_same_model_says_here(servers, served, external
     assert not torch.allclose(other.teacher_logp, here.teacher_logp, atol=0.05)  # the density is heard
 
 
-class OneOf(Ranks):
+class OneOf(Communicator):
     """A rank of several whose others are asked one after the other."""
 
     def __init__(self, rank, world, said):
-        self.rank, self.world, self.said = rank, world, said
+        self.rank, self.world_size, self.said = rank, world, said
 
-    def gather(self, value, what):
+    def all_gather_object(self, value, what):
         self.said[self.rank] = value
-        return [self.said.get(r, []) for r in range(self.world)]
+        return [self.said.get(r, []) for r in range(self.world_size)]
 
 
 def test_ranks_ask_for_a_share_each_and_get_everything(servers, served, external, live, scorer):
