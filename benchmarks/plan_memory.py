@@ -85,7 +85,7 @@ def child(case: dict) -> float:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from sdar.parts import Draw
+    from sdar.parts import SampleKey
     from sdar.samplers import TorchSampler
     from sdar.scoring import Scorer
 
@@ -126,7 +126,7 @@ def child(case: dict) -> float:
         sampler = TorchSampler(max_new_tokens=2)
         sampler.bind_ids([1], [], VOCABULARY, 2048)
         prompts = torch.randint(2, VOCABULARY, (16, 383), generator=generator).tolist()
-        sampler.sample(model, prompts, [Draw(0, str(n), 0, 0) for n in range(16)])
+        sampler.sample(model, prompts, [SampleKey(0, str(n), 0, 0) for n in range(16)])
         layers = sampler._caches[0].layers.layers
         return float(sum(r.untyped_storage().nbytes() for layer in layers for r in (layer._key_room, layer._value_room)))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before

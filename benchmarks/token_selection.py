@@ -12,7 +12,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sdar.divergences import ReverseKL
 from sdar.scoring import Scorer, score_with_teachers
-from sdar.types import Batch, Payload, TokenView
+from sdar.types import Batch, TeacherSignal, TokenView
 
 REPEATS, SHARES = 7, (1.0, 0.5, 0.25, 0.1)
 ROWS, TIME, VOCAB = 4, 256, 32_000
@@ -47,7 +47,7 @@ def main() -> None:
         ids, ones, mask, zeros, zeros.float(), zeros.float(), zeros, row.long(), row.long(), row, row, row > 0, row > 0
     )
     batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask = ids, ones, mask
-    heads = score_with_teachers(batch, [model] * ROWS, scorer, ROWS * TIME, Payload.FULL, 0)
+    heads = score_with_teachers(batch, [model] * ROWS, scorer, ROWS * TIME, TeacherSignal.FULL, 0)
     chosen = {share: mask & (torch.rand(mask.shape) < share) for share in SHARES}
     seconds: dict[float, list[float]] = {share: [] for share in SHARES}
     for _ in range(REPEATS):

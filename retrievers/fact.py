@@ -25,11 +25,11 @@ class FactRetriever(Retriever):
         self.template = FACT_TEMPLATE if template is None else template
         _check(self.template)
 
-    def meet(self, env: Environment) -> None:
+    def bind_env(self, env: Environment) -> None:
         if not self.given:
             self.template = env.fact_template
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         facts = task.facts.items()
         return retrieval(Skill(f"fact:{thing}", self.template.format(thing=thing, place=place)) for thing, place in facts)
 

@@ -21,5 +21,5 @@ class FullRetriever(Retriever):
     def __init__(self, skills: str):
         self.bank: SkillBank = SkillBank.load(skills)
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         return retrieval((*self.bank.general, *self.bank.specific))

@@ -27,5 +27,5 @@ class KeywordRetriever(Retriever):
     def __init__(self, skills: str):
         self.bank: SkillBank = SkillBank.load(skills)
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         return retrieval((*self.bank.general, *self.bank.fitting(task)))

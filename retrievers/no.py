@@ -9,5 +9,5 @@ from sdar.types import Retrieval, Task
 class NoRetriever(Retriever):
     """Nothing: teacher and student see the same prompt."""
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         return Retrieval()

@@ -27,6 +27,6 @@ class RandomRetriever(Retriever):
         self.seed = seed
         check_count(self.bank, count, "RandomRetriever")
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
-        drawn = seeded(self.seed, task.id, draw).sample(self.bank.specific, self.count)
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
+        drawn = seeded(self.seed, task.id, visit).sample(self.bank.specific, self.count)
         return retrieval((*self.bank.general, *(s for s in self.bank.specific if s in drawn)))

@@ -37,7 +37,7 @@ class ShuffledRetriever(Retriever):
             )
         self.ring = seeded(seed).sample(specific, len(specific))
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         right = self.bank.fitting(task)
         wrong: list[Skill] = []
         for skill in right:

@@ -50,9 +50,9 @@ class UCBRetriever(Retriever):
                 "always takes the best so far."
             )
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         candidates = self.bank.of_family(task.family) or self.bank.specific
-        order = seeded(self.seed, task.id, draw).sample(candidates, len(candidates))
+        order = seeded(self.seed, task.id, visit).sample(candidates, len(candidates))
         best = sorted(order, key=lambda skill: self.score(task.family, skill.id), reverse=True)[: self.count]
         return retrieval((*self.bank.general, *(s for s in candidates if s in best)))
 

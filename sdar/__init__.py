@@ -85,12 +85,12 @@ if TYPE_CHECKING:
     from sdar.turns import Turns as Turns
     from sdar.types import Batch as Batch
     from sdar.types import Episode as Episode
-    from sdar.types import Payload as Payload
     from sdar.types import Retrieval as Retrieval
     from sdar.types import StudentTokens as StudentTokens
     from sdar.types import Task as Task
+    from sdar.types import TeacherSignal as TeacherSignal
     from sdar.types import TokenView as TokenView
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, Payload="TeacherSignal")

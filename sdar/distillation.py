@@ -107,7 +107,7 @@ class Distillation(Taught):
         self.distill_coef = scheduled(distill_coef)
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
-        self.payload, self.top_k = divergence.needs()
+        self.teacher_signal, self.top_k = divergence.needs()
         self.needs_spans |= span is not None
 
     def setup(self, stage: str) -> None:

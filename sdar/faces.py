@@ -10,15 +10,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sdar.renamed import old_names
 
-def lazy(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` (PEP 562) of a package whose names stand below ``if TYPE_CHECKING:``."""
+
+def lazy(package: str, **renamed: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__` and `__all__` (PEP 562) of a package whose names stand below ``if TYPE_CHECKING:``.
+
+    `renamed`: old name -> new name, of those that have another one now.
+    """
     face = sys.modules[package]
     homes = imports(ast.parse(Path(str(face.__file__)).read_text(encoding="utf-8")))
 
     def __getattr__(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            return old_names(package, **renamed)(name)
         value = getattr(import_module(homes[name][0]), homes[name][1])
         setattr(face, name, value)
         return value

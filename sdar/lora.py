@@ -69,8 +69,8 @@ class LoRAPolicy(Policy):
         self.name = base.name
         self.chat_options = base.chat_options
 
-    def meet(self, env: Environment) -> None:
-        self.base.meet(env)
+    def bind_env(self, env: Environment) -> None:
+        self.base.bind_env(env)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         return self.base.load_tokenizer()

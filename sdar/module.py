@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.errors import ConfigError
 from sdar.functional import log_prob_gap, masked_mean
 from sdar.metrics.base import TokenMetric
@@ -45,15 +45,15 @@ class AgentModule(Lifecycle):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """What a method says of itself in class attributes follows from what it overrides, unless it says otherwise."""
         super().__init_subclass__(**kwargs)
-        own = vars(cls)
+        defined = vars(cls)
         for switch, hook in (("learns_everywhere", "token_loss"), ("teacher_acts", "extra_requests")):
             inherited = any(getattr(base, switch, False) for base in cls.__bases__)
-            if inherited and own.get(switch) is False:
+            if inherited and defined.get(switch) is False:
                 raise ConfigError(
                     f"{cls.__name__} says {switch} = False, and a base of it needs the opposite. Leave the line out."
                 )
-            setattr(cls, switch, inherited or own.get(switch, hook in own))
-        if "collect" in own and "plays_attempts" not in own:
+            setattr(cls, switch, inherited or defined.get(switch, hook in defined))
+        if "collect" in defined and "plays_attempts" not in defined:
             raise ConfigError(
                 f"{cls.__name__} makes its episodes itself (`collect`) and does not say whether they are attempts that the sampler plays: "
                 "set plays_attempts = True or False in it. False: sampler and trainer are not compared before training."
@@ -61,19 +61,19 @@ class AgentModule(Lifecycle):
 
     # ------------------------------------------------------------------ the algorithm box
 
-    def training_step(self, step: Step, batch_idx: int) -> None:
+    def training_step(self, task_batch: TaskBatch, batch_idx: int) -> None:
         """One iteration: roll out, give credit, score, then several optimizer steps on what was seen.
 
         Every rank knows all episodes and rows; rollouts, forward and backward passes are divided.
         """
         with self.ranks.error_context(f"iteration {self.iteration}"):
-            self.tell_unreadable(step)
-            self.iterate(step)
+            self.tell_unreadable(task_batch)
+            self.iterate(task_batch)
 
-    def iterate(self, step: Step) -> None:
+    def iterate(self, task_batch: TaskBatch) -> None:
         """The algorithm. Each part may leave nothing to learn from."""
         with self.phase("rollout", rate="rollout/tokens_per_second"):
-            episodes = self.collect(step)
+            episodes = self.collect(task_batch)
         batch, last = self.rows(episodes), "rows"
         if batch:
             batch, last = self.credit(batch, episodes), "credit"
@@ -92,9 +92,9 @@ class AgentModule(Lifecycle):
 
     # ------------------------------------------------------------------ its parts, in order
 
-    def collect(self, step: Step) -> list[Episode]:
+    def collect(self, task_batch: TaskBatch) -> list[Episode]:
         """Episodes of an iteration: the attempts of each task, one after the other, then what was asked for on seeing them."""
-        episodes = self.attempts(step)
+        episodes = self.attempts(task_batch)
         extra = self.extra_requests(by_group(finished(episodes)))
         if extra:
             episodes = episodes + self.play_as_teacher(self.rollout, extra)
@@ -119,17 +119,17 @@ class AgentModule(Lifecycle):
         return batch
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
-        """Fill in old and reference log-probabilities and the teacher's payload, all with the weights before the update."""
-        told = (batch.ids, batch.attention_mask, batch.response_mask)
+        """Fill in old and reference log-probabilities and the teacher's signal, all with the weights before the update."""
+        inputs = (batch.ids, batch.attention_mask, batch.response_mask)
         score = partial(self.scorer.score, sharding=self.sharding, ranks=self.ranks)
-        old = score(self.model, *told, self.micro_batch_tokens)
+        old = score(self.model, *inputs, self.micro_batch_tokens)
         batch.old_logp, batch.old_entropy = old.logp, old.entropy
         if self.needs_reference:
             assert self.initial is not None, "`configure_model` keeps it whenever needs_reference is set"
-            batch.ref_logp = score(self.initial, *told, self.micro_batch_tokens).logp
+            batch.ref_logp = score(self.initial, *inputs, self.micro_batch_tokens).logp
         if self.hears_teacher():
             networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
-            asked = (self.scorer, self.micro_batch_tokens, self.payload, self.top_k)
+            asked = (self.scorer, self.micro_batch_tokens, self.teacher_signal, self.top_k)
             self.teacher_heads = score_with_teachers(batch, networks, *asked, self.sharding, self.ranks)
         reporting.sampling_mismatch(self.metrics, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)

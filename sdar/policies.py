@@ -245,7 +245,7 @@ class FreshPolicy(Policy):
         }
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
-    def meet(self, env: Environment) -> None:
+    def bind_env(self, env: Environment) -> None:
         self.env = self.env or env
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -27,7 +27,7 @@ inspect.modulesbyfile |= {
     f"<frozen {name}>": name for name in ("importlib._bootstrap", "importlib._bootstrap_external", "runpy")
 }
 
-SHELVES = (
+PART_MODULES = (
     "sdar.samplers",
     "sdar.serving",
     "sdar.search",
@@ -199,8 +199,8 @@ def summary(cls: type) -> str:
 
 def load_parts(plugins: Iterable[str] = ()) -> None:
     """Import everything that registers parts: our shelves, installed entry points, then `plugins` by module name."""
-    for shelf in SHELVES:
-        importlib.import_module(shelf)
+    for module in PART_MODULES:
+        importlib.import_module(module)
     for point in entry_points(group=GROUP):
         try:
             point.load()

@@ -42,6 +42,14 @@ def refuse_old_names(cls: type) -> None:
                 )
 
 
+class OldNames:
+    """A class with `Renamed` attributes: one below it that defines an old name is refused."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        refuse_old_names(cls)
+
+
 def old_names(module: str, **new: str) -> Callable[[str], Any]:
     """A module's ``__getattr__`` (PEP 562) that knows the old names of what stands in it."""
 

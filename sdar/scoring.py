@@ -15,7 +15,7 @@ from sdar.functional import chunked_token_stats, vocabulary_log_probs
 from sdar.parts import Divergence, RemoteModel
 from sdar.registry import part_name
 from sdar.renamed import old_names
-from sdar.types import Batch, Payload, StudentTokens, TokenView
+from sdar.types import Batch, StudentTokens, TeacherSignal, TokenView
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,14 +95,14 @@ class Scorer:
         attention_mask: Tensor,
         response_mask: Tensor,
         max_tokens: int,
-        payload: Payload = Payload.SAMPLED,
+        signal: TeacherSignal = TeacherSignal.SAMPLED,
         k: int = 0,
         sharding: Sharding | None = None,
         ranks: Communicator = SINGLE_PROCESS,
     ) -> "Scored":
         """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs.
 
-        `payload` TOP_K adds the `k` likeliest ids of each place, FULL its hidden state.
+        `signal` TOP_K adds the `k` likeliest ids of each place, FULL its hidden state.
 
         Args:
             sharding: How the model lies on the ranks.
@@ -118,7 +118,7 @@ class Scorer:
             part = row_ids, attention, torch.zeros_like(mask) if rows is spare else mask
 
             def read(part: tuple[Tensor, Tensor, Tensor] = part) -> dict[str, Tensor]:
-                return self.read(model, *part, payload, k)
+                return self.read(model, *part, signal, k)
 
             found = read() if sharding is None else sharding.run_as_forward(read)
             if out is None:
@@ -133,12 +133,18 @@ class Scorer:
         return out
 
     def read(
-        self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor, payload: Payload, k: int
+        self,
+        model: "PreTrainedModel",
+        ids: Tensor,
+        attention_mask: Tensor,
+        response_mask: Tensor,
+        signal: TeacherSignal,
+        k: int,
     ) -> dict[str, Tensor]:
         """One micro-batch of `score`."""
         now = self(model, ids, attention_mask, response_mask)
         found = {"logp": now.logp, "entropy": now.entropy, "allowed_logmass": now.allowed_logmass}
-        if payload == Payload.TOP_K:
+        if signal == TeacherSignal.TOP_K:
 
             def likeliest(hidden: Tensor) -> tuple[Tensor, Tensor]:
                 pieces = [self.log_probs(h, self.head(model)).topk(k) for h in hidden.split(self.chunk)]
@@ -146,7 +152,7 @@ class Scorer:
 
             top_ids, top_logp = run_as_forward(model.get_output_embeddings(), likeliest, now.hidden)
             found |= {"top_ids": _spread(top_ids, now.predicts), "top_logp": _spread(top_logp, now.predicts)}
-        elif payload == Payload.FULL:
+        elif signal == TeacherSignal.FULL:
             found["hidden"] = _spread(now.hidden, now.predicts)
         return found
 
@@ -169,8 +175,8 @@ class Scorer:
             )
         plain = Scorer(1.0, (), self.vocab_size)(model, ids, ones, ones).logp[0, 1:]
         logits = given[0, :-1, : self.vocab_size].float()
-        own = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
-        off = float((plain - own).abs().max())
+        wanted = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+        off = float((plain - wanted).abs().max())
         precision = torch.finfo(next(model.parameters()).dtype).eps
         rounding = 4 * precision * float(logits.abs().max())  # of the model's own logits: 0.8 at a logit of 25 in bfloat16
         if not off < 1e-3 + rounding:
@@ -232,36 +238,36 @@ class StudentOutput:
         ``[batch, time, vocab]`` is ever there.
 
         Args:
-            teachers: For Payload.FULL, each teacher's head, its hidden states ``[batch, time, hidden]`` and the rows ``[batch]``
+            teachers: For TeacherSignal.FULL, each teacher's head, its hidden states ``[batch, time, hidden]`` and the rows ``[batch]``
                 (bool) that it read.
 
         Raises:
             ConfigError: the rows were scored with less of the teacher than the divergence needs.
         """
-        payload, _ = divergence.needs()
+        signal, _ = divergence.needs()
         response = nn.functional.pad(self.predicts, (1, 0))
-        if payload == Payload.SAMPLED:
+        if signal == TeacherSignal.SAMPLED:
             return divergence(StudentTokens(self.logp, self.entropy), tokens).where(response, 0.0)
-        if not teachers if payload == Payload.FULL else not tokens.has("teacher_top_ids"):
+        if not teachers if signal == TeacherSignal.FULL else not tokens.has("teacher_top_ids"):
             raise ConfigError(
-                f"{part_name(divergence)} needs the teacher's {payload} payload, which these rows were not scored with: a strategy "
-                "asks for one payload in each iteration. Use an objective that fits the strategy's payload."
+                f"{part_name(divergence)} needs the teacher's {signal} signal, which these rows were not scored with: a strategy "
+                "asks for one signal in each iteration. Use an objective that fits the strategy's `teacher_signal`."
             )
         flat = tokens.at(response)
         everything = torch.ones_like(response[:, 0])
         asked: Sequence[tuple[Head | None, Tensor | None, Tensor]] = [(None, None, everything)]
-        if payload == Payload.FULL:
+        if signal == TeacherSignal.FULL:
             asked = teachers
 
         def project(hidden: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
             out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
             for head, states, rows in asked:
                 chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
-                its = None if states is None else states[response]
+                teacher_states = None if states is None else states[response]
                 for piece in chosen.split(self.scorer.chunk) if len(chosen) else [chosen]:
                     values = checkpoint(
                         self._compare, divergence, hidden[piece], logp[piece], entropy[piece], flat.at(piece), head,
-                        None if its is None else its[piece], use_reentrant=False, preserve_rng_state=False,
+                        None if teacher_states is None else teacher_states[piece], use_reentrant=False, preserve_rng_state=False,
                     )  # fmt: skip
                     out = out.index_put((piece,), values.to(out.dtype))
             return out
@@ -284,28 +290,28 @@ class StudentOutput:
 
 def run_as_forward(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:
     """`work` as the forward of a layer whose weights it uses: they are there (gathered, under ZeRO-3) until its backward is over."""
-    own = layer.__dict__.get("forward")  # somebody may have put one there already
+    replaced = layer.__dict__.get("forward")  # somebody may have put one there already
     layer.forward = work
     try:
         return layer(*inputs)
     finally:
         del layer.forward
-        if own is not None:
-            layer.forward = own
+        if replaced is not None:
+            layer.forward = replaced
 
 
 def score_with_teachers(
-    batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, payload: Payload, k: int,
+    batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, signal: TeacherSignal, k: int,
     sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS,
 ) -> list[Head]:  # fmt: skip
-    """Fill in the teacher's payload of each row, aligned with the student's ids; the heads of the teachers that were asked.
+    """Fill in the teacher's signal of each row, aligned with the student's ids; the heads of the teachers that were asked.
 
     Args:
         networks: The teacher of each row; equal ones read their rows together.
     """
     distinct = list({id(n): n for n in networks}.values())
     batch.teacher_index = torch.tensor([next(i for i, d in enumerate(distinct) if d is n) for n in networks])
-    whole = cast("list[PreTrainedModel]", distinct) if payload == Payload.FULL else []  # nobody elsewhere tells so much
+    whole = cast("list[PreTrainedModel]", distinct) if signal == TeacherSignal.FULL else []  # nobody elsewhere tells so much
     wide = max((network.config.get_text_config().hidden_size for network in whole), default=0)
     fields = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
     for i, network in enumerate(distinct):
@@ -314,9 +320,9 @@ def score_with_teachers(
             t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
         )
         if isinstance(network, RemoteModel):
-            seen = network.score(scorer, ids, attention, mask, payload, k, ranks)
+            seen = network.score(scorer, ids, attention, mask, signal, k, ranks)
         else:
-            scored = scorer.score(network, ids, attention, mask, max_tokens, payload, k, sharding, ranks)
+            scored = scorer.score(network, ids, attention, mask, max_tokens, signal, k, sharding, ranks)
             seen = {name: values[mask] for name in fields if (values := getattr(scored, name)) is not None}
         for name, values in seen.items():
             field = fields[name]
@@ -325,8 +331,8 @@ def score_with_teachers(
             empty = values.new_zeros(*batch.ids.shape, *values.shape[1:])
             filled = getattr(batch, field) if batch.has(field) else empty
             filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
-            own = batch.response_mask & (batch.teacher_index == i)[:, None]
-            filled[own] = values.to(filled.dtype)  # the same tokens, in order
+            of_teacher = batch.response_mask & (batch.teacher_index == i)[:, None]
+            filled[of_teacher] = values.to(filled.dtype)  # the same tokens, in order
             setattr(batch, field, filled)
     return [keep_head(scorer, network, sharding) for network in whole]
 
@@ -368,6 +374,7 @@ def densities(batch: Batch, allowed_logmass: Tensor) -> tuple[Tensor, Tensor, Te
     Args:
         allowed_logmass: Log of the mass that the trainer gives to the ids that are not forbidden.
     """
-    told = (batch.behaviour_logp != 0) | (batch.kept_logmass != 0)  # both are 0 where a replay or a demonstration speaks
-    sampled = batch.response_mask.bool() & told & ~batch.extra[:, None]  # extra ones were sampled from a teacher
+    # Both are 0 where a replay or a demonstration speaks.
+    has_density = (batch.behaviour_logp != 0) | (batch.kept_logmass != 0)
+    sampled = batch.response_mask.bool() & has_density & ~batch.extra[:, None]  # extra ones were sampled from a teacher
     return sampled, batch.old_logp + allowed_logmass, batch.behaviour_logp + batch.kept_logmass

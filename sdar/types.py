@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
-from sdar.renamed import Renamed
+from sdar.renamed import Renamed, old_names
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,11 @@ class Request:
     told = Renamed("privileged_text")
 
 
+__getattr__ = old_names(__name__, Draw="SampleKey", Payload="TeacherSignal")
+
+
 @dataclass(frozen=True)
-class Draw:
+class SampleKey:
     """Names one response, so that its randomness depends on nothing else: not on the batch, the worker or the machine."""
 
     seed: int
@@ -312,11 +315,11 @@ class Batch(Filled):
     """What each token's loss is multiplied by, because its engine had another density than the trainer."""
     ref_logp: Tensor = later("set `needs_reference = True` in the method: the frozen policy reads the rows only then.")
     teacher_logp: Tensor = later(NO_TEACHER)
-    teacher_top_ids: Tensor = later("the rows were not scored with Payload.TOP_K.")
+    teacher_top_ids: Tensor = later("the rows were not scored with TeacherSignal.TOP_K.")
     """[batch, time, k] the teacher's likeliest tokens."""
-    teacher_top_logp: Tensor = later("the rows were not scored with Payload.TOP_K.")
+    teacher_top_logp: Tensor = later("the rows were not scored with TeacherSignal.TOP_K.")
     """[batch, time, k] over the whole vocabulary, so that what is missing to 1 is the tail."""
-    teacher_hidden: Tensor = later("the rows were not scored with Payload.FULL.")
+    teacher_hidden: Tensor = later("the rows were not scored with TeacherSignal.FULL.")
     """[batch, time, hidden] states that the teacher predicts each token from."""
     teacher_index: Tensor = later(NO_TEACHER)
     """[batch] which of several teachers read the row."""
@@ -349,7 +352,7 @@ class Batch(Filled):
         return Batch(**{name: values.to(device) for name, values in vars(self).items()})
 
 
-class Payload(StrEnum):
+class TeacherSignal(StrEnum):
     """How much of the teacher's distribution an objective needs."""
 
     SAMPLED = "sampled"
@@ -391,10 +394,10 @@ class TokenView(Filled):
     """The sampled tokens."""
     group_success: Float[Tensor, "*tokens"] = later("how the group went was not told.")
     """Share of the attempts at the token's task that succeeded."""
-    teacher_top_ids: Int[Tensor, "*tokens k"] = later("the rows were not scored with Payload.TOP_K.")
-    teacher_top_logp: Float[Tensor, "*tokens k"] = later("the rows were not scored with Payload.TOP_K.")
-    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] = later("only an objective that needs Payload.FULL has them.")
-    """``[tokens, vocab]``: log-probabilities of the whole vocabulary (Payload.FULL)."""
+    teacher_top_ids: Int[Tensor, "*tokens k"] = later("the rows were not scored with TeacherSignal.TOP_K.")
+    teacher_top_logp: Float[Tensor, "*tokens k"] = later("the rows were not scored with TeacherSignal.TOP_K.")
+    teacher_logits: Float[Tensor, "*tokens teacher_vocab"] = later("only an objective that needs TeacherSignal.FULL has them.")
+    """``[tokens, vocab]``: log-probabilities of the whole vocabulary (TeacherSignal.FULL)."""
     in_span: Tensor = later("only an advantage transform is told.")
     """Bool: the response tokens that a transform reshapes, those inside its `span`; all where it has none."""
     iteration: int = 0
@@ -430,6 +433,6 @@ class StudentTokens(Filled):
     """Of the sampled token, in nats."""
     entropy: Float[Tensor, "*tokens"]
     logits: Float[Tensor, "*tokens vocab"] = later(
-        "only an objective over the vocabulary (Payload.TOP_K, Payload.FULL) has them."
+        "only an objective over the vocabulary (TeacherSignal.TOP_K, TeacherSignal.FULL) has them."
     )
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary, for objectives that need them."""

@@ -14,7 +14,7 @@ import random
 from jsonargparse import lazy_instance
 from torch import Tensor
 
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.errors import ConfigError, PolicyError, check_share
 from sdar.module import AgentModule
 from sdar.parts import PrivilegedView, Retriever
@@ -57,8 +57,8 @@ class BehaviorCloning(AgentModule):
         self.retriever, self.view = retriever, view
         self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
 
-    def collect(self, step: Step) -> list[Episode]:
-        requests = self.requests(step, privileged=False)
+    def collect(self, task_batch: TaskBatch) -> list[Episode]:
+        requests = self.requests(task_batch, privileged=False)
         return self.ranks.map_over_ranks(lambda mine: [self.demonstrate(r) for r in mine], requests, "demonstrations")
 
     def demonstrate(self, request: Request) -> Episode:

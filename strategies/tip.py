@@ -23,7 +23,7 @@ from sdar.functional import soft_or_importance, token_importance, weighted_subse
 from sdar.parts import Divergence, PrivilegedView, Teacher
 from sdar.registry import part_name, register
 from sdar.teachers import PlainView
-from sdar.types import Batch, Episode, Payload
+from sdar.types import Batch, Episode, TeacherSignal
 
 
 @register("tip")
@@ -65,12 +65,12 @@ class TIP(Distillation):
         self.keep, self.alpha, self.gamma = keep, alpha, gamma
         self.importance = importance
         if gamma > 0:
-            if self.payload == Payload.TOP_K:
+            if self.teacher_signal == TeacherSignal.TOP_K:
                 raise ConfigError(
                     f"model.gamma is {gamma}, which measures divergence over the whole vocabulary, but {part_name(divergence)} keeps "
                     "the teacher's likeliest tokens only. Use gamma 0, or an objective over the whole vocabulary."
                 )
-            self.payload = Payload.FULL  # the divergence of all tokens is measured in the whole vocabulary
+            self.teacher_signal = TeacherSignal.FULL  # the divergence of all tokens is measured in the whole vocabulary
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         weighed = super().weigh(batch, episodes)

@@ -20,7 +20,7 @@ from sdar.distillation import Distillation
 from sdar.divergences import K1PolicyGradient, TopKCrossEntropy
 from sdar.errors import ConfigError, check_share
 from sdar.functional import window_distance
-from sdar.parts import Divergence, Draw, PrivilegedView, Teacher
+from sdar.parts import Divergence, PrivilegedView, SampleKey, Teacher
 from sdar.registry import register
 from sdar.scoring import StudentOutput
 from sdar.teachers import PlainView
@@ -117,16 +117,16 @@ class TOPD(Distillation):
         mask = torch.zeros(len(rows), self.window, dtype=torch.bool)
         networks = [self.teacher_network(episodes[e].task) for e in batch.episode[rows].tolist()]
         for network in {id(n): n for n in networks}.values():  # each teacher goes on from all of its prefixes at once
-            prefixes, draws = {}, {}
+            prefixes, keys = {}, {}
             for i in (i for i, n in enumerate(networks) if n is network):
                 row, place = int(rows[i]), int(places[i])
                 episode, turn = episodes[int(batch.episode[row])], int(batch.turn_ids[row, place])
                 prefix = batch.teacher_ids[row, : place + int(shift[row])].tolist()
                 if len(prefix) + self.window <= self.teacher_context(episode.task):
                     prefixes[i] = prefix
-                    draws[i] = Draw(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
+                    keys[i] = SampleKey(self.seed, f"{episode.task.id}/from {place}/{self.iteration}", episode.attempt, turn)
             if prefixes:
-                said = self.continuations(network, list(prefixes.values()), list(draws.values()), self.window)
+                said = self.continuations(network, list(prefixes.values()), list(keys.values()), self.window)
                 for i, completion in zip(prefixes, said, strict=True):
                     ids[i, : len(completion.ids)] = torch.tensor(completion.ids)
                     mask[i, : len(completion.ids)] = True

@@ -14,13 +14,13 @@ from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.errors import ConfigError, SdarError
 from sdar.gates import GapGate
 from sdar.sandbox.base import Limits
-from sdar.serving.fleet import Patience
+from sdar.serving.fleet import RetryPolicy
 from sdar.strategies import GRPO
 from sdar.training.checkpoints import RunCheckpoint
 
 registry.load_parts()
 PARTS = {cls for plural in registry.kinds() for cls in registry.parts(plural).values()}
-PARTS |= {TaskModule, RunCheckpoint, FSDP2Strategy, ReplicatedStrategy, ZeROStrategy, Limits, Patience}
+PARTS |= {TaskModule, RunCheckpoint, FSDP2Strategy, ReplicatedStrategy, ZeROStrategy, Limits, RetryPolicy}
 NUMBERS = sorted(
     {
         (cls.__name__, name, cls)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scripted import Parrot, ScriptedSampler, random_ids, word_chat
 
 from sdar.curricula import BackToFront, FrontToBack
-from sdar.data import Step, TaskModule, protocol_of
+from sdar.data import TaskBatch, TaskModule, protocol_of
 from sdar.data.panels import Panel
 from sdar.envs import CompactProtocol, HouseholdEnv, SearchEnv, SearchR1Protocol, ThinkActProtocol, WebShopProtocol
 from sdar.envs.search import EncyclopediaBackend
@@ -30,8 +30,8 @@ def module(env: HouseholdEnv | None = None, **kwargs) -> TaskModule:
     return TaskModule(env or HouseholdEnv(receptacles=6, horizon=4), **settings_ | kwargs)
 
 
-def ids(step: Step) -> list[str]:
-    return [task.id for task in step.tasks]
+def ids(task_batch: TaskBatch) -> list[str]:
+    return [task.id for task in task_batch.tasks]
 
 
 def test_the_tasks_of_an_iteration_follow_from_seed_and_iteration_alone() -> None:
@@ -93,8 +93,8 @@ def test_no_attempt_is_numbered_twice_in_a_run() -> None:
 class Notes:
     """A retriever that says which visit it was asked in."""
 
-    def retrieve(self, task, draw: int = 0) -> Retrieval:
-        return Retrieval(("note",), f"{task.id}, visit {draw}")
+    def retrieve(self, task, visit: int = 0) -> Retrieval:
+        return Retrieval(("note",), f"{task.id}, visit {visit}")
 
 
 def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() -> None:
@@ -348,7 +348,7 @@ def test_facts_are_told_in_the_words_of_their_world() -> None:
     task = Task("t", "f", "guess it", facts={"number": "3"})
     retriever, own = FactRetriever(), FactRetriever("{thing} = {place}")
     for each in (retriever, own):
-        each.meet(Parrot(["x"]))
+        each.bind_env(Parrot(["x"]))
     assert [each.retrieve(task).text for each in (retriever, own)] == ["number: 3", "number = 3"]
-    retriever.meet(object.__new__(HouseholdEnv))
+    retriever.bind_env(object.__new__(HouseholdEnv))
     assert retriever.retrieve(task).text == "The number is usually in the 3."

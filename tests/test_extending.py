@@ -65,7 +65,7 @@ def test_what_the_page_imports_is_told_by_the_command():
         "__call__(self, tokens: TokenView) -> Float[Tensor, '*tokens']" in told["Gate"]
         and "Of Part:\n      state_dict(self)" in told["Gate"]
     )
-    assert "SAMPLED = 'sampled'\n          The log-probability of the sampled token." in told["Payload"]
+    assert "SAMPLED = 'sampled'\n          The log-probability of the sampled token." in told["TeacherSignal"]
     assert interface("nothing") is None
 
 

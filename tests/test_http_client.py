@@ -23,7 +23,7 @@ from sdar.samplers import ServerSampler
 from sdar.sandbox import FusionRunner, Limits
 from sdar.search import HTTPBackend
 from sdar.serving import replica
-from sdar.serving.fleet import Fleet, Patience
+from sdar.serving.fleet import Fleet, RetryPolicy
 from sdar.teachers import ServedTeacher
 
 PAGE = '<div id="instruction-text">Instruction: <h4>x</h4></div><form action="{}" method="post"><button class="btn">Buy Now</button></form>'
@@ -35,7 +35,7 @@ def shop(url, timeout):
 
 
 ASK = {
-    "policy server": lambda url, t: Fleet([url], Patience(t, t, 0, 0.0, 0.0)).tokens(replica.Replica(url)),
+    "policy server": lambda url, t: Fleet([url], RetryPolicy(t, t, 0, 0.0, 0.0)).tokens(replica.Replica(url)),
     "search": lambda url, t: HTTPBackend(url, timeout=t, retries=0).search(["q"], 1),
     "judge": lambda url, t: EndpointJudge(url, "m", timeout=t, retries=0, api_key_env=None).check(),
     "sandbox": lambda url, t: FusionRunner(url, Limits(wall_s=0.1), retries=0, patience_s=t).run("1"),

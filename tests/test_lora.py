@@ -14,7 +14,7 @@ from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import CheckpointError, ConfigError
 from sdar.lora import LearningDropout, LoRAPolicy, WithoutAdapters, adapted, plain_weights
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import parts
 from sdar.retrievers import FactRetriever
@@ -114,7 +114,7 @@ def test_what_is_scored_or_sampled_is_never_dropped(base):
     assert torch.equal(learned[2], scores(still).logp)
     sampler = TorchSampler(max_new_tokens=8)
     sampler.bind(base.load_tokenizer(), [1], 512)
-    said = [sampler.sample(m, [[270, 300]], [Draw(0, "t", 0, 0)])[0] for m in (dropping, still)]
+    said = [sampler.sample(m, [[270, 300]], [SampleKey(0, "t", 0, 0)])[0] for m in (dropping, still)]
     assert said[0] == said[1] and dropping.training
 
 
@@ -142,7 +142,9 @@ def test_the_frozen_model_is_the_base_without_a_copy_of_it(base):
     Scorer(1.0, (0,), 437).check(frozen)
     sampler = TorchSampler(max_new_tokens=8)
     sampler.bind(base.load_tokenizer(), [1], 512)
-    said = [sampler.sample(m, [[270, 300], [281]], [Draw(0, "t", i, 0) for i in range(2)]) for m in (frozen, plain, model)]
+    said = [
+        sampler.sample(m, [[270, 300], [281]], [SampleKey(0, "t", i, 0) for i in range(2)]) for m in (frozen, plain, model)
+    ]
     for a, b, c in zip(*said, strict=True):
         assert a.ids == b.ids != c.ids
         assert a.behaviour_logp == pytest.approx(b.behaviour_logp, abs=1e-6) and a.kept_logmass != c.kept_logmass

@@ -8,7 +8,7 @@ import pytest
 from sdar.moved import MOVED
 
 FACES = {
-    "sdar.data": "Panel Pieces Played Step TaskModule TrainingSteps check_disjoint protocol_of",
+    "sdar.data": "Panel Pieces Played TaskBatch TaskModule TrainingSteps check_disjoint protocol_of",
     "sdar.plan": "Architecture GPU GPUS Launch Network Run Work changes combinations counts host_memory named peaks seconds",
     "sdar.skills": "FACT_TEMPLATE Skill SkillBank check_count retrieval seeded",
 }

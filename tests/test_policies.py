@@ -14,7 +14,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 import sdar.conf
 from sdar.envs.household import HouseholdEnv
 from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.paths import resolve
 from sdar.policies import FreshPolicy, PretrainedPolicy, world_tokenizer
 from sdar.rollout.chat import ChatFormat
@@ -105,7 +105,7 @@ def test_activations_that_are_computed_again_change_neither_gradients_nor_what_i
         loss.backward()
         sampler = TorchSampler(max_new_tokens=6)
         sampler.bind(policy.load_tokenizer(), [1], 512)
-        said = sampler.sample(model, ids.tolist(), [Draw(0, "t", i, 0) for i in range(3)])
+        said = sampler.sample(model, ids.tolist(), [SampleKey(0, "t", i, 0) for i in range(3)])
         runs.append((loss, {n: p.grad for n, p in model.named_parameters()}, said))
         assert calls[: 1 + again] == [True] * (1 + again) and not any(calls[1 + again :])  # once more in the backward pass
         assert model.training is again
@@ -231,9 +231,9 @@ def test_a_fresh_policy_without_a_world_takes_that_of_the_run(tiny_env):
     policy = FreshPolicy(**SMALL)
     with pytest.raises(ConfigError, match=r"policy.env is not set and no run has said what its world is"):
         policy.load_tokenizer()
-    policy.meet(tiny_env)
+    policy.bind_env(tiny_env)
     assert policy.load_tokenizer().get_vocab() == FreshPolicy(tiny_env, **SMALL).load_tokenizer().get_vocab()
-    policy.meet(None)
+    policy.bind_env(None)
     assert policy.env is tiny_env
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import sdar
-from sdar import parts, scoring
+from sdar import data, parts, scoring, types
 from sdar.distributed import communicator
 from sdar.errors import ConfigError
 from sdar.metrics import Metrics
@@ -25,7 +25,7 @@ NOUNS = {
     ("owner", "old", "new"),
     [
         (owner, old, value.new)
-        for owner in (*NOUNS, AgentModule, Batch, Metrics)
+        for owner in (*NOUNS, AgentModule, Batch, Metrics, parts.Policy, parts.Retriever, parts.Sampler)
         for base in owner.__mro__
         for old, value in vars(base).items()
         if isinstance(value, Renamed)
@@ -62,6 +62,9 @@ def test_old_names_of_classes_and_functions_are_found_in_their_modules() -> None
         (scoring, "StudentPass", "StudentOutput"),
         (parts, "Elsewhere", "RemoteModel"),
         (communicator, "Ranks", "Communicator"),
+        (types, "Draw", "SampleKey"),
+        (sdar, "Payload", "TeacherSignal"),
+        (data, "Step", "TaskBatch"),
     ):
         with pytest.warns(FutureWarning, match=f"{module.__name__}.{old} is called {new} now"):
             assert getattr(module, old) is getattr(module, new)

@@ -57,7 +57,7 @@ class AgentTrainer(Trainer):
         path = ckpt_path
         check_export("--to", to)
         policy, data = cast("AgentModule", model).policy, cast("TaskModule", datamodule)
-        policy.meet(data.env)
+        policy.bind_env(data.env)
         network = policy.load_model()
         weights, state = read_run(path)
         stored = {name.removeprefix("model."): v for name, v in weights.items() if name.startswith("model.")}
@@ -111,7 +111,7 @@ class AgentTrainer(Trainer):
         if plan_path is not None and not plan_path.parent.is_dir():
             raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
         module, data = cast("AgentModule", model), cast("TaskModule", datamodule)
-        module.policy.meet(data.env)
+        module.policy.bind_env(data.env)
         expected = Expected(row_tokens, turns, response_tokens)
         run = describe(module, data, launch, None, expected, configs)  # mistakes first
         if dry_run:

@@ -222,7 +222,7 @@ def _retriever(retriever: Retriever, layout: str) -> Any:
     task = samples.attempts()[0].task
     if retriever.retrieve(task, 0) != retriever.retrieve(task, 0):
         raise AssertionError(
-            "it retrieves otherwise for the same task and visit: derive chance from (seed, task id, draw) alone"
+            "it retrieves otherwise for the same task and visit: derive chance from (seed, task id, visit) alone"
         )
     found = retriever.retrieve(task, 1)
     retriever.observe(task, found, 0.5)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sdar.parts import Divergence, Gate
-from sdar.types import Payload, StudentTokens, TokenView
+from sdar.types import StudentTokens, TeacherSignal, TokenView
 
 VOCAB = 7
 K = 3
@@ -123,7 +123,7 @@ def one_place(seed: int) -> tuple[Tensor, Tensor, TokenView]:
 
 def losses(divergence: Divergence, student: Tensor, tokens: TokenView) -> Tensor:
     """The divergence's value for each token that could have been sampled, ``[vocab]``."""
-    over_vocabulary = (student.expand(VOCAB, VOCAB),) if divergence.needs()[0] != Payload.SAMPLED else ()
+    over_vocabulary = (student.expand(VOCAB, VOCAB),) if divergence.needs()[0] != TeacherSignal.SAMPLED else ()
     return divergence(StudentTokens(student, tokens.entropy, *over_vocabulary), tokens)
 
 
@@ -143,7 +143,7 @@ def prove(divergence: Divergence, gate: Gate | None, seed: int) -> None:
     weights = torch.ones(VOCAB, dtype=torch.double) if gate is None else gate(tokens.at((slice(None), None)))[:, 0]
     value, gradient = declared(divergence.value_estimand), declared(divergence.gradient_estimand)
     actual = expected_gradient(divergence, weights, logits, student, tokens)
-    over_vocabulary = divergence.needs()[0] != Payload.SAMPLED
+    over_vocabulary = divergence.needs()[0] != TeacherSignal.SAMPLED
     if (
         over_vocabulary or gate is None
     ):  # a quantity of the place: it has a value for each sampled token, which the gate weighs

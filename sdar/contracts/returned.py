@@ -40,21 +40,21 @@ def _looked_at(method: Callable[..., Any], promised: Callable[..., Any], check: 
     @wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         given.first_call(self, method, promised, args, kwargs)
-        told = method(self, *args, **kwargs)
-        check(self, told, *args, **kwargs)
-        return told
+        answer = method(self, *args, **kwargs)
+        check(self, answer, *args, **kwargs)
+        return answer
 
     return call
 
 
-def gate(part: Any, told: Any, tokens: Any) -> None:
+def gate(part: Any, answer: Any, tokens: Any) -> None:
     """[batch, time] in [0, 1], without a gradient."""
     expected = "a gate returns weights in [0, 1], one a token"
-    _tensor(part, told, "*tokens", tokens.entropy.shape, expected)
-    if told.requires_grad:
+    _tensor(part, answer, "*tokens", tokens.entropy.shape, expected)
+    if answer.requires_grad:
         raise _wrong(part, expected + ", that carry no gradient (`detach()`)", "a tensor that requires one")
     known = tokens.response_mask.bool() & _known(tokens) & tokens.entropy.isfinite()
-    _within(part, told, known, 0.0, 1.0, expected)
+    _within(part, answer, known, 0.0, 1.0, expected)
 
 
 def _known(tokens: Any) -> Tensor:
@@ -63,81 +63,83 @@ def _known(tokens: Any) -> Tensor:
     return finite & tokens.gap.isfinite() if tokens.has("gap") else finite
 
 
-def turn_weights(part: Any, told: Any, tokens: Any, turns: Any, *_: Any) -> None:
+def turn_weights(part: Any, answer: Any, tokens: Any, turns: Any, *_: Any) -> None:
     """[turns], finite and not negative."""
     expected = "a turn weight returns one number a turn, finite and not negative"
-    _tensor(part, told, "turns", (len(turns),), expected)
+    _tensor(part, answer, "turns", (len(turns),), expected)
     if _known(tokens)[tokens.response_mask.bool()].all():
-        _within(part, told, torch.ones_like(told, dtype=torch.bool), 0.0, math.inf, expected)
+        _within(part, answer, torch.ones_like(answer, dtype=torch.bool), 0.0, math.inf, expected)
 
 
-def chosen(part: Any, told: Any, success: Tensor, groups: Tensor) -> None:
+def chosen(part: Any, answer: Any, success: Tensor, groups: Tensor) -> None:
     """Bool [episodes]."""
-    _tensor(part, told, "episodes", success.shape, "a filter returns True or False for each episode", torch.bool)
+    _tensor(part, answer, "episodes", success.shape, "a filter returns True or False for each episode", torch.bool)
 
 
-def advantages(part: Any, told: Any, credit: Any) -> None:
+def advantages(part: Any, answer: Any, credit: Any) -> None:
     """[rows] or [rows, time], finite."""
     expected = "an advantage estimator returns one number a row, or one a token of the rows"
-    by_row = getattr(told, "ndim", 1) < 2
+    by_row = getattr(answer, "ndim", 1) < 2
     axes, wanted = ("rows", credit.rewards.shape) if by_row else ("rows time", credit.turns.mask.shape)
-    _tensor(part, told, axes, wanted, expected)
+    _tensor(part, answer, axes, wanted, expected)
     if _finite(credit.rewards, credit.turn_rewards):
-        _within(part, told, torch.ones_like(told, dtype=torch.bool), -math.inf, math.inf, expected + ", each finite")
+        _within(part, answer, torch.ones_like(answer, dtype=torch.bool), -math.inf, math.inf, expected + ", each finite")
 
 
-def reshaped(part: Any, told: Any, before: Tensor, tokens: Any, *_: Any) -> None:
+def reshaped(part: Any, answer: Any, before: Tensor, tokens: Any, *_: Any) -> None:
     """[batch, time], finite where there is a response."""
     expected = "an advantage transform returns one advantage a token"
-    _tensor(part, told, "*tokens", before.shape, expected)
+    _tensor(part, answer, "*tokens", before.shape, expected)
     known = tokens.response_mask.bool() & before.isfinite() & _known(tokens)
-    _within(part, told, known, -math.inf, math.inf, expected + ", each finite")
+    _within(part, answer, known, -math.inf, math.inf, expected + ", each finite")
 
 
-def divergence(part: Any, told: Any, student: Any, tokens: Any) -> None:
+def divergence(part: Any, answer: Any, student: Any, tokens: Any) -> None:
     """Shaped like the student's log-probabilities."""
-    _tensor(part, told, "*tokens", student.logp.shape, "a divergence returns one loss a token, shaped like student.logp")
+    _tensor(part, answer, "*tokens", student.logp.shape, "a divergence returns one loss a token, shaped like student.logp")
 
 
-def token_loss(part: Any, told: Any, logp: Tensor, *_: Any, **__: Any) -> None:
+def token_loss(part: Any, answer: Any, logp: Tensor, *_: Any, **__: Any) -> None:
     """[batch, time]."""
-    _tensor(part, told, "*tokens", logp.shape, "a policy loss returns one loss a token")
+    _tensor(part, answer, "*tokens", logp.shape, "a policy loss returns one loss a token")
 
 
-def importance(part: Any, told: Any, logp: Tensor, sampled_logp: Tensor) -> None:
+def importance(part: Any, answer: Any, logp: Tensor, sampled_logp: Tensor) -> None:
     """[batch, time], not negative, without a gradient."""
     expected = "a correction returns one weight a token, not negative"
-    _tensor(part, told, "*tokens", logp.shape, expected)
-    _within(part, told, logp.isfinite() & sampled_logp.isfinite(), 0.0, math.inf, expected, infinite=True)
+    _tensor(part, answer, "*tokens", logp.shape, expected)
+    _within(part, answer, logp.isfinite() & sampled_logp.isfinite(), 0.0, math.inf, expected, infinite=True)
 
 
-def coefficient(part: Any, told: Any, iteration: int) -> None:
+def coefficient(part: Any, answer: Any, iteration: int) -> None:
     """A finite number."""
-    if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
-        raise _wrong(part, "a schedule returns a finite number (float)", _shown(told), f"at iteration {iteration}")
+    if isinstance(answer, bool) or not isinstance(answer, int | float) or not math.isfinite(answer):
+        raise _wrong(part, "a schedule returns a finite number (float)", _shown(answer), f"at iteration {iteration}")
 
 
-def retrieval(part: Any, told: Any, task: Any, *_: Any, **__: Any) -> None:
+def retrieval(part: Any, answer: Any, task: Any, *_: Any, **__: Any) -> None:
     """A Retrieval of texts."""
     expected = "a retriever returns a Retrieval(skill_ids=(ids...), text=...)"
-    if not isinstance(told, Retrieval):
-        raise _wrong(part, expected, _shown(told), f"for task {task.id}")
-    if isinstance(told.skill_ids, str) or not all(isinstance(text, str) for text in (told.text, *told.skill_ids)):
-        raise _wrong(part, expected + " whose ids and text are texts", _shown(told), f"for task {task.id}")
+    if not isinstance(answer, Retrieval):
+        raise _wrong(part, expected, _shown(answer), f"for task {task.id}")
+    if isinstance(answer.skill_ids, str) or not all(isinstance(text, str) for text in (answer.text, *answer.skill_ids)):
+        raise _wrong(part, expected + " whose ids and text are texts", _shown(answer), f"for task {task.id}")
 
 
-def view_text(part: Any, told: Any, episode: Any, *_: Any, **__: Any) -> None:
+def view_text(part: Any, answer: Any, episode: Any, *_: Any, **__: Any) -> None:
     """A text."""
-    if not isinstance(told, str):
-        raise _wrong(part, "a view returns a text, empty where it tells nothing", _shown(told), f"for task {episode.task.id}")
+    if not isinstance(answer, str):
+        raise _wrong(
+            part, "a view returns a text, empty where it tells nothing", _shown(answer), f"for task {episode.task.id}"
+        )
 
 
-def labels(part: Any, told: Any, episodes: Sequence[Any], *_: Any) -> None:
+def labels(part: Any, answer: Any, episodes: Sequence[Any], *_: Any) -> None:
     """One number in [-1, 1], or None, for each turn of each episode."""
     expected = "a judge returns, for each episode, one label a turn: a number in [-1, 1], or None"
-    if not isinstance(told, list | tuple) or len(told) != len(episodes):
-        raise _wrong(part, expected, f"{_shown(told)} for {len(episodes)} episodes")
-    for episode, said in zip(episodes, told, strict=True):
+    if not isinstance(answer, list | tuple) or len(answer) != len(episodes):
+        raise _wrong(part, expected, f"{_shown(answer)} for {len(episodes)} episodes")
+    for episode, said in zip(episodes, answer, strict=True):
         where = f"for task {episode.task.id}"
         if not isinstance(said, list | tuple) or len(said) != len(episode.turns):
             raise _wrong(part, expected, f"{_shown(said)} for {len(episode.turns)} turns", where)
@@ -146,62 +148,62 @@ def labels(part: Any, told: Any, episodes: Sequence[Any], *_: Any) -> None:
                 raise _wrong(part, expected, f"the label {_shown(label)}", where)
 
 
-def parsed(part: Any, told: Any, *_: Any) -> None:
+def parsed(part: Any, answer: Any, *_: Any) -> None:
     """An action and whether it is valid."""
-    if not (isinstance(told, tuple) and len(told) == 2 and isinstance(told[0], str) and isinstance(told[1], bool)):
-        raise _wrong(part, "a protocol's `parse` returns (action, valid): a text and True or False", _shown(told))
+    if not (isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], str) and isinstance(answer[1], bool)):
+        raise _wrong(part, "a protocol's `parse` returns (action, valid): a text and True or False", _shown(answer))
 
 
-def messages(part: Any, told: Any, *_: Any, **__: Any) -> None:
+def messages(part: Any, answer: Any, *_: Any, **__: Any) -> None:
     """Messages of a conversation."""
     if (
-        not isinstance(told, list)
-        or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in told)
-        or not told
+        not isinstance(answer, list)
+        or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in answer)
+        or not answer
     ):
         expected = 'a protocol returns messages: a list of {"role": ..., "content": ...}'
-        raise _wrong(part, expected, _shown(told))
+        raise _wrong(part, expected, _shown(answer))
 
 
-def text(part: Any, told: Any, *_: Any, **__: Any) -> None:
+def text(part: Any, answer: Any, *_: Any, **__: Any) -> None:
     """A text."""
-    if not isinstance(told, str):
-        raise _wrong(part, "a protocol's `answer` and `write` return a text", _shown(told))
+    if not isinstance(answer, str):
+        raise _wrong(part, "a protocol's `answer` and `write` return a text", _shown(answer))
 
 
-def request(part: Any, told: Any, asked: Any, *_: Any, **__: Any) -> None:
+def request(part: Any, answer: Any, asked: Any, *_: Any, **__: Any) -> None:
     """A request for the same task."""
-    if not isinstance(told, type(asked)) or told.task != asked.task:
-        raise _wrong(part, "a controller returns the Request as it shall be played, of the same task", _shown(told))
+    if not isinstance(answer, type(asked)) or answer.task != asked.task:
+        raise _wrong(part, "a controller returns the Request as it shall be played, of the same task", _shown(answer))
 
 
-def completions(part: Any, told: Any, model: Any, prompts: Sequence[Any], *_: Any) -> None:
+def completions(part: Any, answer: Any, model: Any, prompts: Sequence[Any], *_: Any) -> None:
     """One completion a prompt, its lists of one length; a response may be empty."""
     expected = "a sampler returns one Completion a prompt, in their order"
-    if not isinstance(told, list | tuple) or len(told) != len(prompts):
-        raise _wrong(part, expected, f"{_shown(told)} for {len(prompts)} prompts")
-    for completion in told:
+    if not isinstance(answer, list | tuple) or len(answer) != len(prompts):
+        raise _wrong(part, expected, f"{_shown(answer)} for {len(prompts)} prompts")
+    for completion in answer:
         if not isinstance(completion, Completion):
             raise _wrong(part, expected, _shown(completion))
         if not len(completion.ids) == len(completion.behaviour_logp) == len(completion.kept_logmass):
             raise _wrong(part, expected + ", with one log-probability and one mass for each of its ids", _shown(completion))
 
 
-def _tensor(part: Any, told: Any, axes: str, shape: Sequence[int], expected: str, dtype: torch.dtype | None = None) -> None:
+def _tensor(part: Any, answer: Any, axes: str, shape: Sequence[int], expected: str, dtype: torch.dtype | None = None) -> None:
     kind = "bool" if dtype is torch.bool else "floating point"
     expected = f"{expected}: a {kind} tensor of shape {given.axes(axes, len(shape))} = {tuple(shape)}"
-    if not isinstance(told, Tensor):
-        raise _wrong(part, expected, _shown(told))
-    if tuple(told.shape) != tuple(shape) or not (told.dtype is dtype if dtype else told.is_floating_point()):
-        raise _wrong(part, expected, f"shape {tuple(told.shape)} of {str(told.dtype).removeprefix('torch.')}")
+    if not isinstance(answer, Tensor):
+        raise _wrong(part, expected, _shown(answer))
+    if tuple(answer.shape) != tuple(shape) or not (answer.dtype is dtype if dtype else answer.is_floating_point()):
+        raise _wrong(part, expected, f"shape {tuple(answer.shape)} of {str(answer.dtype).removeprefix('torch.')}")
 
 
-def _within(part: Any, told: Tensor, where: Tensor, low: float, high: float, expected: str, infinite: bool = False) -> None:
+def _within(part: Any, answer: Tensor, where: Tensor, low: float, high: float, expected: str, infinite: bool = False) -> None:
     """Raise where a value is no number between the bounds, or (unless `infinite`) not finite."""
-    good = (told >= low) & (told <= high)  # False for what is no number
-    bad = where & ~(good if infinite else good & told.isfinite())
+    good = (answer >= low) & (answer <= high)  # False for what is no number
+    bad = where & ~(good if infinite else good & answer.isfinite())
     if bad.any():
-        values = told[bad].detach()
+        values = answer[bad].detach()
         raise _wrong(part, expected, f"{float(values[0]):g} (and {int(bad.sum()) - 1} more like it of {int(where.sum())})")
 
 
@@ -213,6 +215,6 @@ def _wrong(part: Any, expected: str, found: str, where: str = "") -> PartError:
     return PartError(f"{part_name(part)} returned {found}{where and ' '}{where}: {expected}. Correct it.")
 
 
-def _shown(told: Any) -> str:
-    text = repr(told)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(told).__name__})"
+def _shown(answer: Any) -> str:
+    text = repr(answer)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(answer).__name__})"

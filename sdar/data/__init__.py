@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from sdar.data.panels import check_disjoint as check_disjoint
     from sdar.data.tasks import Pieces as Pieces
     from sdar.data.tasks import Played as Played
-    from sdar.data.tasks import Step as Step
+    from sdar.data.tasks import TaskBatch as TaskBatch
     from sdar.data.tasks import TaskModule as TaskModule
     from sdar.data.tasks import TrainingSteps as TrainingSteps
     from sdar.data.tasks import protocol_of as protocol_of
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, Step="TaskBatch")

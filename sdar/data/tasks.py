@@ -22,7 +22,7 @@ from sdar.training.lightning_checks import check_trainer
 from sdar.types import Episode, Task
 
 
-class Step:
+class TaskBatch:
     """Tasks of one iteration (or one piece of a validation panel). No dataclass: Lightning would take it apart to cast tensors.
 
     Args:
@@ -40,7 +40,7 @@ class Step:
         self.unreadable = unreadable or {}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Step) and vars(self) == vars(other)
+        return isinstance(other, TaskBatch) and vars(self) == vars(other)
 
     # it holds lists
     __hash__ = None  # type: ignore[assignment]
@@ -243,7 +243,7 @@ class TaskModule(LightningDataModule):
         """The first tasks of training, as far as the world can make them."""
         return iter(self._step(self.train_panel, [(task_id, 0) for task_id in self.train_panel.task_ids[:most]], 1).tasks)
 
-    def _step(self, panel: Panel, wanted: list[tuple[str, int]], attempts: int) -> Step:
+    def _step(self, panel: Panel, wanted: list[tuple[str, int]], attempts: int) -> TaskBatch:
         """The tasks of (id, visit). One that the world cannot make is left out and told; it ends nothing else."""
         tasks, visits, unreadable = [], [], {}
         for task_id, visit in wanted:
@@ -254,9 +254,9 @@ class TaskModule(LightningDataModule):
                 raise
             except Exception as error:  # the world is other people's code, with other people's files
                 unreadable[task_id] = f"{type(error).__name__}: {error}"
-        return Step(panel, tasks, visits, attempts, unreadable)
+        return TaskBatch(panel, tasks, visits, attempts, unreadable)
 
-    def step(self, seed: int, iteration: int) -> Step:
+    def step(self, seed: int, iteration: int) -> TaskBatch:
         """Tasks of an iteration: the panel in an order drawn anew for each pass. A function of its arguments alone."""
         panel = self.train_panel
         wanted = []
@@ -308,10 +308,10 @@ class Pieces:
     """Steps in order, the same on every rank. Not a DataLoader: Lightning would deal its items to the ranks, and a step is divided
     when it is played."""
 
-    def __init__(self, steps: list[Step]):
+    def __init__(self, steps: list[TaskBatch]):
         self.steps = steps
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[TaskBatch]:
         return iter(self.steps)
 
     def __len__(self) -> int:
@@ -325,7 +325,7 @@ class TrainingSteps:
     def __init__(self, data: TaskModule):
         self.data = data
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[TaskBatch]:
         trainer: Any = self.data.trainer
         module = trainer.lightning_module
         for iteration in count(module.iteration):

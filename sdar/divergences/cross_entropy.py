@@ -5,7 +5,7 @@ from torch import Tensor
 from sdar.errors import ConfigError
 from sdar.parts import Divergence
 from sdar.registry import register
-from sdar.types import Payload, StudentTokens, TokenView
+from sdar.types import StudentTokens, TeacherSignal, TokenView
 
 
 @register("top_k_cross_entropy")
@@ -27,8 +27,8 @@ class TopKCrossEntropy(Divergence):
             raise ConfigError(f"divergence.k is {k}: the support holds at least 1 token. Published: 20.")
         self.k = k
 
-    def needs(self) -> tuple[Payload, int]:
-        return Payload.TOP_K, self.k
+    def needs(self) -> tuple[TeacherSignal, int]:
+        return TeacherSignal.TOP_K, self.k
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return -(tokens.teacher_top_logp.exp() * student.logits.gather(-1, tokens.teacher_top_ids)).sum(-1)

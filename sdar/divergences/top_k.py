@@ -9,7 +9,7 @@ from sdar.errors import ConfigError
 from sdar.functional import TeacherTop
 from sdar.parts import Divergence
 from sdar.registry import register
-from sdar.types import Payload, StudentTokens, TokenView
+from sdar.types import StudentTokens, TeacherSignal, TokenView
 
 
 class LocalSupport(Divergence):
@@ -26,8 +26,8 @@ class LocalSupport(Divergence):
                 raise ConfigError(f"divergence.{name} is {value!r}: use one of {', '.join(known)}.")
         self.k, self.support, self.tail = k, support, tail
 
-    def needs(self) -> tuple[Payload, int]:
-        return (Payload.TOP_K, self.k) if self.support == "teacher" else (Payload.FULL, 0)
+    def needs(self) -> tuple[TeacherSignal, int]:
+        return (TeacherSignal.TOP_K, self.k) if self.support == "teacher" else (TeacherSignal.FULL, 0)
 
     def compared(self, student: StudentTokens, tokens: TokenView) -> tuple[Tensor, Tensor | TeacherTop, int]:
         """The student's logits, what is known of the teacher, k."""

@@ -6,7 +6,7 @@ from sdar import functional
 from sdar.errors import ConfigError
 from sdar.parts import Divergence
 from sdar.registry import register
-from sdar.types import Payload, StudentTokens, TokenView
+from sdar.types import StudentTokens, TeacherSignal, TokenView
 
 
 class VocabularyDivergence(Divergence):
@@ -21,8 +21,8 @@ class VocabularyDivergence(Divergence):
             raise ConfigError(f"divergence.temperature is {temperature}: it divides log-probabilities. Use a number above 0.")
         self.temperature = temperature
 
-    def needs(self) -> tuple[Payload, int]:
-        return Payload.FULL, 0
+    def needs(self) -> tuple[TeacherSignal, int]:
+        return TeacherSignal.FULL, 0
 
 
 @register("forward")

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torchmetrics import Metric
 
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.data.panels import Panel
 from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference
 from sdar.metrics.base import EpisodeMetric
@@ -36,16 +36,16 @@ class Validation:
         self._tasks: dict[str, list[str]] = defaultdict(list)
         self._history: dict[str, list[tuple[int, Panel, dict[str, float]]]] = defaultdict(list)
 
-    def play(self, step: Step) -> None:
+    def play(self, task_batch: TaskBatch) -> None:
         """One piece of a panel, by the policy and, if there is one that can act, by the teacher with what it may see."""
-        module, played = self.module, self._played[step.panel.name]
-        self._panels[step.panel.name] = step.panel
-        self._tasks[step.panel.name] += [task.id for task in step.tasks]
-        attempts = module.play(self.rollout, module.model, module.requests(step, privileged=False, training=False))
+        module, played = self.module, self._played[task_batch.panel.name]
+        self._panels[task_batch.panel.name] = task_batch.panel
+        self._tasks[task_batch.panel.name] += [task.id for task in task_batch.tasks]
+        attempts = module.play(self.rollout, module.model, module.requests(task_batch, privileged=False, training=False))
         played["policy"] += attempts
-        for task_id, error in step.unreadable.items():
+        for task_id, error in task_batch.unreadable.items():
             task = Task(task_id, "unreadable", "")
-            played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(step.attempts)]
+            played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
         if module.retriever is not None if module.teacher is None else not module.teacher.is_remote:
             played["privileged"] += module.play_as_teacher(
                 self.rollout, module.privileged_requests(by_group(finished(attempts)))

@@ -31,7 +31,7 @@ from sdar.parts.worlds import Expert as Expert
 from sdar.parts.worlds import Protocol as Protocol
 from sdar.renamed import old_names
 from sdar.types import Completion as Completion
-from sdar.types import Draw as Draw
+from sdar.types import SampleKey as SampleKey
 from sdar.types import StepResult as StepResult
 
-__getattr__ = old_names(__name__, Elsewhere="RemoteModel")
+__getattr__ = old_names(__name__, Elsewhere="RemoteModel", Draw="SampleKey")

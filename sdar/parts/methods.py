@@ -14,7 +14,8 @@ from sdar.errors import ConfigError
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
 from sdar.registry import part_kind
-from sdar.types import Episode, Payload, Request, Retrieval, StudentTokens, Task, TokenView
+from sdar.renamed import Renamed
+from sdar.types import Episode, Request, Retrieval, StudentTokens, Task, TeacherSignal, TokenView
 
 if TYPE_CHECKING:
     from sdar.metrics import Metrics
@@ -50,13 +51,15 @@ class Retriever(Part, ABC):
     bank: "SkillBank | None" = None
     """The skills that it chooses from, where it has a bank: checked against the run's tasks."""
 
-    def meet(self, env: "Environment") -> None:
+    meet = Renamed("bind_env")
+
+    def bind_env(self, env: "Environment") -> None:
         """Called with the run's world before anything is retrieved."""
 
     @abstractmethod
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
-        """The skills for a task. `draw` counts the visits of a run: a random retriever derives its choice from
-        (its seed, task id, draw) alone, so that a resumed run retrieves the same."""
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
+        """The skills for a task. `visit` counts the visits of a run: a random retriever derives its choice from
+        (its seed, task id, visit) alone, so that a resumed run retrieves the same."""
 
     def observe(self, task: Task, retrieval: Retrieval, success: float) -> None:
         """Learn from the mean success (0..1) of a group of attempts at `task` that used `retrieval`."""
@@ -73,12 +76,12 @@ class Divergence(Part, ABC):
     gradient_estimand: str
     """What the expected gradient follows; often not the gradient of the value."""
 
-    def needs(self) -> tuple[Payload, int]:
-        """How much of the teacher's distribution it needs, and of how many tokens for Payload.TOP_K.
+    def needs(self) -> tuple[TeacherSignal, int]:
+        """How much of the teacher's distribution it needs, and of how many tokens for TeacherSignal.TOP_K.
 
         More than SAMPLED: it is called on chunks of ``[tokens]``, with ``student.logits`` and the teacher's side in `tokens`.
         """
-        return Payload.SAMPLED, 0
+        return TeacherSignal.SAMPLED, 0
 
     @abstractmethod
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Float[Tensor, "*tokens"]:
@@ -124,15 +127,15 @@ class PrivilegedView(Part, ABC):
 
     def prompt(self, chat: "ChatFormat", messages: list[dict[str, str]], text: str) -> list[int]:
         """Ids of the conversation with `text` in it. Empty text: those of the conversation as it is."""
-        told = f"{self.heading}\n{text}" if self.heading and text else text
-        if not told:
+        content = f"{self.heading}\n{text}" if self.heading and text else text
+        if not content:
             return chat.prompt(messages)
         if self.placement == "template":
-            return [*chat.encode_text(f"{told}\n\n"), *chat.prompt(messages)]
+            return [*chat.encode_text(f"{content}\n\n"), *chat.prompt(messages)]
         if self.placement == "system":
-            return chat.prompt(chat.informed(messages, told))
+            return chat.prompt(chat.informed(messages, content))
         at = next(i for i, m in enumerate(messages) if m["role"] == "user")
-        joined = {"role": "user", "content": f"{told}\n\n{messages[at]['content']}"}
+        joined = {"role": "user", "content": f"{content}\n\n{messages[at]['content']}"}
         return chat.prompt([*messages[:at], joined, *messages[at + 1 :]])
 
 

@@ -16,8 +16,8 @@ from sdar.errors import ConfigError
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
 from sdar.registry import part_kind
-from sdar.renamed import Renamed, refuse_old_names
-from sdar.types import Completion, Density, Draw, Episode, Payload, Task
+from sdar.renamed import OldNames, Renamed
+from sdar.types import Completion, Density, Episode, SampleKey, Task, TeacherSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,12 +48,16 @@ class Sampler(Part, ABC):
     engine_share: float = 0.0
     """Share of each rank's GPU that this engine takes while episodes are played, for `sdar plan`; 0: it runs on other GPUs."""
 
+    rest = Renamed("release")
+
     @abstractmethod
     def bind(self, tokenizer: "PreTrainedTokenizerBase", stop_ids: Sequence[int], context: int) -> None:
         """Learn the vocabulary once: which ids end a turn, which a turn may not emit, how long a context may be."""
 
     @abstractmethod
-    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
         """One response for each prompt. A prompt that continues an earlier prompt and its response is cheap."""
 
     def reset(self) -> None:
@@ -68,7 +72,7 @@ class Sampler(Part, ABC):
                 one, also where only one rank passes them on.
         """
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """The rollout is over: what was cached is of no more use, and memory of the training's accelerator is given back."""
 
     def metrics(self) -> dict[str, float]:
@@ -97,7 +101,7 @@ class Blueprint:
 
 
 @part_kind("policies")
-class Policy(ABC):
+class Policy(OldNames, ABC):
     """Where the model that learns comes from: weights, tokenizer, chat template."""
 
     name: str
@@ -105,7 +109,9 @@ class Policy(ABC):
     chat_options: Mapping[str, Any] = {}
     """Arguments for the chat template."""
 
-    def meet(self, env: Environment) -> None:
+    meet = Renamed("bind_env")
+
+    def bind_env(self, env: Environment) -> None:
         """Called with the run's world before anything is loaded: for policies that are made for it."""
 
     @abstractmethod
@@ -183,16 +189,16 @@ class RemoteModel(ABC):
         ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
-        payload: Payload,
+        signal: TeacherSignal,
         k: int,
         ranks: Communicator,
     ) -> dict[str, Tensor]:
-        """What `Scorer.score` gives: ``logp`` and, for Payload.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
+        """What `Scorer.score` gives: ``logp`` and, for TeacherSignal.TOP_K, ``top_ids`` and ``top_logp``; of the response tokens alone
         (``[tokens, ...]``), row after row. `ranks` says who shares the work; each gets everything."""
 
 
 @part_kind("teachers")
-class Teacher(ABC):
+class Teacher(OldNames, ABC):
     """Whose weights the teacher has."""
 
     needs_initial: bool = False
@@ -201,10 +207,6 @@ class Teacher(ABC):
     """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
 
     elsewhere = Renamed("is_remote")
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        refuse_old_names(cls)
 
     def prepare(self, live: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.

@@ -1,14 +1,12 @@
 """What the parts of a method share."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdar.contracts import returned
-
-if TYPE_CHECKING:
-    pass
+from sdar.renamed import OldNames
 
 
-class Part(returned.Checked):
+class Part(returned.Checked, OldNames):
     """What the parts of a method share: answers that are looked at, and a state.
 
     Whatever `state_dict` tells goes into the checkpoint, and comes back bit for bit when a run goes on.

@@ -4,7 +4,7 @@ moment in each phase, counted in bytes. `benchmarks/plan_memory.py` compares it 
 import math
 
 from sdar.plan.run import GIB, GPU, Architecture, Network, Run
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 PHASES = ("start", "rollout", "score", "head", "update", "step")
 """Moments of a run: networks are made; episodes are played; rows are scored; in the last micro-batch of an optimizer step, the pass back
@@ -43,12 +43,12 @@ def weights(run: Run, network: Network) -> float:
 
 def gathered(run: Run, network: Network) -> float:
     """Bytes of a divided network that a rank has whole in a pass: of FSDP2 the head, a layer and the next one."""
-    a, numbers = network.architecture, float(network.parameters)
+    a, parameters = network.architecture, float(network.parameters)
     if run.launch.kind == "zero":
-        numbers = min(numbers, LIVE_PARAMETERS)
+        parameters = min(parameters, LIVE_PARAMETERS)
     elif not run.launch.stays:
-        numbers = a.head + 2 * (numbers - a.head * (1 if a.tied else 2)) / a.layers
-    return numbers * stored(run, network)
+        parameters = a.head + 2 * (parameters - a.head * (1 if a.tied else 2)) / a.layers
+    return parameters * stored(run, network)
 
 
 def layer_activations(a: Architecture, tokens: int, row: int, size: int, autocast: bool) -> float:
@@ -111,9 +111,11 @@ def passing(run: Run, network: Network, tokens: float) -> float:
 def logits(run: Run, network: Network, gradient: bool) -> float:
     """Bytes that the head takes for a chunk of tokens; in the backward pass also what sums up the head's own gradient in float32."""
     a, n = network.architecture, CHUNK
-    whole = {Payload.SAMPLED.value: 0, Payload.TOP_K.value: 3, Payload.FULL.value: 5}[run.work.payload]
+    whole = {TeacherSignal.SAMPLED.value: 0, TeacherSignal.TOP_K.value: 3, TeacherSignal.FULL.value: 5}[
+        run.work.teacher_signal
+    ]
     if not gradient:
-        more = whole if run.work.payload == Payload.TOP_K.value else 0
+        more = whole if run.work.teacher_signal == TeacherSignal.TOP_K.value else 0
         return 4.0 * n * a.vocab * (2 + more) + (2 * a.head if run.launch.autocast else 0)
     total = n * a.vocab * (4.0 * (3 + whole) + 2)
     if run.head_trained:
@@ -212,7 +214,7 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
     put("activations", activations(run, work.pass_tokens), "head", "update")
     put("logits", logits(run, policy, gradient=True), "head")
     put("a layer's backward pass", backward(run, work.pass_tokens), "update")
-    if work.payload == Payload.FULL.value:
+    if work.teacher_signal == TeacherSignal.FULL.value:
         put("teacher's head", max(n.architecture.head * stored(run, n) for n in networks), *PHASES[2:])
     return sets
 
@@ -222,7 +224,7 @@ def host_memory(run: Run) -> dict[str, float]:
     launch, work, policy = run.launch, run.work, run.policy
     here = math.ceil(launch.ranks / launch.nodes)
     each = BATCH_BYTES + work.support * 12
-    if work.payload == Payload.FULL.value:
+    if work.teacher_signal == TeacherSignal.FULL.value:
         each += max(n.architecture.hidden * stored(run, n) for n in (policy, *run.others))
     out = {"rows of an iteration, in every process": float(here * work.rows * (work.row + work.told) * each)}
     if launch.kind in ("fsdp", "zero"):

@@ -39,7 +39,7 @@ def report(run: Run, gpu: str) -> str:
         cells = (sets[phase].get(what, 0.0) / GIB for phase in PHASES)
         lines.append(f"  {what[:39]:<40}" + "".join(f"{cell:>10.2f}" if cell else f"{'-':>10}" for cell in cells))
     spare = (peak[phase] / GIB - sum(sets[phase].values()) / GIB for phase in PHASES)
-    lines.append(f"  {'libraries and holes (assumed)':<40}" + "".join(f"{cell:>10.2f}" for cell in spare))
+    lines.append(f"  {'CUDA context and fragmentation (assumed)':<40}" + "".join(f"{cell:>10.2f}" for cell in spare))
     lines.append(f"  {'together':<40}" + "".join(f"{peak[phase] / GIB:>10.2f}" for phase in PHASES))
     host = host_memory(run)
     lines += ["", f"GiB in the main memory of each node ({math.ceil(launch.ranks / launch.nodes)} process(es))"]

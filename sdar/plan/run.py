@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sdar.errors import ConfigError
 from sdar.registry import did_you_mean
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 GIB = 2**30
 
@@ -196,7 +196,7 @@ class Work:
     """Whether top-p or top-k is used."""
     engine: float = 0.0
     """Share of the GPU that the sampling engine takes while episodes are played."""
-    payload: str = Payload.SAMPLED.value
+    teacher_signal: str = TeacherSignal.SAMPLED.value
     support: int = 0
 
     @property

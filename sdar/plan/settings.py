@@ -320,7 +320,7 @@ def work_of(
         measured=data.val_batch * data.val_attempts if not module.val_sampler.own_engine else 0,
         truncates=bool(getattr(sampler, "top_k", 0)) or getattr(sampler, "top_p", 1.0) < 1.0,
         engine=sampler.engine_share,
-        payload=module.payload.value,
+        teacher_signal=module.teacher_signal.value,
         support=module.top_k,
     )
     rows = module.rows_per_update

@@ -110,10 +110,10 @@ class ChatFormat:
         user text where there is no system role. Nothing that was there is lost."""
         if not self.has_system_role:
             return self._before_user(messages, text)
-        own = messages[0]["role"] == "system"
-        said = messages[0]["content"] if own else self.default_system
-        content = f"{said}\n\n{text}" if own or said else text
-        return [{"role": "system", "content": content}, *(messages[1:] if own else messages)]
+        has_system = messages[0]["role"] == "system"
+        said = messages[0]["content"] if has_system else self.default_system
+        content = f"{said}\n\n{text}" if has_system or said else text
+        return [{"role": "system", "content": content}, *(messages[1:] if has_system else messages)]
 
     def check(self, messages: Sequence[Message]) -> None:
         """Compare the ids of a conversation, which ends with a user message, with what the tokenizer makes of the whole template.
@@ -187,11 +187,11 @@ class ChatFormat:
         wraps = tuple(WRAPPED.fullmatch(m["content"]) if m["role"] != "assistant" else None for m in messages)
         slots = tuple(f"{w[1]}sdar{i}{end}{w[2]}" if w else f"sdar{i}{end}" for i, w in enumerate(wraps))
         around = self._control_texts(roles, slots, True)
-        told = [i for i, role in enumerate(roles) if role != "assistant"]
-        contents = [slots[i] if i in told else m["content"] for i, m in enumerate(messages)]
-        pieces = self._between([roles[i] for i in told], [slots[i] for i in told], self._render(roles, contents, True))
+        fixed = [i for i, role in enumerate(roles) if role != "assistant"]
+        contents = [slots[i] if i in fixed else m["content"] for i, m in enumerate(messages)]
+        pieces = self._between([roles[i] for i in fixed], [slots[i] for i in fixed], self._render(roles, contents, True))
         ids: list[int] = []
-        for first, last, piece in zip([-1, *told], [*told, len(messages)], pieces, strict=True):
+        for first, last, piece in zip([-1, *fixed], [*fixed, len(messages)], pieces, strict=True):
             if last - first > 2:
                 raise PolicyError(
                     f"the conversation {'/'.join(roles)} has {last - first - 1} assistant messages in a row, and the chat template of "
@@ -221,28 +221,29 @@ class ChatFormat:
             )
         piece = piece.removesuffix(after)
         if piece.endswith(text):  # in full, behind whatever the template puts in front
-            head, told = piece.removesuffix(text), list(sampled)
+            head, response = piece.removesuffix(text), list(sampled)
         else:
             head = _common(piece, before)
-            told = self._told_ids(piece.removeprefix(head), text, sampled)
-        return [*self.encode_control(head), *told, *self._told(after, content)]
+            response = self._told_ids(piece.removeprefix(head), text, sampled)
+        return [*self.encode_control(head), *response, *self._told(after, content)]
 
-    def _told_ids(self, told: str, text: str, sampled: Sequence[int]) -> list[int]:
+    def _told_ids(self, kept: str, text: str, sampled: Sequence[int]) -> list[int]:
         """Ids of what is told of a response: its own last ids where they spell it."""
-        if text.endswith(told):
+        if text.endswith(kept):
             low, high = 0, len(sampled)
             while low < high:  # the first end of the response that is not longer than what is told
                 middle = (low + high) // 2
-                if len(self._spelled(sampled[middle:])) > len(told):
+                if len(self._spelled(sampled[middle:])) > len(kept):
                     low = middle + 1
                 else:
                     high = middle
-            if self._spelled(sampled[low:]) == told:
+            if self._spelled(sampled[low:]) == kept:
                 return list(sampled[low:])
         strings = self.text_encoder.control_strings
-        own = sorted({strings[i] for i in sampled if i in strings}, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, own))})", told) if own else [told]  # what it sampled may stay control
-        return [i for part in parts for i in (self.encode_control(part) if part in own else self.encode_text(part))]
+        controls = sorted({strings[i] for i in sampled if i in strings}, key=len, reverse=True)
+        # What it sampled may stay control.
+        parts = re.split(f"({'|'.join(map(re.escape, controls))})", kept) if controls else [kept]
+        return [i for part in parts for i in (self.encode_control(part) if part in controls else self.encode_text(part))]
 
     def _told(self, control: str, content: str | None, first: bool = False) -> list[int]:
         """Ids of control text and of the content behind it, if any; `first`: nothing stands before it."""

@@ -11,7 +11,7 @@ from sdar.parts import PrivilegedView, Protocol, Sampler
 from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import EnvPool, EnvReply
 from sdar.rollout.rows import messages_of
-from sdar.types import Completion, Draw, Episode, History, Request, Status, Turn
+from sdar.types import Completion, Episode, History, Request, SampleKey, Status, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,10 +59,10 @@ class Rollout:
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
-        told = [r.privileged_text if r.privileged else "" for r in requests]
+        texts = [r.privileged_text if r.privileged else "" for r in requests]
         episodes = [
             Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, privileged_text=text, extra=r.extra)
-            for r, text in zip(requests, told, strict=True)
+            for r, text in zip(requests, texts, strict=True)
         ]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # [slots][tokens] that the model was told and said so far
@@ -81,10 +81,10 @@ class Rollout:
             if not live:
                 break
             acting = [s for s in live if turn >= len(requests[s].replay)]
-            draws = [Draw(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
+            keys = [SampleKey(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
             completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}  # slot -> [tokens]
             if acting:
-                sampled = self.sampler.sample(model, [prompts[s] for s in acting], draws)
+                sampled = self.sampler.sample(model, [prompts[s] for s in acting], keys)
                 completions |= dict(zip(acting, sampled, strict=True))
             actions: dict[int, str] = {}
             for slot in live:

@@ -213,8 +213,8 @@ class WorkerPool(EnvPool):
                 yield True
                 worker.greet()
             again = [] if slot in worker.slots else past
-            for told, before in [*again, (command, None)]:
-                worker.ask(slot, told, self.deadline)
+            for sent, before in [*again, (command, None)]:
+                worker.ask(slot, sent, self.deadline)
                 yield True
                 seen = worker.answer(self.deadline)
                 if seen.fault in (Status.TIMEOUT, Status.ENV_DIED):

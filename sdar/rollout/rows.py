@@ -30,14 +30,14 @@ def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], 
         for t, turn in enumerate(episode.turns):
             if layout == "turn" or t == 0 or turn.starts_row:
                 rows.append(Row([], [], [], [], [], episode=e, turn=t))
-            row, told, said = rows[-1], turn.prompt_ids, turn.response_ids
-            row.ids += [*told, *said]
-            row.response_mask += [0] * len(told) + [int(turn.trainable)] * len(said)
-            row.turn_ids += [t] * (len(told) + len(said))
-            row.behaviour_logp += [0.0] * len(told) + turn.behaviour_logp
-            row.kept_logmass += [0.0] * len(told) + turn.kept_logmass
+            row, prompt, response = rows[-1], turn.prompt_ids, turn.response_ids
+            row.ids += [*prompt, *response]
+            row.response_mask += [0] * len(prompt) + [int(turn.trainable)] * len(response)
+            row.turn_ids += [t] * (len(prompt) + len(response))
+            row.behaviour_logp += [0.0] * len(prompt) + turn.behaviour_logp
+            row.kept_logmass += [0.0] * len(prompt) + turn.kept_logmass
             if spans is not None:
-                row.spans += [0] * len(told) + spans(turn)
+                row.spans += [0] * len(prompt) + spans(turn)
     return rows
 
 
@@ -94,9 +94,9 @@ def add_teacher_view(
         if row.teacher_ids is None:
             text = view.text(episode, groups[row.episode], row.turn, env)
             head = len(episode.turns[row.turn].prompt_ids)
-            told = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
-            row.is_privileged = told != row.ids[:head]
-            row.teacher_ids = told + row.ids[head:]
+            prompt_ids = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
+            row.is_privileged = prompt_ids != row.ids[:head]
+            row.teacher_ids = prompt_ids + row.ids[head:]
         if len(row.teacher_ids) > (limit := contexts[row.episode]):
             added = ", ".join(episode.retrieval.skill_ids) or "text"
             without = (
@@ -139,12 +139,12 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
     )
     if any(r.spans for r in rows):
         batch.spans = _pad([r.spans for r in rows], torch.long)
-    told = [r.teacher_ids for r in rows if r.teacher_ids is not None]
-    if told:
-        assert len(told) == len(rows), "a teacher reads every row of a batch or none"
+    teacher_rows = [r.teacher_ids for r in rows if r.teacher_ids is not None]
+    if teacher_rows:
+        assert len(teacher_rows) == len(rows), "a teacher reads every row of a batch or none"
         # aligned at the end: only the beginnings differ, and either may be the longer one
-        masks = [([0] * len(ids) + r.response_mask)[-len(ids) :] for ids, r in zip(told, rows, strict=True)]
-        batch.teacher_ids = _pad(told, torch.long)
-        batch.teacher_attention_mask = _pad([[1] * len(ids) for ids in told], torch.long)
+        masks = [([0] * len(ids) + r.response_mask)[-len(ids) :] for ids, r in zip(teacher_rows, rows, strict=True)]
+        batch.teacher_ids = _pad(teacher_rows, torch.long)
+        batch.teacher_attention_mask = _pad([[1] * len(ids) for ids in teacher_rows], torch.long)
         batch.teacher_response_mask = _pad(masks, torch.bool)
     return batch

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, ContextOverflowError
-from sdar.parts import Draw, Sampler
+from sdar.parts import SampleKey, Sampler
 
 
 class TruncatingSampler(Sampler):
@@ -70,12 +70,12 @@ class TruncatingSampler(Sampler):
         self.vocab_size = vocab_size
         self.context = context
 
-    def check_room(self, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> None:
+    def check_room(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]) -> None:
         """Raise ContextOverflowError where a prompt and the longest response do not fit."""
         longest = max(range(len(prompts)), key=lambda i: len(prompts[i]), default=None)
         if longest is not None and len(prompts[longest]) + self.max_new_tokens > self.context:
             raise ContextOverflowError(
-                f"the prompt of task {draws[longest].task} has {len(prompts[longest])} tokens and may get "
+                f"the prompt of task {keys[longest].task} has {len(prompts[longest])} tokens and may get "
                 f"{self.max_new_tokens} more, but the model's context is {self.context}: nothing is cut silently. Shorten the "
                 "prompt or max_new_tokens."
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 
 
 def truncate(logits: Tensor, temperature: float, top_k: int, top_p: float, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,12 +50,12 @@ def inverse_cdf(log_density: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(log_density.shape[-1] - 1)
 
 
-def uniform(draw: Draw, position: int) -> float:
+def uniform(key: SampleKey, position: int) -> float:
     """The uniform number in [0, 1) that belongs to one token of one response, and to nothing else."""
-    name = f"{draw.seed}\x1f{draw.task}\x1f{draw.attempt}\x1f{draw.turn}\x1f{position}".encode()
+    name = f"{key.seed}\x1f{key.task}\x1f{key.attempt}\x1f{key.turn}\x1f{position}".encode()
     return (int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 11) * 2.0**-53
 
 
-def uniforms(draws: Sequence[Draw], position: int) -> Tensor:
+def uniforms(keys: Sequence[SampleKey], position: int) -> Tensor:
     """``[batch]`` float64."""
-    return torch.tensor([uniform(d, position) for d in draws], dtype=torch.float64)
+    return torch.tensor([uniform(key, position) for key in keys], dtype=torch.float64)

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault, SdarError
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.serving.collective import CollectiveTransport
-from sdar.serving.fleet import Fleet, Patience
+from sdar.serving.fleet import Fleet, RetryPolicy
 from sdar.serving.protocol import SampleRequest, Sampling, Weights
 from sdar.serving.weights import FileTransport
 
@@ -73,29 +73,29 @@ class ServerSampler(TruncatingSampler):
                 "out."
             )
         self.client = secrets.token_hex(8)
-        self._fleet = Fleet(urls, Patience(timeout, load_timeout, retries, outage, pause), token_env=token_env)
+        self._fleet = Fleet(urls, RetryPolicy(timeout, load_timeout, retries, outage, pause), token_env=token_env)
         self._rollouts = itertools.count()
         self._rollout = next(self._rollouts)
-        self._homes: dict[object, str] = {}
+        self._assigned: dict[object, str] = {}
         self._transport = TRANSPORTS[transport](self._fleet, weights_folder)
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
         self._push_seconds = 0.0
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
         super().bind(tokenizer, stop_ids, context)
         self._fleet.begin_at(self.ranks.rank)
-        for replica, told in zip(self._fleet.replicas, self._fleet.health(self._fleet.patience.outage), strict=True):
-            if told["vocab_size"] < self.vocab_size:
+        for replica, health in zip(self._fleet.replicas, self._fleet.health(self._fleet.retry_policy.outage), strict=True):
+            if health["vocab_size"] < self.vocab_size:
                 raise ConfigError(
-                    f"the policy server {replica.url} has a model of {told['vocab_size']} tokens, the tokenizer has {self.vocab_size}: it "
-                    "serves another model. Start it with the directory of the policy that is trained."
+                    f"the policy server {replica.url} has a model of {health['vocab_size']} tokens, the tokenizer has {self.vocab_size}: "
+                    "it serves another model. Start it with the directory of the policy that is trained."
                 )
-            if told["context"] <= self.max_new_tokens:
+            if health["context"] <= self.max_new_tokens:
                 raise ConfigError(
-                    f"the policy server {replica.url} has a context of {told['context']} tokens and sampler.max_new_tokens is "
+                    f"the policy server {replica.url} has a context of {health['context']} tokens and sampler.max_new_tokens is "
                     f"{self.max_new_tokens}: there is no room for a prompt. Start it with a longer context."
                 )
-            self.context = min(self.context, told["context"])
+            self.context = min(self.context, health["context"])
 
     def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
         if version == self._fleet.loaded:
@@ -103,7 +103,7 @@ class ServerSampler(TruncatingSampler):
                 pass
             return
         begun, self._fleet.loaded = time.monotonic(), None
-        request, error = self._hold(version, weights)
+        request, error = self._stage(version, weights)
         self.ranks.all_gather_object(None, "the push of weights")  # nobody samples from the old ones any more
         try:
             self._push(request, error)
@@ -115,13 +115,13 @@ class ServerSampler(TruncatingSampler):
         self._fleet.weights, self._fleet.loaded = request, version
         self._push_seconds += time.monotonic() - begun
 
-    def _hold(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[Weights | None, SdarError | None]:
+    def _stage(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> tuple[Weights | None, SdarError | None]:
         """Rank 0 keeps them; every rank takes every tensor, come what may."""
         request, error, weights = None, None, iter(weights)
         if self.ranks.rank == 0:
             run = f"{socket.gethostname()}.{os.getpid()}.{self.client}"
             try:
-                request = self._transport.hold(run, version, weights)
+                request = self._transport.stage(run, version, weights)
             except EngineFault as failure:
                 error = failure
         for _ in weights:
@@ -133,10 +133,12 @@ class ServerSampler(TruncatingSampler):
             raise error
         if request is not None:
             self._fleet.push(request)
-            self._transport.settle(request.version)
+            self._transport.commit(request.version)
 
-    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
-        self.check_room(prompts, draws)
+    def sample(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
+        self.check_room(prompts, keys)
         if not prompts:
             return []
         if self._fleet.weights is None:
@@ -147,24 +149,24 @@ class ServerSampler(TruncatingSampler):
             version=self._fleet.weights.version,
             client=self.client,
             rollout=self._rollout,
-            deadline=self._fleet.patience.timeout,
+            deadline=self._fleet.retry_policy.timeout,
             sampling=Sampling.of(self),
             prompts=tuple(tuple(p) for p in prompts),
-            draws=tuple(draws),
+            draws=tuple(keys),
         )
-        return self._fleet.sample(request, [(d.seed, d.task, d.attempt) for d in draws], self._homes)
+        return self._fleet.sample(request, [(d.seed, d.task, d.attempt) for d in keys], self._assigned)
 
     def reset(self) -> None:
-        self._homes = {}  # a copy of this sampler may go on with the old ones
+        self._assigned = {}  # a copy of this sampler may go on with the old ones
         self._rollout = next(self._rollouts)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """The servers need not keep what they have read for this client."""
         self._fleet.forget(self.client)
 
     def metrics(self) -> dict[str, float]:
         counts = self._fleet.counts
-        new, self._told = counts - self._told, Counter(counts)
+        new, self._reported = counts - self._reported, Counter(counts)
         failed = {f"rollout/{kind}": float(n) for kind, n in new.items() if kind.startswith("failed/")}
         seconds, self._push_seconds = self._push_seconds, 0.0
         return failed | {

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.cache import CACHE, RaggedCache
@@ -38,25 +38,27 @@ class TorchSampler(TruncatingSampler):
     def reset(self) -> None:
         self._caches = []
 
-    rest = reset
+    release = reset
 
     @torch.no_grad()
-    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
-        self.check_room(prompts, draws)
+    def sample(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
+        self.check_room(prompts, keys)
         device = next(model.parameters()).device
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
-        self._caches = [self._cache(prompts[part], draws[part], device) for part in parts]  # others are gone now
+        self._caches = [self._cache(prompts[part], keys[part], device) for part in parts]  # others are gone now
         was_training = model.training
         model.eval()
         out: list[Completion] = []
         for part, cache in zip(parts, self._caches, strict=True):
-            out += self._sample_batch(model, prompts[part], draws[part], cache)
+            out += self._sample_batch(model, prompts[part], keys[part], cache)
         model.train(was_training)
         return out
 
-    def _cache(self, prompts: Sequence[Sequence[int]], draws: Sequence[Draw], device: torch.device) -> RaggedCache:
+    def _cache(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], device: torch.device) -> RaggedCache:
         """What is known of the prompts: one that they all go on from, or an empty one."""
-        names = [(d.seed, d.task, d.attempt) for d in draws]
+        names = [(d.seed, d.task, d.attempt) for d in keys]
         for candidate in self._caches:
             rows = candidate.continues(names, prompts)
             if rows is not None:
@@ -66,7 +68,7 @@ class TorchSampler(TruncatingSampler):
         return RaggedCache(names, device)
 
     def _sample_batch(
-        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw], cache: RaggedCache
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], cache: RaggedCache
     ) -> list[Completion]:
         device = next(model.parameters()).device
         config: Any = model.config
@@ -95,7 +97,7 @@ class TorchSampler(TruncatingSampler):
             )
             logits = step.logits[:, -1, : self.vocab_size]
             log_density, kept = truncate(logits, self.temperature, self.top_k, self.top_p, forbidden)
-            chosen = inverse_cdf(log_density, uniforms(draws, position).to(device))
+            chosen = inverse_cdf(log_density, uniforms(keys, position).to(device))
             logp = log_density.gather(-1, chosen[:, None])[:, 0].tolist()
             new = [[] for _ in prompts]
             for b, (token, token_logp, token_kept) in enumerate(zip(chosen.tolist(), logp, kept.tolist(), strict=True)):

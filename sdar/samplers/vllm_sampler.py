@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.serving.engine import INCOMPLETE
@@ -60,7 +60,7 @@ class VLLMSampler(TruncatingSampler):
         self.model, self.dtype, self.memory, self.eager, self.options = model, dtype, memory, eager, options
         self.engine_share = memory or VLLM_SHARE
         self._held: list[VLLMEngine] = []  # shared by copies of this sampler
-        self._told: Counter[str] = Counter()
+        self._reported: Counter[str] = Counter()
 
     def bind(self, tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int], context: int) -> None:
         super().bind(tokenizer, stop_ids, context)
@@ -91,8 +91,10 @@ class VLLMSampler(TruncatingSampler):
         # vLLM holds tensors until a layer has all of its own, longer than a gathered one may live
         self.engine.load(version, ((name, tensor.detach().clone()) for name, tensor in weights))
 
-    def sample(self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
-        self.check_room(prompts, draws)
+    def sample(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
+        self.check_room(prompts, keys)
         engine = self.engine
         if engine.version is None or engine.version.endswith(INCOMPLETE):
             raise EngineFault(
@@ -105,21 +107,21 @@ class VLLMSampler(TruncatingSampler):
             deadline=1.0,
             sampling=Sampling.of(self),
             prompts=tuple(tuple(p) for p in prompts),
-            draws=tuple(draws),
+            draws=tuple(keys),
         )
         return engine.sample(request)
 
-    def rest(self) -> None:
+    def release(self) -> None:
         if self._held:
-            self._held[0].rest()
+            self._held[0].release()
 
     def metrics(self) -> dict[str, float]:
         if not self._held:
             return {}
-        counts, told = self._held[0].counts, self._told
-        new = counts - told
-        told.clear()
-        told.update(counts)
+        counts, reported = self._held[0].counts, self._reported
+        new = counts - reported
+        reported.clear()
+        reported.update(counts)
         return {"rollout/cached_share": new["cached_prompt_tokens"] / max(1, new["prompt_tokens"])}
 
     def close(self) -> None:

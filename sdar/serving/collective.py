@@ -88,15 +88,15 @@ class CollectiveTransport:
         self._fleet = fleet
         self._sender: Sender | None = None
 
-    def hold(self, run: str, version: str, weights: Iterable[tuple[str, Tensor]]) -> ReceiveRequest:
+    def stage(self, run: str, version: str, weights: Iterable[tuple[str, Tensor]]) -> ReceiveRequest:
         """Copy them; the message lets a server come for them."""
         if self._sender is None:
             urls = [replica.url for replica in self._fleet.replicas]
-            self._sender = Sender(meeting_address(urls), self._fleet.seats, self._fleet.patience.load_timeout)
+            self._sender = Sender(meeting_address(urls), self._fleet.seats, self._fleet.retry_policy.load_timeout)
             weakref.finalize(self, self._sender.close)
-        return self._sender.hold(f"{run}.{version}", weights)
+        return self._sender.stage(f"{run}.{version}", weights)
 
-    def settle(self, version: str) -> None:
+    def commit(self, version: str) -> None:
         """Nothing but the newest version is kept anyway."""
 
     def close(self) -> None:
@@ -107,7 +107,7 @@ class CollectiveTransport:
 
 
 @dataclass
-class Held:
+class StagedWeights:
     """The weights of the moment, and where servers come for them."""
 
     request: ReceiveRequest
@@ -147,14 +147,14 @@ class Held:
 class Sender:
     """A thread that sends the weights of the moment to those who have come, once nobody is missing."""
 
-    def __init__(self, host: str, seats: Seats, patience: float):
-        self.host, self.seats, self.patience = host, seats, patience
-        self._held: Held | None = None
+    def __init__(self, host: str, seats: Seats, timeout: float):
+        self.host, self.seats, self.timeout = host, seats, timeout
+        self._staged: StagedWeights | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="weights", daemon=True)
         self._thread.start()
 
-    def hold(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> ReceiveRequest:
+    def stage(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> ReceiveRequest:
         """See `CollectiveTransport`."""
         tied: dict[str, str] = {}
         device = torch.device("cpu")
@@ -166,45 +166,45 @@ class Sender:
                 yield name, tensor
 
         packed = list(pack(host_copies(noted(), tied), BUCKET_BYTES))
-        store = open_near(self.host, self.patience)
+        store = open_near(self.host, self.timeout)
         buckets = tuple(bucket for bucket, _ in packed)
         key = secrets.token_hex(16)
-        request = ReceiveRequest(version, self.host, store.port, key, self.patience, buckets, tied)
-        self._held = Held(request, store, [flat for _, flat in packed], device)
+        request = ReceiveRequest(version, self.host, store.port, key, self.timeout, buckets, tied)
+        self._staged = StagedWeights(request, store, [flat for _, flat in packed], device)
         return request
 
     def close(self) -> None:
         """Who waits notices."""
         self._closed.set()
         self._thread.join(10.0)
-        self._held = None
+        self._staged = None
 
     def _serve(self) -> None:
         came: dict[str, Arrival] = {}
-        held, since = None, 0.0
+        staged, since = None, 0.0
         while not self._closed.wait(LOOK_S):
-            if held is not self._held:
-                held, came = self._held, {}
+            if staged is not self._staged:
+                staged, came = self._staged, {}
             try:
-                for arrival in () if held is None else held.arrivals():
+                for arrival in () if staged is None else staged.arrivals():
                     since = since if came else time.monotonic()
                     came[arrival.seat.rpartition(".")[0]] = arrival
-                late = time.monotonic() - since > self.patience / 2
-                if held is not None and came and (late or not self.seats.expected - came.keys()):
+                late = time.monotonic() - since > self.timeout / 2
+                if staged is not None and came and (late or not self.seats.expected - came.keys()):
                     gone, came = came, {}
-                    self._send(held, gone)
+                    self._send(staged, gone)
             except Exception as error:  # those who came say it, too, and are told to come again
                 log.warning("weights did not get to all policy servers that came for them: %s", str(error)[:1000])
                 self._closed.wait(PAUSE_S)
 
-    def _send(self, held: Held, came: Mapping[str, Arrival]) -> None:
+    def _send(self, staged: StagedWeights, came: Mapping[str, Arrival]) -> None:
         """One round."""
-        backend = choose_backend([device_name(held.device), *(arrival.device for arrival in came.values())])
-        device = held.device if backend == "nccl" else torch.device("cpu")
-        held.rounds += 1
+        backend = choose_backend([device_name(staged.device), *(arrival.device for arrival in came.values())])
+        device = staged.device if backend == "nccl" else torch.device("cpu")
+        staged.rounds += 1
         for number, arrival in enumerate(came.values(), 1):
-            told = Told(held.rounds, backend, number, len(came) + 1)
-            held.store.set(f"seat/{arrival.seat}", msgspec.json.encode(told).decode())
+            told = Told(staged.rounds, backend, number, len(came) + 1)
+            staged.store.set(f"seat/{arrival.seat}", msgspec.json.encode(told).decode())
 
         def look() -> None:
             if self._closed.is_set():
@@ -212,15 +212,15 @@ class Sender:
             if lost := self.seats.lost & came.keys():
                 raise Interrupted(f"{len(lost)} of them failed")
 
-        member = Member(0, len(came) + 1, self.host, self.patience / 4)
+        member = Member(0, len(came) + 1, self.host, self.timeout / 4)
         try:
-            own = connect(self.host, held.request.port, self.patience)  # forming a group keeps a connection busy
-            with joined(member, distributed.PrefixStore(str(held.rounds), own), backend, look) as group:
-                for flat in held.flats:
+            client = connect(self.host, staged.request.port, self.timeout)  # forming a group keeps a connection busy
+            with joined(member, distributed.PrefixStore(str(staged.rounds), client), backend, look) as group:
+                for flat in staged.flats:
                     group.broadcast(flat.to(device))
-                group.wait_until(lambda: held.store.add(f"received/{held.rounds}", 0) == len(came))
+                group.wait_until(lambda: staged.store.add(f"received/{staged.rounds}", 0) == len(came))
         except BaseException:
-            held.store.set(f"over/{held.rounds}", "")
+            staged.store.set(f"over/{staged.rounds}", "")
             raise
 
 

@@ -79,12 +79,12 @@ class Engine(ABC):
             raise BadMessage(
                 f'"sampling.vocab_size" is {sampling.vocab_size}, the engine\'s model has {self.vocab_size} tokens'
             )
-        for prompt, draw in zip(request.prompts, request.draws, strict=True):
+        for prompt, key in zip(request.prompts, request.draws, strict=True):
             if max(prompt) >= self.vocab_size:
                 raise BadMessage(f'"prompts" holds the token {max(prompt)}, the engine\'s model has {self.vocab_size} tokens')
             if len(prompt) + sampling.max_new_tokens > self.context:
                 raise ContextOverflowError(
-                    f"the prompt of task {draw.task} has {len(prompt)} tokens and may get {sampling.max_new_tokens} more, but the "
+                    f"the prompt of task {key.task} has {len(prompt)} tokens and may get {sampling.max_new_tokens} more, but the "
                     f"engine's context is {self.context}: nothing is cut silently. Start the engine with a longer one."
                 )
         number = next(self._numbers)
@@ -131,7 +131,7 @@ class Engine(ABC):
     def forget(self, client: str) -> None:
         """Let go of what was kept for a client."""
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Give the accelerator's memory back until the next `load` or `start`."""
 
     def close(self) -> None:

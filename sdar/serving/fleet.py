@@ -50,8 +50,8 @@ AHEAD = 2
 
 @checked
 @dataclass
-class Patience:
-    """How long a failure is borne.
+class RetryPolicy:
+    """How long, and how often, a request is tried again.
 
     Args:
         timeout: Seconds for one request to sample or score, to the last byte.
@@ -89,7 +89,7 @@ class Fleet:
 
     Args:
         urls: E.g. ``["http://127.0.0.1:8000"]``.
-        patience: How long failures are borne.
+        retry_policy: How long, and how often, requests are tried again.
         part: Whose servers they are, as settings name it: ``sampler``, ``teacher``.
         token_env: Environment variable that holds the servers' token.
 
@@ -97,11 +97,11 @@ class Fleet:
         ConfigError: a setting that cannot work.
     """
 
-    def __init__(self, urls: Sequence[str], patience: Patience, part: str = "sampler", token_env: str | None = None):
+    def __init__(self, urls: Sequence[str], retry_policy: RetryPolicy, part: str = "sampler", token_env: str | None = None):
         check_urls(urls, part)
-        patience.check(part)
+        retry_policy.check(part)
         urls = [url.rstrip("/") for url in urls]
-        self.patience, self.part, self.token_env = patience, part, token_env
+        self.retry_policy, self.part, self.token_env = retry_policy, part, token_env
         self.replicas = [Replica(url, token_env, part) for url in urls]
         self.seats = Seats()
         self.weights: Weights | None = None
@@ -132,17 +132,17 @@ class Fleet:
     def _health(self, replica: Replica, due: float, outage: float) -> dict[str, Any]:
         while True:
             try:
-                told = parse(replica.request("GET", "/health", None, CONNECT_S))
-                if not all(type(told.get(name)) is int for name in ("vocab_size", "context")):
+                health = parse(replica.request("GET", "/health", None, CONNECT_S))
+                if not all(type(health.get(name)) is int for name in ("vocab_size", "context")):
                     raise BadMessage('it does not say its "vocab_size" and "context"')
-                return told
+                return health
             except RequestFailed as error:
                 if time.monotonic() > due:
                     raise EngineFault(
                         f"no policy server answers at {replica.url} ({error}; waited {outage:g} s): start it with `sdar serve-policy`, or "
                         f"correct {self.part}.urls."
                     ) from None
-                time.sleep(min(1.0, self.patience.pause))
+                time.sleep(min(1.0, self.retry_policy.pause))
             except (BadMessage, Refused, StaleReplica) as error:
                 raise EngineFault(
                     f"what answers at {replica.url} is no policy server of this version: {error}. Correct {self.part}.urls, or "
@@ -153,7 +153,7 @@ class Fleet:
         """Tell every replica to take `weights`. Those that cannot be reached get them when they are asked to sample.
 
         Raises:
-            EngineFault: none took them within the patience for an outage.
+            EngineFault: none took them within ``outage`` seconds.
             PolicyError: they are those of another model.
         """
         self.weights = weights
@@ -170,8 +170,8 @@ class Fleet:
                 continue
             if taken:
                 return
-            self._bear(asleep_since, f"take the weights of {weights.version}", failures[at_fault[0]])
-            time.sleep(max(0.0, min(r.rests_until for r in self.replicas) - time.monotonic()))
+            self._check_outage(asleep_since, f"take the weights of {weights.version}", failures[at_fault[0]])
+            time.sleep(max(0.0, min(r.unavailable_until for r in self.replicas) - time.monotonic()))
             asked = self.replicas
 
     def _hand_out(self, replicas: Sequence[Replica]) -> dict[Replica, RequestFailed]:
@@ -205,7 +205,7 @@ class Fleet:
         self._count("requests")
         body = dump(self.weights.seated(seat))
         try:
-            answer = parse(replica.request("POST", self.weights.path, body, self.patience.load_timeout))
+            answer = parse(replica.request("POST", self.weights.path, body, self.retry_policy.load_timeout))
         except BadMessage as error:
             raise RequestFailed("malformed", f"{replica.url}: {error}") from None
         except Refused as error:
@@ -218,7 +218,7 @@ class Fleet:
         """Nothing kept for `client` is needed any more. A replica that does not answer will find out by itself."""
         body = dump(ForgetRequest(client))
         for replica in self.replicas:
-            if replica.rests_until <= time.monotonic():
+            if replica.unavailable_until <= time.monotonic():
                 try:
                     replica.request("POST", "/forget", body, CONNECT_S)
                 except RequestFailed as error:
@@ -226,33 +226,33 @@ class Fleet:
                 except (Refused, StaleReplica, PolicyError) as error:
                     log.warning("%s did not forget: %s", replica.url, error)
 
-    def sample(self, request: SampleRequest, names: Sequence[Hashable], homes: dict[Hashable, str]) -> list[Completion]:
+    def sample(self, request: SampleRequest, names: Sequence[Hashable], assigned: dict[Hashable, str]) -> list[Completion]:
         """Completions in the order of the prompts.
 
         Args:
             names: Of the episode of each prompt.
-            homes: Url of the replica that has read each episode so far; kept up to date.
+            assigned: Url of the replica that has read each episode so far; kept up to date.
 
         Raises:
-            EngineFault: patience is at its end.
+            EngineFault: no attempt that the retry policy allows succeeded.
         """
         out: list[Completion | None] = [None] * len(request.prompts)
 
-        def deal(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+        def assign(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
             return [
                 (replica, replace(share, indices=indices))
                 for share in shares
-                for replica, indices in _divide(share.indices, names, homes, ready)
+                for replica, indices in _divide(share.indices, names, assigned, ready)
             ]
 
         def ask(replica: Replica, indices: Sequence[int]) -> list[Completion]:
             return self._attempt(replica, _part(request, indices))
 
         everything = [_Share(tuple(range(len(request.prompts))))]
-        for replica, share, completions in self._work_off(everything, deal, ask, "sample", "responses"):
+        for replica, share, completions in self._work_off(everything, assign, ask, "sample", "responses"):
             for index, completion in zip(share.indices, completions, strict=True):
                 out[index] = completion
-                homes[names[index]] = replica.url
+                assigned[names[index]] = replica.url
         return out  # type: ignore[return-value]  # all are there
 
     def score(self, request: ScoreRequest, tokens: int) -> list[Scores]:
@@ -262,12 +262,12 @@ class Fleet:
             tokens: Most tokens (padding included) of a piece.
 
         Raises:
-            EngineFault: patience is at its end.
+            EngineFault: no attempt that the retry policy allows succeeded.
             PolicyError: a server has other weights than it was started with.
         """
         out: list[Scores | None] = [None] * len(request.rows)
 
-        def deal(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+        def assign(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
             begun = []
             for share in shares:
                 replica = min(ready, key=lambda r: busy[r.url])
@@ -284,15 +284,15 @@ class Fleet:
         tokens = min(tokens, max(1, LARGEST_SCORES // (1 + 2 * request.scoring.top_k)))
         pieces = micro_batches(torch.tensor([len(row) for row in request.rows]), tokens)
         shares = [_Share(tuple(piece.tolist())) for piece in pieces]
-        for _, share, scores in self._work_off(shares, deal, ask, "score", "rows"):
-            for index, its in zip(share.indices, scores, strict=True):
-                out[index] = its
+        for _, share, scores in self._work_off(shares, assign, ask, "score", "rows"):
+            for index, answer in zip(share.indices, scores, strict=True):
+                out[index] = answer
         return out  # type: ignore[return-value]  # all are there
 
     def _work_off(
         self,
         open_shares: list["_Share"],
-        deal: Callable[[list["_Share"], list[Replica], Counter[str]], list[tuple[Replica, "_Share"]]],
+        assign: Callable[[list["_Share"], list[Replica], Counter[str]], list[tuple[Replica, "_Share"]]],
         ask: Callable[[Replica, Sequence[int]], list[T]],
         verb: str,
         things: str,
@@ -300,7 +300,7 @@ class Fleet:
         """Each share with its answer, and who gave it.
 
         Args:
-            deal: Who begins with which of the open shares, or of their parts, now: from the shares, the replicas that may be asked
+            assign: Who begins with which of the open shares, or of their parts, now: from the shares, the replicas that may be asked
                 and how many requests each of them has by url. Shares of which nothing is begun wait.
             ask: One attempt.
         """
@@ -309,17 +309,17 @@ class Fleet:
         running: dict[Future[list[T]], tuple[Replica, _Share]] = {}
         asleep_since: float | None = None
         while open_shares or running:
-            ready = [r for r in self.replicas if r.rests_until <= time.monotonic()]
+            ready = [r for r in self.replicas if r.unavailable_until <= time.monotonic()]
             if ready:
-                begun = deal(open_shares, ready, Counter(r.url for r, _ in running.values()))
+                begun = assign(open_shares, ready, Counter(r.url for r, _ in running.values()))
                 taken = {i for _, share in begun for i in share.indices}
                 open_shares = [share for share in open_shares if not taken.intersection(share.indices)]
                 for replica, share in begun:
                     running[in_background(ask, replica, share.indices)] = (replica, share)
             if not running:
                 asleep_since = asleep_since or time.monotonic()
-                self._bear(asleep_since, f"{verb} {total} {things}", open_shares[0].failure)
-                time.sleep(max(0.01, min(r.rests_until for r in self.replicas) - time.monotonic()))
+                self._check_outage(asleep_since, f"{verb} {total} {things}", open_shares[0].failure)
+                time.sleep(max(0.01, min(r.unavailable_until for r in self.replicas) - time.monotonic()))
                 continue
             for future in wait(running, timeout=1.0 if open_shares else None, return_when=FIRST_COMPLETED).done:
                 replica, share = running.pop(future)
@@ -336,7 +336,7 @@ class Fleet:
         self._note_failure(replica, error)
         self._count("retries")
         attempts = share.attempts + (error.kind != "connection")
-        if attempts > self.patience.retries:
+        if attempts > self.retry_policy.retries:
             raise EngineFault(
                 f"{len(share.indices)} {things} were asked for {attempts} times in vain; the last time: {error}. Look at the server's "
                 f"output, or raise the {self.part}'s timeout or retries."
@@ -367,7 +367,7 @@ class Fleet:
     def _asked(self, replica: Replica, path: str, request: R, read: Callable[[bytes, R], list[T]]) -> list[T]:
         self._count("requests")
         try:
-            return read(replica.request("POST", path, dump(request), self.patience.timeout), request)
+            return read(replica.request("POST", path, dump(request), self.retry_policy.timeout), request)
         except BadMessage as error:
             raise RequestFailed("malformed", f"{replica.url}: {error}") from None
         except Refused as error:
@@ -381,16 +381,16 @@ class Fleet:
             EngineFault: it does not answer.
         """
         try:
-            told = parse(replica.request("GET", "/tokens", None, self.patience.timeout)).get("tokens")
-            if not isinstance(told, dict) or not all(type(number) is int for number in told.values()):
+            tokens = parse(replica.request("GET", "/tokens", None, self.retry_policy.timeout)).get("tokens")
+            if not isinstance(tokens, dict) or not all(type(number) is int for number in tokens.values()):
                 raise BadMessage('it does not say its "tokens"')
-            return told
+            return tokens
         except (RequestFailed, BadMessage, Refused, StaleReplica) as error:
             raise EngineFault(f"the vocabulary of the policy server {replica.url} cannot be read: {error}.") from None
 
-    def _bear(self, since: float, what: str, last: Exception | None) -> None:
+    def _check_outage(self, since: float, what: str, last: Exception | None) -> None:
         silent = time.monotonic() - since
-        if silent > self.patience.outage:
+        if silent > self.retry_policy.outage:
             raise EngineFault(
                 f"none of {len(self.replicas)} policy servers could {what} for {silent:.0f} s; the last failure: {last}. Start them again: "
                 f"the run goes on from its last checkpoint, or by itself next time with a longer {self.part}.outage."
@@ -400,15 +400,15 @@ class Fleet:
         self._count(f"failed/{error.kind}")
         with self._lock:
             replica.failures += 1
-            pause = min(PAUSE_LIMIT, self.patience.pause * 2 ** (replica.failures - 1)) * random.uniform(0.5, 1.0)
-            replica.rests_until = time.monotonic() + pause
+            pause = min(PAUSE_LIMIT, self.retry_policy.pause * 2 ** (replica.failures - 1)) * random.uniform(0.5, 1.0)
+            replica.unavailable_until = time.monotonic() + pause
         log.warning("policy server failed (%s), left alone for %.1f s: %s", error.kind, pause, error)
 
     def _note_success(self, replica: Replica) -> None:
         with self._lock:
             if replica.failures:
                 log.warning("policy server %s is back after %d failures", replica.url, replica.failures)
-            replica.failures, replica.rests_until = 0, 0.0
+            replica.failures, replica.unavailable_until = 0, 0.0
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -440,13 +440,13 @@ def _part(request: SampleRequest, indices: Sequence[int]) -> SampleRequest:
 
 
 def _divide(
-    indices: Sequence[int], names: Sequence[Hashable], homes: dict[Hashable, str], ready: Sequence[Replica]
+    indices: Sequence[int], names: Sequence[Hashable], assigned: dict[Hashable, str], ready: Sequence[Replica]
 ) -> list[tuple[Replica, tuple[int, ...]]]:
     """Each prompt to the replica that has read its episode, the others to whoever has least to do."""
     shares: dict[str, list[int]] = {r.url: [] for r in ready}
-    homeless: list[int] = []
+    unassigned: list[int] = []
     for i in indices:
-        shares.get(homes.get(names[i], ""), homeless).append(i)
-    for i in homeless:
+        shares.get(assigned.get(names[i], ""), unassigned).append(i)
+    for i in unassigned:
         min(shares.values(), key=len).append(i)
     return [(r, tuple(sorted(shares[r.url]))) for r in ready if shares[r.url]]

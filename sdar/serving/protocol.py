@@ -17,7 +17,7 @@ import torch
 from msgspec import Meta, Struct
 from torch import Tensor
 
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 
 if TYPE_CHECKING:
     from sdar.samplers.bound import TruncatingSampler
@@ -108,7 +108,7 @@ class SampleRequest(Message, frozen=True):
     """Seconds after which nobody waits for the answer."""
     sampling: Sampling
     prompts: tuple[Ids, ...]
-    draws: tuple[Draw, ...]
+    draws: tuple[SampleKey, ...]
 
     def __post_init__(self) -> None:
         if len(self.prompts) != len(self.draws):

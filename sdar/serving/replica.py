@@ -38,7 +38,7 @@ class Replica:
     def __init__(self, url: str, token_env: str | None = None, part: str = "sampler"):
         self.url, self.token_env, self.part = url, token_env, part
         self.failures = 0
-        self.rests_until = 0.0
+        self.unavailable_until = 0.0
 
     def request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
         """The body of the answer, all of it within `timeout` seconds.
@@ -55,16 +55,16 @@ class Replica:
             raise RequestFailed("malformed" if error.kind in ("large", "elsewhere") else error.kind, str(error)) from None
         if answer.status == 200:
             return answer.body
-        told = f"{shown(self.url)} answered {answer.status}: {_reason(answer)}"
+        message = f"{shown(self.url)} answered {answer.status}: {_reason(answer)}"
         if answer.status == 409:
-            raise StaleReplica(told)
+            raise StaleReplica(message)
         if answer.status == 424:
-            raise RequestFailed("interrupted", told)
+            raise RequestFailed("interrupted", message)
         if answer.status == 422:
             raise PolicyError(_reason(answer))
         if 400 <= answer.status < 500:
-            raise Refused(told)
-        raise RequestFailed("status", told)
+            raise Refused(message)
+        raise RequestFailed("status", message)
 
 
 class _Told(msgspec.Struct):

@@ -6,7 +6,7 @@ import torch
 
 from sdar.scoring import Scorer
 from sdar.serving.protocol import ScoreRequest, Scores
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,9 +27,9 @@ def score_rows(network: "PreTrainedModel", request: ScoreRequest, max_tokens: in
         for begin, end in spans:
             scored[i, begin:end] = True
     s = request.scoring
-    payload = Payload.TOP_K if s.top_k else Payload.SAMPLED
+    signal = TeacherSignal.TOP_K if s.top_k else TeacherSignal.SAMPLED
     scorer = Scorer(s.temperature, s.forbidden_ids, s.vocab_size)
-    found = scorer.score(network, ids, attention, scored, max_tokens, payload, s.top_k)
+    found = scorer.score(network, ids, attention, scored, max_tokens, signal, s.top_k)
     nothing = found.logp.new_zeros(*ids.shape, 0)
     top_ids, top_logp = (nothing if t is None else t for t in (found.top_ids, found.top_logp))
     return [Scores(found.logp[i, m], top_ids[i, m].long(), top_logp[i, m]) for i, m in enumerate(scored)]

@@ -93,11 +93,11 @@ class TorchEngine(Engine):
         self.parameters = sum(tensor.numel() for tensor in self.network.state_dict().values())
 
     def load(self, version: str, weights: Iterable[tuple[str, Tensor]]) -> None:
-        own, pairs = self.network.state_dict(), begun(complete(version, weights, self.network))
+        state, pairs = self.network.state_dict(), begun(complete(version, weights, self.network))
         self._kept.clear()
         self.version = version + INCOMPLETE
         for name, tensor in pairs:
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
         self.version = version
 
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:

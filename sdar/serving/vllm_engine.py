@@ -166,7 +166,7 @@ class VLLMEngine(Engine):
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
         self._wake("weights", "kv_cache")
         self._jobs[number] = _Job(lambda i, output: self._completion(request, output.outputs[0]), wanted, len(request.prompts))
-        for i, (prompt, draw) in enumerate(zip(request.prompts, request.draws, strict=True)):
+        for i, (prompt, key) in enumerate(zip(request.prompts, request.draws, strict=True)):
             params = self._params(
                 temperature=0.0,  # the processor draws, and leaves one choice
                 max_tokens=request.sampling.max_new_tokens,
@@ -176,7 +176,7 @@ class VLLMEngine(Engine):
                 flat_logprobs=True,
                 detokenize=False,
                 output_kind=self._final_only(),
-                extra_args={self._processor.KEY: (request.sampling, draw)},
+                extra_args={self._processor.KEY: (request.sampling, key)},
             )
             prompt_input = self._tokens_input(list(prompt), cache_salt=self.version)
             self.llm.llm_engine.add_request(f"{number}/{i}", prompt_input, params)
@@ -272,7 +272,7 @@ class VLLMEngine(Engine):
     def forget(self, client: str) -> None:
         """Prefixes are cached by their tokens, for whoever comes; the oldest give way."""
 
-    def rest(self) -> None:
+    def release(self) -> None:
         if not self._asleep and not self._jobs:
             self.llm.sleep(level=1)  # weights to the host's memory, keys and values forgotten
             self._asleep = {"weights", "kv_cache"}

@@ -12,18 +12,18 @@ from torch import Tensor
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, process_dict_updates
 
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers.density import inverse_cdf, truncate, uniform
 from sdar.serving.protocol import Sampling
 
 KEY = "sdar"
-"""In ``SamplingParams.extra_args``: (`Sampling`, `Draw`)."""
+"""In ``SamplingParams.extra_args``: (`Sampling`, `SampleKey`)."""
 
 
 @dataclass
 class _Row:
     sampling: Sampling
-    draw: Draw
+    key: SampleKey
     output: list[int]
     """vLLM's own list, which grows."""
 
@@ -46,7 +46,7 @@ class DrawProcessor(LogitsProcessor):
         given = (params.extra_args or {}).get(KEY)
         if given is None:
             return None
-        sampling, draw = given
+        sampling, key = given
         if sampling not in self._settings:
             forbidden = None
             if sampling.forbidden_ids:
@@ -54,7 +54,7 @@ class DrawProcessor(LogitsProcessor):
                 forbidden[list(sampling.forbidden_ids)] = True
                 forbidden = forbidden.to(self._device)
             self._settings[sampling] = (sampling, forbidden)
-        return _Row(self._settings[sampling][0], draw, output)
+        return _Row(self._settings[sampling][0], key, output)
 
     def apply(self, logits: Tensor) -> Tensor:
         together: dict[int, list[int]] = {}
@@ -67,7 +67,7 @@ class DrawProcessor(LogitsProcessor):
             log_density, kept = truncate(
                 logits[at, : sampling.vocab_size], sampling.temperature, sampling.top_k, sampling.top_p, forbidden
             )
-            numbers = [uniform(row.draw, len(row.output)) for row in rows]
+            numbers = [uniform(row.key, len(row.output)) for row in rows]
             chosen = inverse_cdf(log_density, torch.tensor(numbers, dtype=torch.float64, device=logits.device))
             logp = log_density.gather(-1, chosen[:, None])[:, 0]
             neighbour = (chosen == 0).long()

@@ -27,15 +27,15 @@ class PromptScores:
         scoring: The density of all requests for scores that vLLM works on.
     """
 
-    def __init__(self, own: Any):
-        self.own = own
+    def __init__(self, inner: Any):
+        self.inner = inner
         self.scoring: Scoring | None = None
 
     def __call__(self, logprobs: Tensor, num_logprobs: int, token_ids: Tensor) -> LogprobsTensors:
         """Names are vLLM's; with ``logprobs_mode="processed_logits"`` the first argument holds logits ``[places, vocab]``."""
         logits, columns, tokens = logprobs, num_logprobs, token_ids
         if columns < LEAST:
-            return self.own(logits, columns, tokens)
+            return self.inner(logits, columns, tokens)
         s = self.scoring
         assert s is not None and columns == LEAST + s.top_k, "requests of one density at a time"
         mask = torch.zeros(s.vocab_size, dtype=torch.bool)
@@ -46,10 +46,10 @@ class PromptScores:
         for part in torch.arange(len(tokens), device=logits.device).split(CHUNK):
             density, _ = truncate(logits[part, : s.vocab_size], s.temperature, 0, 1.0, forbidden)
             density = density.clamp_min(torch.finfo(torch.float32).min)  # as in `vocabulary_log_probs`
-            own = tokens[part].clamp_max(s.vocab_size - 1)  # others stand in prompts only, and are not told
+            sampled = tokens[part].clamp_max(s.vocab_size - 1)  # others stand in prompts only, and are not told
             top = density.topk(s.top_k)
-            ids[part, : 1 + s.top_k] = torch.cat([own[:, None], top.indices], 1).int()
-            logp[part, : 1 + s.top_k] = torch.cat([density.gather(1, own[:, None]), top.values], 1).float()
+            ids[part, : 1 + s.top_k] = torch.cat([sampled[:, None], top.indices], 1).int()
+            logp[part, : 1 + s.top_k] = torch.cat([density.gather(1, sampled[:, None]), top.values], 1).float()
         return LogprobsTensors(ids, logp, torch.zeros(len(tokens), dtype=torch.int32, device=logits.device))
 
 

@@ -41,7 +41,7 @@ class FileTransport:
         self.root = shared / f"sdar-{os.getuid()}" if root is None else Path(root).expanduser().absolute()
         self._folder: Path | None = None
 
-    def hold(self, run: str, version: str, weights: Iterable[tuple[str, Tensor]]) -> LoadRequest:
+    def stage(self, run: str, version: str, weights: Iterable[tuple[str, Tensor]]) -> LoadRequest:
         """Write them; the message tells a server where.
 
         Raises:
@@ -61,7 +61,7 @@ class FileTransport:
                 f"the weights of {version} could not be written to {self._folder}: {failure}. {remedy}"
             ) from None
 
-    def settle(self, version: str) -> None:
+    def commit(self, version: str) -> None:
         """All servers that answer have them: earlier ones are of no more use."""
         if self._folder is not None:
             forget_others(self._folder, version)
@@ -117,10 +117,9 @@ def host_copies(weights: Iterable[tuple[str, Tensor]], tied: dict[str, str]) -> 
     """Copies of those that share no memory with an earlier one. The others are noted in `tied`: name -> name of the earlier one."""
     seen: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
     for name, tensor in weights:
-        earlier, its = seen.get(tensor.data_ptr(), ("", None))
-        before = (
-            its() if its is not None else None
-        )  # what is gone, or lies elsewhere by now, left its memory to another tensor
+        earlier, reference = seen.get(tensor.data_ptr(), ("", None))
+        # What is gone, or lies elsewhere by now, left its memory to another tensor.
+        before = reference() if reference is not None else None
         if before is not None and _same_memory(before, tensor):
             tied[name] = earlier
             continue

@@ -11,10 +11,10 @@ from sdar.distributed.communicator import Communicator, current_rank
 from sdar.errors import ConfigError, PolicyError
 from sdar.parts import RemoteModel, Teacher
 from sdar.registry import register
-from sdar.serving.fleet import Fleet, Patience
+from sdar.serving.fleet import Fleet, RetryPolicy
 from sdar.serving.protocol import ScoreRequest, Scores, Scoring
 from sdar.teachers.weights import check_same_vocabulary
-from sdar.types import Density, Payload, Task
+from sdar.types import Density, Task, TeacherSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,33 +56,33 @@ class ServedTeacher(Teacher):
     ):
         if request_tokens < 1:
             raise ConfigError(f"teacher.request_tokens is {request_tokens}: a request holds at least 1 token.")
-        patience = Patience(timeout=timeout, retries=retries, outage=outage, pause=pause)
-        self.network = ServedNetwork(Fleet(urls, patience, "teacher", token_env), request_tokens)
+        retry_policy = RetryPolicy(timeout=timeout, retries=retries, outage=outage, pause=pause)
+        self.network = ServedNetwork(Fleet(urls, retry_policy, "teacher", token_env), request_tokens)
         self._context: int | None = None
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         fleet = self.network.fleet
         fleet.begin_at(current_rank())
-        healths = fleet.health(fleet.patience.outage)
+        healths = fleet.health(fleet.retry_policy.outage)
         vocabulary = tokenizer.get_vocab()
-        for replica, told in zip(fleet.replicas, healths, strict=True):
-            if not told.get("scores"):
+        for replica, health in zip(fleet.replicas, healths, strict=True):
+            if not health.get("scores"):
                 raise ConfigError(
-                    f"the policy server {replica.url} runs {told.get('engine')}, which samples and does not score: it is no teacher. Start "
-                    "one with `sdar serve-policy --engine torch` or vllm."
+                    f"the policy server {replica.url} runs {health.get('engine')}, which samples and does not score: it is no teacher. "
+                    "Start one with `sdar serve-policy --engine torch` or vllm."
                 )
-            if told.get("version") is not None:
+            if health.get("version") is not None:
                 raise PolicyError(
-                    f"the policy server {replica.url} has the weights {told['version']}, which somebody gave it, and not those that it "
+                    f"the policy server {replica.url} has the weights {health['version']}, which somebody gave it, and not those that it "
                     "was started with: it would teach what another run has learnt. Start it again, and give samplers servers of their own."
                 )
             check_same_vocabulary(vocabulary, name, fleet.tokens(replica), replica.url)
-            if told["vocab_size"] < len(tokenizer):
+            if health["vocab_size"] < len(tokenizer):
                 raise PolicyError(
-                    f"the teacher {replica.url} has {told['vocab_size']} output rows for the {len(tokenizer)} tokens of {name}: it cannot "
-                    "score the last ones. Resize its embeddings, or use a teacher that knows every token."
+                    f"the teacher {replica.url} has {health['vocab_size']} output rows for the {len(tokenizer)} tokens of {name}: it "
+                    "cannot score the last ones. Resize its embeddings, or use a teacher that knows every token."
                 )
-        self._context = min(told["context"] for told in healths)
+        self._context = min(health["context"] for health in healths)
         self._check_one_model(len(tokenizer), self._context)
 
     def _check_one_model(self, tokens: int, context: int) -> None:
@@ -90,14 +90,14 @@ class ServedTeacher(Teacher):
         fleet = self.network.fleet
         row = tuple(7 * i % tokens for i in range(min(64, context)))
         scoring = Scoring(1.0, (), tokens, 0)
-        request = ScoreRequest(None, fleet.patience.timeout, scoring, (row,), (((1, len(row)),),))
+        request = ScoreRequest(None, fleet.retry_policy.timeout, scoring, (row,), (((1, len(row)),),))
         urls = [replica.url for replica in fleet.replicas]
-        said = [Fleet([url], fleet.patience, fleet.part, fleet.token_env).score(request, len(row))[0].logp for url in urls]
-        for url, its in zip(urls, said, strict=True):
-            if not (off := float((its - said[0]).abs().mean())) <= SAME:
+        said = [Fleet([url], fleet.retry_policy, fleet.part, fleet.token_env).score(request, len(row))[0].logp for url in urls]
+        for url, logp in zip(urls, said, strict=True):
+            if not (off := float((logp - said[0]).abs().mean())) <= SAME:
                 raise PolicyError(
                     f"the policy servers {urls[0]} and {url} are not of one model: they differ by {off:.3g} nats on average about the "
-                    f"same tokens ({SAME:g} are borne). A teacher is one model: start them with the same directory and dtype."
+                    f"same tokens (tolerance: {SAME:g}). A teacher is one model: start them with the same directory and dtype."
                 )
 
     def context(self, task: Task) -> int | None:
@@ -128,19 +128,19 @@ class ServedNetwork(RemoteModel):
         ids: Tensor,
         attention_mask: Tensor,
         response_mask: Tensor,
-        payload: Payload,
+        signal: TeacherSignal,
         k: int,
         ranks: Communicator,
     ) -> dict[str, Tensor]:
         lengths = attention_mask.sum(1).tolist()
         rows = [(row[:n].tolist(), spans_of(mask)) for row, mask, n in zip(ids, response_mask, lengths, strict=True)]
-        k = k if payload == Payload.TOP_K else 0
+        k = k if signal == TeacherSignal.TOP_K else 0
         scoring = Scoring(density.temperature, density.forbidden_ids, density.vocab_size, k)
 
         def ask(mine: list[tuple[list[int], list[tuple[int, int]]]]) -> list[Scores]:
             texts = tuple(tuple(text) for text, _ in mine)
             spans = tuple(tuple(where) for _, where in mine)
-            request = ScoreRequest(None, self.fleet.patience.timeout, scoring, texts, spans)
+            request = ScoreRequest(None, self.fleet.retry_policy.timeout, scoring, texts, spans)
             return self.fleet.score(request, self.request_tokens)
 
         scores = ranks.map_over_ranks(ask, rows, "the teacher's scores")

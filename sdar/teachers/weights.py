@@ -64,12 +64,12 @@ class FollowingTeacher(Teacher):
         The average is in float32. Where a strategy keeps the copy narrower (DeepSpeed under bf16-mixed), the average lies beside it
         as ``parameter.average``: moves are smaller than the copy's rounding.
         """
-        for own, its in zip(self.copy.parameters(), live.parameters(), strict=True):
-            kept, shown = local_shard(own), widen(local_shard(its))
+        for copied, source in zip(self.copy.parameters(), live.parameters(), strict=True):
+            kept, shown = local_shard(copied), widen(local_shard(source))
             if rate < 1 and torch.finfo(kept.dtype).bits < 32:
-                before = getattr(own, "average", kept)
+                before = getattr(copied, "average", kept)
                 average = before.to(kept.device, torch.float32).lerp(shown, rate)
-                cast(Any, own).average = average
+                cast(Any, copied).average = average
                 kept.copy_(average)
             else:
                 kept.copy_(widen(kept).lerp(shown, rate))
@@ -213,8 +213,8 @@ class RoutedTeacher(Teacher):
         return {f"{family}/{name}": network for family, t in self._named() for name, network in t.networks().items()}
 
     def copies(self) -> tuple[ModelCopy, ...] | None:
-        told = [teacher.copies() for teacher in self._all()]
-        return None if None in told else tuple(replace(c, key="") for copies in told for c in copies or ())
+        every = [teacher.copies() for teacher in self._all()]
+        return None if None in every else tuple(replace(c, key="") for copies in every for c in copies or ())
 
     def external(self) -> set[str]:
         return {f"{family}/{name}" for family, t in self._named() for name in t.external()}
@@ -239,14 +239,16 @@ def check_same_tokens(
     check_same_vocabulary(tokenizer.get_vocab(), name, teacher.get_vocab(), teacher_name)
 
 
-def check_same_vocabulary(own: Mapping[str, int], name: str, its: Mapping[str, int], teacher_name: str) -> None:
+def check_same_vocabulary(
+    student_ids: Mapping[str, int], name: str, teacher_ids: Mapping[str, int], teacher_name: str
+) -> None:
     """`check_same_tokens` of what tokenizers know: token -> id."""
-    differ = sorted((i, token) for token, i in own.items() if its.get(token) != i)
+    differ = sorted((i, token) for token, i in student_ids.items() if teacher_ids.get(token) != i)
     if differ:
         number, token = differ[0]
-        other = next((t for t, i in its.items() if i == number), None)
+        other = next((t for t, i in teacher_ids.items() if i == number), None)
         raise PolicyError(
-            f"the teacher {teacher_name} and the student {name} have different tokenizers: {len(differ)} of {len(own)} tokens differ, "
-            f"the first is id {number}, {token!r} for the student and {other!r} for the teacher. Log-probabilities of the same "
-            "ids would be about different texts. Use a teacher of the student's family."
+            f"the teacher {teacher_name} and the student {name} have different tokenizers: {len(differ)} of {len(student_ids)} tokens "
+            f"differ, the first is id {number}, {token!r} for the student and {other!r} for the teacher. Log-probabilities of the "
+            "same ids would be about different texts. Use a teacher of the student's family."
         )

@@ -131,11 +131,11 @@ def check_form(found: Any, form: type, path: str | Path | None, inside: str = ""
     try:
         msgspec.convert(found, form)
     except (msgspec.ValidationError, RecursionError) as error:
-        where, told = (
+        where, reason = (
             (f"{path}: {inside}" if inside else f"{path}"),
             str(error).replace(" - at `$.", " at `").replace("`", "'"),
         )
-        raise CheckpointError(f"{where} is not what `sdar fit` writes: {told}. {DAMAGED}") from error
+        raise CheckpointError(f"{where} is not what `sdar fit` writes: {reason}. {DAMAGED}") from error
 
 
 def read_parts(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -193,5 +193,5 @@ def _check_sums(path: str | Path, file: Any) -> None:
 def _reason(error: Exception) -> str:
     """What an error says about a file, without advice on how to read it nevertheless."""
     text = str(error) or type(error).__name__
-    told = text.partition("WeightsUnpickler error: ")[2] or text
-    return " ".join(told.split("\n")[0].split()).rstrip(".")[:200]
+    reason = text.partition("WeightsUnpickler error: ")[2] or text
+    return " ".join(reason.split("\n")[0].split()).rstrip(".")[:200]

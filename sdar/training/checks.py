@@ -10,7 +10,7 @@ from sdar.data import TaskModule
 from sdar.errors import ConfigError
 from sdar.registry import part_name
 from sdar.training.host import Host
-from sdar.types import Episode, Payload
+from sdar.types import Episode, TeacherSignal
 
 
 def check_settings(module: Host, data: TaskModule) -> None:
@@ -95,7 +95,7 @@ def _check_teacher(module: Host) -> None:
     """Raise ConfigError where a teacher that is elsewhere is asked for more than it can tell."""
     if module.teacher is None or not module.teacher.is_remote:
         return
-    if module.payload == Payload.FULL:
+    if module.teacher_signal == TeacherSignal.FULL:
         raise ConfigError(
             f"{type(module).__name__} needs the teacher's whole distribution, and model.teacher is asked in other processes: a hidden "
             "state for each token, and the head, would have to travel. Use an objective on the teacher's likeliest tokens (TopKReverseKL, "

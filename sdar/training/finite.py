@@ -34,6 +34,6 @@ def blame(update: Batch, metrics: Metrics) -> str:
             "reward; the learning rate is not to blame."
         )
     computed = sorted(set(metrics.not_finite()) - {"train/loss", "train/grad_norm"})
-    told = f" Of what was computed from it these were not: {', '.join(computed)}." if computed else ""
+    also = f" Of what was computed from it these were not: {', '.join(computed)}." if computed else ""
     advice = "Lower the learning rate, look at the coefficients, or train in a wider precision."
-    return f"All that went into the loss was finite.{told} {advice}"
+    return f"All that went into the loss was finite.{also} {advice}"

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sdar.data import Step, TaskModule
+from sdar.data import TaskBatch, TaskModule
 from sdar.distributed.communicator import Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError
@@ -27,12 +27,12 @@ from sdar.parts import (
     Teacher,
 )
 from sdar.registry import part_name
-from sdar.renamed import Renamed, refuse_old_names
+from sdar.renamed import OldNames, Renamed
 from sdar.rollout import Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
 from sdar.training import bars
-from sdar.types import Batch, Episode, Payload, Retrieval, Task
+from sdar.types import Batch, Episode, Retrieval, Task, TeacherSignal
 
 
 class Measurements(Protocol):
@@ -47,7 +47,7 @@ class Measurements(Protocol):
         """Undo `first`."""
 
 
-class Host(LightningModule):
+class Host(LightningModule, OldNames):
     """The state of a run, and questions about it that need nobody else."""
 
     retriever: Retriever | None = None
@@ -56,10 +56,10 @@ class Host(LightningModule):
     """Whose weights score the privileged view, for strategies that distil."""
     controller: EpisodeController | None = None
     """Changes how attempts are played in training, for strategies with a curriculum."""
-    payload = Payload.SAMPLED
+    teacher_signal = TeacherSignal.SAMPLED
     """How much of the teacher's distribution is needed."""
     top_k = 0
-    """Size of the teacher's support, for Payload.TOP_K."""
+    """Size of the teacher's support, for TeacherSignal.TOP_K."""
     student_sees_skills = False
     """True when the policy's own prompts hold the retrieval in training."""
     learns_everywhere = False
@@ -128,10 +128,7 @@ class Host(LightningModule):
     acting = Renamed("synced")
     share = Renamed("local_micro_batches")
     measured = Renamed("map_rows")
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        refuse_old_names(cls)
+    payload = Renamed("teacher_signal")
 
     def networks(self) -> list[PreTrainedModel]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
@@ -152,14 +149,16 @@ class Host(LightningModule):
         """Tokens that the teacher of a task can read; as many as the policy where it says nothing else."""
         return (None if self.teacher is None else self.teacher.context(task)) or self.context
 
-    def requests(self, step: Step, privileged: bool, training: bool = True, iteration: int | None = None) -> list[Request]:
+    def requests(
+        self, task_batch: TaskBatch, privileged: bool, training: bool = True, iteration: int | None = None
+    ) -> list[Request]:
         """Every attempt at every task of a step, for an `iteration` (by default this one); attempts of one task share a retrieval."""
         iteration = self.iteration if iteration is None else iteration
         wanted = []
-        for task, visit in zip(step.tasks, step.visits, strict=True):
+        for task, visit in zip(task_batch.tasks, task_batch.visits, strict=True):
             retrieval = Retrieval() if self.retriever is None else self.retriever.retrieve(task, visit)
-            for g in range(step.attempts):
-                request = Request(task, visit * step.attempts + g, retrieval, privileged)
+            for g in range(task_batch.attempts):
+                request = Request(task, visit * task_batch.attempts + g, retrieval, privileged)
                 if privileged:
                     request.privileged_text = self.view.text(
                         Episode(task, request.attempt, retrieval=retrieval), (), 0, self.env

@@ -14,7 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from sdar.corrections import NoCorrection
-from sdar.data import Played, Step, TaskModule
+from sdar.data import Played, TaskBatch, TaskModule
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator, TorchCommunicator
 from sdar.distributed.sharding import Sharding, sharding_of
 from sdar.errors import ConfigError, StoppedError, check_least
@@ -167,9 +167,9 @@ class Lifecycle(Updating):
                 if self.trainer.is_global_zero:
                     check_export("model.export", self.export)
         self.env = data.env
-        self.policy.meet(data.env)
+        self.policy.bind_env(data.env)
         if self.retriever is not None:
-            self.retriever.meet(data.env)
+            self.retriever.bind_env(data.env)
         tokenizer = self.policy.load_tokenizer()
         compare_manner(self.policy, data)
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name, data.protocol.tools)
@@ -243,7 +243,7 @@ class Lifecycle(Updating):
     def on_train_end(self) -> None:
         self.ahead.drop()
 
-    def on_train_batch_end(self, outputs: Any, step: Step, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, task_batch: TaskBatch, batch_idx: int) -> None:
         if not validation_follows(self.trainer):
             self._stop_if_asked()
 
@@ -260,7 +260,7 @@ class Lifecycle(Updating):
                 f"stopped by SIGTERM after iteration {self.iteration}. Nothing is lost: go on from the checkpoint."
             )
 
-    def on_train_batch_start(self, step: Step, batch_idx: int) -> None:
+    def on_train_batch_start(self, task_batch: TaskBatch, batch_idx: int) -> None:
         if self._rng_state is not None:  # not earlier: loaders draw from the global stream when they start
             torch.set_rng_state(self._rng_state["torch"])
             version, internal, gauss = self._rng_state["python"]
@@ -288,25 +288,25 @@ class Lifecycle(Updating):
             lines += [*self.validation.changes(), *reporting.places(self.trainer, self.export if stage == "fit" else None)]
             bars.say(self.trainer, "\n".join(["", *lines]))
 
-    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self.ranks.error_context(f"validation after iteration {self.iteration}"):
-            self.validation.play(step)
+            self.validation.play(task_batch)
 
     def on_validation_epoch_end(self) -> None:
         self.validation.report()
 
     test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
-    def predict_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> Played:
+    def predict_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> Played:
         """Episodes of one piece of a panel; they are written as they come."""
         with self.ranks.error_context("prediction"):
-            requests = self.requests(step, self.student_sees_skills, training=False)
+            requests = self.requests(task_batch, self.student_sees_skills, training=False)
             episodes = self.play(self.validation.rollout, self.model, requests)
         if self.trainer.is_global_zero:
-            reporting.write_episodes(self.trainer, f"predict-{step.panel.name}", episodes, more=batch_idx > 0)
+            reporting.write_episodes(self.trainer, f"predict-{task_batch.panel.name}", episodes, more=batch_idx > 0)
             success = sum(e.success for e in episodes) / len(episodes)
-            told = f"{len(episodes)} episodes of {len(step.tasks)} tasks, success {100 * success:.1f} %"
-            bars.say(self.trainer, f"{step.panel.name}: {told}")
+            summary = f"{len(episodes)} episodes of {len(task_batch.tasks)} tasks, success {100 * success:.1f} %"
+            bars.say(self.trainer, f"{task_batch.panel.name}: {summary}")
         return Played(episodes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

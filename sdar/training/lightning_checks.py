@@ -61,12 +61,12 @@ def check_trainer(trainer: Trainer) -> None:
         return
     if isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch == 1:
         trainer.check_val_every_n_epoch = None  # 1 would be taken for 1.0, an epoch, by whatever looks at a metric
-    told = {
+    settings = {
         "max_epochs": trainer.max_epochs if trainer.max_epochs != 1000 else -1,  # what Lightning sets where nothing is given
         "min_epochs": trainer.min_epochs if trainer.min_steps is None or (trainer.min_epochs or 0) > 1 else 0,
         "check_val_every_n_epoch": trainer.check_val_every_n_epoch or 1,
     }
-    for name, value in told.items():
+    for name, value in settings.items():
         if value not in (None, -1, 0) and (name, value) != ("check_val_every_n_epoch", 1):
             raise ConfigError(f"trainer.{name} is {value}: {ENDLESS}.")
     trainer.fit_loop.min_epochs = 0  # min_steps alone would set 1, and nothing could stop early

@@ -22,13 +22,13 @@ FILE = "sdar.json"
 
 def manner(policy: Policy, data: "TaskModule") -> dict[str, Any]:
     """Protocol, layout, exchanges in a prompt (turn layout), options of the chat template, and tools that it tells of, if any."""
-    told = {"protocol": part_name(data.protocol), "layout": data.layout, "chat_options": dict(policy.chat_options)}
+    manner = {"protocol": part_name(data.protocol), "layout": data.layout, "chat_options": dict(policy.chat_options)}
     tools = [tool["function"]["name"] for tool in data.protocol.tools]
-    return told | ({"history": data.history} if data.layout == "turn" else {}) | ({"tools": tools} if tools else {})
+    return manner | ({"history": data.history} if data.layout == "turn" else {}) | ({"tools": tools} if tools else {})
 
 
-def write_manner(folder: str, told: dict[str, Any]) -> None:
-    Path(folder, FILE).write_text(json.dumps(told, indent=2, default=str) + "\n", encoding="utf-8")
+def write_manner(folder: str, manner: dict[str, Any]) -> None:
+    Path(folder, FILE).write_text(json.dumps(manner, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def compare_manner(policy: Policy, data: "TaskModule") -> None:

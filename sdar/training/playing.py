@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.errors import ConfigError
 from sdar.lora import plain_weights
 from sdar.parts import RemoteModel, Sampler
 from sdar.rollout import Request, Rollout
 from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
-from sdar.types import Completion, Draw, Episode
+from sdar.types import Completion, Episode, SampleKey
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +44,7 @@ class Playing(Host):
                 try:
                     yield actor if live is None else self.policy.frozen(actor)
                 finally:
-                    sampler.rest()
+                    sampler.release()
             return
         name = next(i for i, known in enumerate(self.networks()) if known is network)
         weights = plain_weights(network, self.sharding.full_weights(network if live is None else live))
@@ -52,7 +52,7 @@ class Playing(Host):
         try:
             yield network
         finally:
-            sampler.rest()
+            sampler.release()
 
     def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
         """Episodes played by each task's teacher (by the policy where there is none), in the order of the requests."""
@@ -64,7 +64,7 @@ class Playing(Host):
         return [played[i] for i in range(len(requests))]
 
     def continuations(
-        self, model: "PreTrainedModel | RemoteModel", prefixes: list[list[int]], draws: list[Draw], length: int
+        self, model: "PreTrainedModel | RemoteModel", prefixes: list[list[int]], keys: list[SampleKey], length: int
     ) -> list[Completion]:
         """What a model would say next, behind any prefix, in at most `length` tokens; sampled as rollouts are.
 
@@ -73,21 +73,21 @@ class Playing(Host):
         sampler = copy.copy(self.sampler)
         sampler.reset()
         sampler.max_new_tokens, sampler.context = length, max(map(len, prefixes)) + length
-        asked = list(zip(prefixes, draws, strict=True))
+        asked = list(zip(prefixes, keys, strict=True))
         with self.synced(sampler, model) as actor:
 
-            def said(mine: list[tuple[list[int], Draw]]) -> list[Completion]:
+            def said(mine: list[tuple[list[int], SampleKey]]) -> list[Completion]:
                 return sampler.sample(actor, [p for p, _ in mine], [d for _, d in mine]) if mine else []
 
             return self.ranks.map_over_ranks(said, asked, "continuations")
 
-    def attempts(self, step: Step) -> list[Episode]:
+    def attempts(self, task_batch: TaskBatch) -> list[Episode]:
         """The attempts at each task of a step: those that were played ahead, if they were."""
         played = self.ahead.take(self.iteration)
         self.metrics.add("rollout/staleness", float(played is not None))
         if played is not None:
             return played
-        return self.play(self.rollout, self.model, self.requests(step, self.student_sees_skills))
+        return self.play(self.rollout, self.model, self.requests(task_batch, self.student_sees_skills))
 
     def prefetch_rollout(self) -> None:
         """Begin the next iteration's rollout, unless this one is the last."""

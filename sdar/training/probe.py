@@ -82,9 +82,9 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
         if not rows:
             return torch.zeros(0), torch.zeros(0), describe_lost(episodes)
         batch = collate(rows, episodes, list(range(len(episodes))))
-        told = (batch.ids, batch.attention_mask, batch.response_mask)
+        inputs = (batch.ids, batch.attention_mask, batch.response_mask)
         scored = module.scorer.score(
-            module.model, *told, module.micro_batch_tokens, sharding=module.sharding, ranks=module.ranks
+            module.model, *inputs, module.micro_batch_tokens, sharding=module.sharding, ranks=module.ranks
         )
     batch.old_logp = scored.logp
     _look_at_forbidden(module, scored.allowed_logmass[batch.response_mask.bool()])

@@ -114,7 +114,7 @@ def write_validation(module: Host, numbers: dict[str, Any]) -> None:
     trainer = module.trainer
     if (folder := run_folder(trainer)) is None:
         return
-    told = {
+    record = {
         "run": folder.name,
         "command": cast(Any, trainer.state.fn).value,
         "method": type(module).__name__,
@@ -127,7 +127,7 @@ def write_validation(module: Host, numbers: dict[str, Any]) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "validation.jsonl").open("a", encoding="utf-8") as out:
-        out.write(json.dumps(told | numbers) + "\n")
+        out.write(json.dumps(record | numbers) + "\n")
 
 
 def places(trainer: Any, export: str | None = None) -> list[str]:

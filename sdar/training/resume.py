@@ -53,10 +53,10 @@ def merge(module: Host, checkpoint: dict[str, Any], path: Any) -> list[str]:
                 "model.lr_scheduler has changed since. Leave them as they were, or go on from one file (sharded_checkpoint: false)."
             )
         lines = list(_take_optimizer(module, checkpoint, old, new))
-    told = {line.partition(" ")[0] for line in lines}
+    reported = {line.partition(" ")[0] for line in lines}
     before, now = state.get("settings") or {}, module.settings
     for key in sorted(before.keys() | now.keys()) if before and now else ():
-        if before.get(key) != now.get(key) and key not in told and not key.startswith(HERE_ONLY):
+        if before.get(key) != now.get(key) and key not in reported and not key.startswith(HERE_ONLY):
             lines.append(f"{key}: {_shown(before.get(key))} -> {_shown(now.get(key))}{EFFECTS.get(key, '')}")
     return lines
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.rollout import collate, make_rows
 from sdar.rollout.groups import group_numbers
 from sdar.rollout.rows import add_teacher_view, without_privilege
@@ -35,8 +35,8 @@ class Rows(Playing):
                 if not (e.extra or e.lost):
                     members.setdefault(g, []).append(e)
             contexts = [self.teacher_context(e.task) for e in episodes]
-            told = (self.chat, self.view, self.env, contexts)
-            too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *told)
+            inputs = (self.chat, self.view, self.env, contexts)
+            too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *inputs)
             self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
             rows = self._readable(rows, contexts, too_long)
         return collate(rows, episodes, group_of) if rows else None
@@ -58,8 +58,10 @@ class Rows(Playing):
         """The tag that each response token stands in."""
         return response_spans(turn.response_ids, self.chat.tokenizer, self.rollout.protocol, self.chat.stop_ids)
 
-    def tell_unreadable(self, step: Step) -> None:
+    def tell_unreadable(self, task_batch: TaskBatch) -> None:
         """Tasks of a step that could not be made are left out of it, told and counted."""
-        for task_id, error in step.unreadable.items():
+        for task_id, error in task_batch.unreadable.items():
             self.say_once(f"unreadable {task_id}", f"task {task_id} cannot be made and is left out: {error}")
-        self.metrics.add("rollout/unreadable_share", len(step.unreadable), max(1, len(step.tasks) + len(step.unreadable)))
+        self.metrics.add(
+            "rollout/unreadable_share", len(task_batch.unreadable), max(1, len(task_batch.tasks) + len(task_batch.unreadable))
+        )

@@ -29,7 +29,7 @@ class HalfOpenGate(Gate):
 class NobodyRetriever(Retriever):
     """Knows nothing."""
 
-    def retrieve(self, task, draw=0):
+    def retrieve(self, task, visit=0):
         raise NotImplementedError
 '''
 

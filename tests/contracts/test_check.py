@@ -83,7 +83,7 @@ class Liar(Lift):
 
 
 class Moody(Retriever):
-    def retrieve(self, task, draw=0):
+    def retrieve(self, task, visit=0):
         return Retrieval((), str(random.random()))
 
 

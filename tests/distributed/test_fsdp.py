@@ -27,4 +27,4 @@ def test_a_network_whose_layers_are_not_known_is_refused():
     network = Qwen3ForCausalLM(Qwen3Config(**sizes))
     network._no_split_modules = None
     with pytest.raises(ConfigError, match="Qwen3ForCausalLM does not say which of its modules are layers"):
-        FullyShardedParameters(None, None, POLICIES["32-true"], True).adopt(network)
+        FullyShardedParameters(None, None, POLICIES["32-true"], True).register(network)

@@ -135,7 +135,7 @@ def test_a_method_that_plays_nothing_and_scores_nothing_is_seen_as_such():
 def test_networks_are_those_that_a_method_keeps(tiny_policy_dir):
     def roles(strategy, **settings):
         module, data = untrained(strategy, **settings)
-        module.policy.meet(data.env)
+        module.policy.bind_env(data.env)
         return [n.role for n in plan_settings.describe(module, data, plan.Launch()).others]
 
     assert roles(GRPO, kl_coef=0.0) == []

@@ -9,10 +9,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from sdar import plan
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.plan import settings as plan_settings
 from sdar.samplers import TorchSampler
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 
 def kept_for_backward(model: nn.Module, tokens: int, autocast: bool) -> int:
@@ -56,7 +56,7 @@ def test_keys_and_values_are_as_large_as_the_samplers(autocast):
     sampler = TorchSampler(max_new_tokens=3)
     sampler.bind_ids([1], [], 100, 1024)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast, cache_enabled=False):
-        sampler.sample(model, [[5] * 96] * 32, [Draw(0, str(n), 0, 0) for n in range(32)])
+        sampler.sample(model, [[5] * 96] * 32, [SampleKey(0, str(n), 0, 0) for n in range(32)])
     rooms = [r for layer in sampler._caches[0].layers.layers for r in (layer._key_room, layer._value_room)]
     real = sum(r.untyped_storage().nbytes() for r in rooms)
     assert 0.9 * plan.kv_cache(run) <= real <= plan.kv_cache(run)
@@ -166,8 +166,8 @@ def test_vllm_takes_its_share_while_episodes_are_played():
 
 def test_a_whole_vocabulary_costs_more_logits():
     sampled, top, full = (
-        plan.device_memory(a_run(work=work(payload=p.value)))["head"]["logits"]
-        for p in (Payload.SAMPLED, Payload.TOP_K, Payload.FULL)
+        plan.device_memory(a_run(work=work(teacher_signal=p.value)))["head"]["logits"]
+        for p in (TeacherSignal.SAMPLED, TeacherSignal.TOP_K, TeacherSignal.FULL)
     )
     assert sampled < top < full
-    assert "teacher's head" in plan.device_memory(a_run(work=work(payload="full")))["update"]
+    assert "teacher's head" in plan.device_memory(a_run(work=work(teacher_signal="full")))["update"]

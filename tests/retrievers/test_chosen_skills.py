@@ -80,7 +80,7 @@ def test_a_template_of_ones_own_stands_above_the_worlds(tiny_env):
     for template, text in [(None, "fridge holds mug"), ("{place:>8}: {thing:>5}", "  fridge:   mug")]:
         retriever = FactRetriever(template)
         tiny_env.fact_template = "{place} holds {thing}"
-        retriever.meet(tiny_env)
+        retriever.bind_env(tiny_env)
         assert retriever.retrieve(task).text == text
 
 

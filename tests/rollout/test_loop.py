@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import ConfigError
-from sdar.parts import Draw, Environment, Protocol
+from sdar.parts import Environment, Protocol, SampleKey
 from sdar.quoting import quoted
 from sdar.rollout import LocalPool, Request, Rollout, WorkerPool, make_rows
 from sdar.rollout.chat import ChatFormat
@@ -32,7 +32,7 @@ SECRETS = Retrieval(("mug", "heat"), "The mug is usually in the drawer.")
 
 def play(
     env: Environment,
-    script: Callable[[Draw], str | list[int]],
+    script: Callable[[SampleKey], str | list[int]],
     requests: list[Request],
     chat: ChatFormat | None = None,
     protocol: Protocol | None = None,
@@ -52,7 +52,7 @@ def wanted(*instructions: str, **kwargs) -> list[Request]:
     return [Request(Task(f"task-{i}", "faulty", text), i, **kwargs) for i, text in enumerate(instructions)]
 
 
-def words(*script: str) -> Callable[[Draw], str]:
+def words(*script: str) -> Callable[[SampleKey], str]:
     """One word a turn, the same in every episode."""
     return lambda draw: script[draw.turn]
 
@@ -64,7 +64,7 @@ def test_a_trajectory_is_one_sequence_of_what_was_told_and_sampled(chat_name: st
     requests = [Request(env.task(t), 0) for t in env.task_ids("train", 3, 0)]
     episodes, sampler, _ = play(env, lambda draw: random_ids(chat, draw), requests, chat)
     for number, episode in enumerate(episodes):
-        draw = [Draw(11, episode.task.id, 0, t) for t in range(5)]
+        draw = [SampleKey(11, episode.task.id, 0, t) for t in range(5)]
         told = chat.prompt(episode.first_messages)
         for t, turn in enumerate(episode.turns):
             assert sampler.calls[t][number] == (draw[t], told)  # the model is given all of it, id by id
@@ -198,7 +198,9 @@ def test_a_turn_is_valid_when_the_response_and_the_world_say_so() -> None:
 def test_every_response_is_named_by_seed_task_attempt_and_turn() -> None:
     requests = [Request(Task("t", "faulty", "begin"), a) for a in (0, 1)]
     _, sampler, _ = play(FaultyWorld(), words("go on", "win"), requests, seed=5)
-    assert [[draw for draw, _ in call] for call in sampler.calls] == [[Draw(5, "t", 0, n), Draw(5, "t", 1, n)] for n in (0, 1)]
+    assert [[draw for draw, _ in call] for call in sampler.calls] == [
+        [SampleKey(5, "t", 0, n), SampleKey(5, "t", 1, n)] for n in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -429,7 +431,7 @@ def test_a_template_that_rewrites_the_past_is_said_once(recwarn: pytest.Warnings
     assert "an episode becomes several training rows" in said and "`layout: turn`" in said
 
 
-def thoughtful(chat: ChatFormat, draw: Draw, share: float) -> list[int]:
+def thoughtful(chat: ChatFormat, draw: SampleKey, share: float) -> list[int]:
     """Ids that no encoder would give, often behind a thought; some end properly."""
     rng = random.Random(f"{draw.task}/{draw.attempt}/{draw.turn}")
     thought = [*chat.encode_control("<think>"), *random_ids(chat, draw)[:3], *chat.encode_control("</think>")]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import TorchSampler
 from sdar.samplers.density import inverse_cdf, truncate, uniform, uniforms
 
@@ -129,11 +129,15 @@ def test_the_cumulative_probability_decides():
 
 def test_the_random_numbers_are_frozen():
     # a change here changes what every recorded run has sampled
-    assert [uniform(Draw(0, "t", 0, 0), i) for i in range(3)] == [0.7839261218254039, 0.17579227246256457, 0.37801747634808913]
-    assert uniforms([Draw(7, "household-1", 3, 2)] * 2, 1).tolist() == [0.6501658411070275] * 2
+    assert [uniform(SampleKey(0, "t", 0, 0), i) for i in range(3)] == [
+        0.7839261218254039,
+        0.17579227246256457,
+        0.37801747634808913,
+    ]
+    assert uniforms([SampleKey(7, "household-1", 3, 2)] * 2, 1).tolist() == [0.6501658411070275] * 2
 
 
-draws = st.builds(Draw, st.integers(0, 9), st.text(max_size=5), st.integers(0, 99), st.integers(0, 99))
+draws = st.builds(SampleKey, st.integers(0, 9), st.text(max_size=5), st.integers(0, 99), st.integers(0, 99))
 
 
 @given(draws, st.integers(0, 999))
@@ -143,13 +147,13 @@ def test_a_random_number_is_in_the_unit_interval(draw, position):
 
 def test_every_part_of_the_name_counts():
     names = list(product((0, 1), ("a", "b", "a1", "1a"), (0, 1, 11), (0, 1, 11), (0, 1, 11)))
-    numbers = [uniform(Draw(s, t, a, n), p) for s, t, a, n, p in names]
+    numbers = [uniform(SampleKey(s, t, a, n), p) for s, t, a, n, p in names]
     assert len(set(numbers)) == len(names)
-    assert numbers == [uniform(Draw(s, t, a, n), p) for s, t, a, n, p in names]
+    assert numbers == [uniform(SampleKey(s, t, a, n), p) for s, t, a, n, p in names]
 
 
 def test_the_random_numbers_of_neighbours_look_independent():
-    numbers = torch.stack([uniforms([Draw(0, f"task-{i}", 0, 0) for i in range(2000)], p) for p in range(2)])
+    numbers = torch.stack([uniforms([SampleKey(0, f"task-{i}", 0, 0) for i in range(2000)], p) for p in range(2)])
     assert numbers.mean(1).sub(0.5).abs().max() < 4 / math.sqrt(12 * 2000)
     assert abs(torch.corrcoef(numbers)[0, 1]) < 4 / math.sqrt(2000)
 
@@ -196,7 +200,7 @@ def model():
 def sample(model, tokenizer, count, max_new_tokens=1, **options):
     sampler = TorchSampler(max_new_tokens=max_new_tokens, batch_size=count, **{"forbid": [], **options})
     sampler.bind(tokenizer, [1], context=64)
-    out = sampler.sample(model, [PROMPT] * count, [Draw(0, "task", i, 0) for i in range(count)])
+    out = sampler.sample(model, [PROMPT] * count, [SampleKey(0, "task", i, 0) for i in range(count)])
     return sampler, out
 
 
@@ -305,6 +309,6 @@ def test_the_mean_ratio_of_whole_responses_is_one(model, tokenizer):
 
 def test_the_position_in_the_density_follows_the_random_number(model, tokenizer):
     _, out = sample(model, tokenizer, 300)
-    numbers = [uniform(Draw(0, "task", i, 0), 0) for i in range(300)]
+    numbers = [uniform(SampleKey(0, "task", i, 0), 0) for i in range(300)]
     ranked = [token for _, token in sorted(zip(numbers, [c.ids[0] for c in out], strict=True))]
     assert all(a <= b for a, b in pairwise(ranked))

@@ -14,7 +14,7 @@ from policy_servers import CODE, SLOW, PolicyServer
 
 from sdar.cli import main
 from sdar.errors import ConfigError, EngineFault, PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.serving import collective
 from sdar.serving.protocol import SampleRequest, Sampling, dump
@@ -73,7 +73,7 @@ def sampler_of(tokenizer, tmp_path, monkeypatch):
 
 
 PROMPTS = [list(range(5 + i, 12 + 2 * i)) for i in range(8)]
-DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(8)]
+DRAWS = [SampleKey(0, f"task-{i}", 0, 0) for i in range(8)]
 
 
 def assert_samples_as(sampler, network, tokenizer):
@@ -106,7 +106,7 @@ def test_what_is_broadcast_samples_from_then_on(servers, sampler_of, network_of,
         sampler.load(f"0@{step}.0", network_of(step).state_dict().items())
         assert_samples_as(sampler, network_of(step), tokenizer)
         assert len({s.health()["version"] for s in servers}) == 1
-        assert sampler._transport._sender._held.rounds == 1  # one broadcast for both
+        assert sampler._transport._sender._staged.rounds == 1  # one broadcast for both
     assert [loads(s) - b for s, b in zip(servers, before, strict=True)] == [3, 3]
     assert sampler.metrics()["time/weights_s"] > 0 and sampler.metrics()["rollout/replica_failures"] == 0
     sampler.load("0@2.0", iter(network_of(2).state_dict().items()))
@@ -328,7 +328,7 @@ def test_servers_outlive_a_trainer_that_is_killed_in_the_middle_of_a_push(
     assert half != before  # neither the old weights nor the new ones
     with pytest.raises(StaleReplica, match="was asked for, here is"):
         request = SampleRequest(
-            before, "c", 0, 60.0, Sampling(1.0, 0, 1.0, (), (1,), 400, 4), ((5, 6, 7),), (Draw(0, "t", 0, 0),)
+            before, "c", 0, 60.0, Sampling(1.0, 0, 1.0, (), (1,), 400, 4), ((5, 6, 7),), (SampleKey(0, "t", 0, 0),)
         )
         Replica(servers[1].url).request("POST", "/sample", dump(request), 60)
     assert {s.process.poll() for s in servers} == {None}

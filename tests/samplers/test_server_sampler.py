@@ -18,7 +18,7 @@ from sampled import assert_same, told
 
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.rollout import LocalPool, Request, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.samplers import ServerSampler, TorchSampler
@@ -71,7 +71,7 @@ def in_process(tokenizer, **options):
 
 
 PROMPTS = [told(i, 3 + i) for i in range(8)]
-DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(8)]
+DRAWS = [SampleKey(0, f"task-{i}", 0, 0) for i in range(8)]
 
 
 def samples(server):
@@ -91,7 +91,7 @@ def test_two_servers_sample_what_one_process_samples_turn_by_turn(servers, sampl
     before = [samples(s) for s in servers]
     prompts = PROMPTS
     for turn in range(3):
-        draws = [Draw(0, d.task, 0, turn) for d in DRAWS[: len(prompts)]]
+        draws = [SampleKey(0, d.task, 0, turn) for d in DRAWS[: len(prompts)]]
         out = there.sample(None, prompts, draws)
         assert_same(out, here.sample(model, prompts, draws))
         prompts = [p + c.ids + told(turn, 3) for p, c in zip(prompts, out, strict=True)]
@@ -106,13 +106,13 @@ def test_two_servers_sample_what_one_process_samples_turn_by_turn(servers, sampl
 def test_an_episode_stays_with_the_server_that_has_read_it(servers, sampler_of, model):
     sampler = sampler_of([s.url for s in servers], model)
     sampler.sample(None, PROMPTS, DRAWS)
-    homes = dict(sampler._homes)
+    homes = dict(sampler._assigned)
     assert sorted(homes.values()).count(servers[0].url) == 4
     sampler.sample(None, PROMPTS[::2], DRAWS[::2])
-    assert sampler._homes == homes
+    assert sampler._assigned == homes
     other = copy.copy(sampler)
     other.reset()
-    assert other._homes == {} and sampler._homes == homes
+    assert other._assigned == {} and sampler._assigned == homes
 
 
 def test_pushed_weights_sample_from_then_on_and_no_file_is_left_of_the_old(
@@ -324,7 +324,7 @@ def test_while_one_server_fails_the_other_one_does_its_work(servers, sampler_of,
         assert time.monotonic() - begun < 10  # nobody waited for the pause
     finally:
         meddler.close()
-    assert set(sampler._homes.values()) == {servers[1].url}
+    assert set(sampler._assigned.values()) == {servers[1].url}
 
 
 def test_patience_ends(servers, sampler_of, model):
@@ -337,7 +337,7 @@ def test_patience_ends(servers, sampler_of, model):
             sampler.sample(None, PROMPTS, DRAWS)
     finally:
         meddler.close()
-    sampler._fleet.patience.outage = 0.2
+    sampler._fleet.retry_policy.outage = 0.2
     with pytest.raises(
         EngineFault, match=r"none of 1 policy servers could sample 8 responses for .* s; the last failure: .*refused"
     ):
@@ -414,9 +414,9 @@ def test_a_server_of_another_model_is_noticed_at_the_start(servers, tokenizer):
     sampler.bind(tokenizer, [1], 4096)
     assert sampler.context == 512  # an episode that needs more ends with a status
     with pytest.raises(ContextOverflowError, match="the prompt of task t has 20 tokens and may get 500 more"):
-        sampler.sample(None, [told(0, 20)], [Draw(0, "t", 0, 0)])
+        sampler.sample(None, [told(0, 20)], [SampleKey(0, "t", 0, 0)])
     with pytest.raises(EngineFault, match="called before `load`"):
-        sampler.sample(None, [told(0, 5)], [Draw(0, "t", 0, 0)])
+        sampler.sample(None, [told(0, 5)], [SampleKey(0, "t", 0, 0)])
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path):

@@ -19,7 +19,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sdar.errors import ConfigError, ContextOverflowError, PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import TorchSampler
 from sdar.samplers.torch_sampler import attention_window
 from sdar.scoring import Scorer
@@ -83,7 +83,7 @@ def told(seed, length):
 
 
 def draw(row, turn=0):
-    return Draw(0, f"task-{row}", 0, turn)
+    return SampleKey(0, f"task-{row}", 0, turn)
 
 
 def play(sampler, model, lengths, turns=1, forget=False):
@@ -200,7 +200,7 @@ def test_a_prompt_that_goes_on_is_not_read_again(model, sampler_of):
 
 def test_every_attempt_at_a_task_keeps_its_own_past(model, sampler_of):
     sampler = sampler_of(max_new_tokens=12)
-    attempts = [Draw(seed, "task", attempt, 0) for seed in range(2) for attempt in range(3)]
+    attempts = [SampleKey(seed, "task", attempt, 0) for seed in range(2) for attempt in range(3)]
     first = sampler.sample(model, [told(0, 20)] * 6, attempts)
     assert len({tuple(c.ids) for c in first}) > 1
     with watched(model) as calls:
@@ -262,7 +262,7 @@ def test_what_no_prompt_goes_on_from_is_gone_before_the_next_pass(model, sampler
     sampler.sample(model, [told(0, 5) + said[0].ids + told(2, 3), told(3, 9)], [draw(0, 1), draw(1, 1)])
     hook.remove()
     assert there[0] == (True, False)
-    sampler.rest()
+    sampler.release()
     assert kept() is None and sampler._caches == []
 
 
@@ -274,7 +274,13 @@ def test_a_batch_larger_than_batch_size_is_cut(model, sampler_of):
 
 def test_attempts_turns_and_tasks_draw_anew_and_the_same_name_draws_the_same(model, sampler_of):
     prompt = told(0, 8)
-    names = [Draw(0, "t", 0, 0), Draw(0, "t", 1, 0), Draw(0, "u", 0, 0), Draw(1, "t", 0, 0), Draw(0, "t", 0, 1)]
+    names = [
+        SampleKey(0, "t", 0, 0),
+        SampleKey(0, "t", 1, 0),
+        SampleKey(0, "u", 0, 0),
+        SampleKey(1, "t", 0, 0),
+        SampleKey(0, "t", 0, 1),
+    ]
     sampler = sampler_of(max_new_tokens=12, forbid=["<pad>"])
     out = [sampler.sample(model, [prompt], [name])[0].ids for name in names]
     assert len(set(map(tuple, out))) == len(names)

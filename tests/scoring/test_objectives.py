@@ -26,7 +26,7 @@ from transformers import Gemma2Config, LlamaConfig, PhiConfig
 
 from sdar.errors import ConfigError
 from sdar.scoring import Head, Scorer, StudentOutput, score_with_teachers
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 1000])
@@ -124,7 +124,7 @@ def test_no_logits_are_kept_for_the_backward_pass(name, settings):
     assert VOCAB not in {shape[-1] for shape in kept if len(shape) > 1}, "logits are kept"
     with Largest() as backward:
         values.sum().backward()
-    vocabulary = divergence.needs()[0] != Payload.SAMPLED
+    vocabulary = divergence.needs()[0] != TeacherSignal.SAMPLED
     assert forward.rows == (2 if vocabulary else 0)
     assert backward.rows == 2  # the statistics of the pass itself are chunked as well
     assert student.model.embed_tokens.weight.grad.abs().max() > 0
@@ -154,10 +154,10 @@ def test_rows_without_a_response_compare_to_nothing(wide, name):
 def test_an_objective_that_needs_more_than_was_scored_says_so(wide, name, payload):
     student, teacher, _ = wide
     batch, scorer = two_sides(), Scorer(1.0, (), VOCAB)
-    score_with_teachers(batch, [teacher] * 4, scorer, EVERYTHING, Payload.SAMPLED, 0)
+    score_with_teachers(batch, [teacher] * 4, scorer, EVERYTHING, TeacherSignal.SAMPLED, 0)
     now = scorer(student, *told(batch))
     with pytest.raises(
-        ConfigError, match=rf"{DIVERGENCES[name].__name__} needs the teacher's {payload} payload, which these rows"
+        ConfigError, match=rf"{DIVERGENCES[name].__name__} needs the teacher's {payload} signal, which these rows"
     ):
         now.compare(objective(name, {}), view_of(batch, now))
 

@@ -23,7 +23,7 @@ from scored import (
 from transformers import LlamaConfig
 
 from sdar.scoring import Scorer, score_with_teachers
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, EVERYTHING])
@@ -31,7 +31,7 @@ from sdar.types import Payload
 def test_the_likeliest_ids_are_those_of_the_whole_distribution(model, k, max_tokens):
     batch = two_sides()
     scorer = Scorer(1.7, FORBIDDEN, VOCAB, chunk=3)
-    seen = scorer.score(model, *told_teacher(batch), max_tokens, Payload.TOP_K, k)
+    seen = scorer.score(model, *told_teacher(batch), max_tokens, TeacherSignal.TOP_K, k)
     mask = batch.teacher_response_mask
     expected = everything(model, *told_teacher(batch), 1.7, FORBIDDEN).detach()
     assert seen.top_ids.shape == seen.top_logp.shape == (*batch.teacher_ids.shape, k) and seen.hidden is None
@@ -47,16 +47,16 @@ def test_only_what_is_asked_for_is_kept(model):
     batch, scorer = two_sides(), Scorer(1.0, (), VOCAB)
     kept = {
         payload: {f.name for f in fields(seen) if getattr(seen, f.name) is not None}
-        for payload in Payload
+        for payload in TeacherSignal
         for seen in [scorer.score(model, *told_teacher(batch), EVERYTHING, payload, 2)]
     }
-    assert kept[Payload.SAMPLED] == {"logp", "entropy", "allowed_logmass"}
-    assert kept[Payload.TOP_K] - kept[Payload.SAMPLED] == {"top_ids", "top_logp"}
-    assert kept[Payload.FULL] - kept[Payload.SAMPLED] == {"hidden"}
+    assert kept[TeacherSignal.SAMPLED] == {"logp", "entropy", "allowed_logmass"}
+    assert kept[TeacherSignal.TOP_K] - kept[TeacherSignal.SAMPLED] == {"top_ids", "top_logp"}
+    assert kept[TeacherSignal.FULL] - kept[TeacherSignal.SAMPLED] == {"hidden"}
 
 
 @pytest.mark.parametrize("max_tokens", [1, 25, EVERYTHING])
-@pytest.mark.parametrize("payload", Payload)
+@pytest.mark.parametrize("payload", TeacherSignal)
 def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
     _, a, b = wide
     networks, batch, scorer = [b, a, b, a], two_sides(), Scorer(0.8, FORBIDDEN, VOCAB, chunk=3)
@@ -64,18 +64,18 @@ def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
     mask, row = batch.response_mask, batch.response_mask.nonzero()[:, 0]
     its_row = batch.teacher_response_mask.nonzero()[:, 0]
     assert batch.teacher_index.tolist() == [0, 1, 0, 1]
-    assert batch.has("teacher_top_ids") == (payload == Payload.TOP_K)
-    assert batch.has("teacher_hidden") == (payload == Payload.FULL) == bool(heads)
+    assert batch.has("teacher_top_ids") == (payload == TeacherSignal.TOP_K)
+    assert batch.has("teacher_hidden") == (payload == TeacherSignal.FULL) == bool(heads)
     with torch.no_grad():
         for i, network_ in enumerate(networks):
             expected = everything(network_, *told_teacher(batch), 0.8, FORBIDDEN)[its_row == i]
             sampled = expected.gather(1, batch.ids[mask][row == i][:, None])[:, 0]
             torch.testing.assert_close(batch.teacher_logp[mask][row == i], sampled, atol=1e-6, rtol=0)
-            if payload == Payload.TOP_K:
+            if payload == TeacherSignal.TOP_K:
                 ids, logp = (t[mask][row == i] for t in (batch.teacher_top_ids, batch.teacher_top_logp))
                 torch.testing.assert_close(logp, expected.topk(4).values, atol=1e-6, rtol=0)
                 torch.testing.assert_close(logp, expected.gather(1, ids), atol=1e-6, rtol=0)
-            if payload == Payload.FULL:
+            if payload == TeacherSignal.FULL:
                 head, hidden, rows = teachers_of(batch, heads)[int(batch.teacher_index[i])]
                 assert rows[i] and hidden.shape[2] == network_.config.hidden_size
                 whole = scorer.log_probs(hidden[mask][row == i], head)
@@ -86,7 +86,7 @@ def test_each_row_is_read_by_its_own_teacher(wide, payload, max_tokens):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 1, 0), (1, 0, 0, 1)])
-@pytest.mark.parametrize("payload", Payload)
+@pytest.mark.parametrize("payload", TeacherSignal)
 def test_teachers_of_different_precision_share_a_batch(payload, order):
     """None is lowered to the precision of another."""
     pair = [network().to(torch.bfloat16), network(LlamaConfig, seed=3, hidden_size=24)]
@@ -98,7 +98,7 @@ def test_teachers_of_different_precision_share_a_batch(payload, order):
         alone_heads = score_with_teachers(alone, [network_] * 4, scorer, EVERYTHING, payload, 3)
         mine = batch.response_mask & (torch.tensor(order) == i)[:, None]
         assert torch.allclose(batch.teacher_logp[mine], alone.teacher_logp[mine], atol=1e-5 if i else 0.1)
-        if payload == Payload.FULL:
+        if payload == TeacherSignal.FULL:
             its, own = (
                 scorer.log_probs(b.teacher_hidden[mine][:, : h.weight.shape[1]], h)
                 for b, h in ((batch, heads[order[0] != i]), (alone, alone_heads[0]))

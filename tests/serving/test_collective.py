@@ -73,7 +73,7 @@ def all_of(request, seat):
 
 def test_all_who_are_expected_get_everything_in_one_round_and_a_latecomer_in_another(sender, small_buckets, caplog):
     weights = state()
-    request = sender.hold("a@1", weights.items())
+    request = sender.stage("a@1", weights.items())
     assert len(request.buckets) > 3 and request.tied == {"head": "embed"}
     sender.seats.expected |= {"x", "y", "z"}
     with ThreadPoolExecutor(3) as pool:
@@ -86,21 +86,21 @@ def test_all_who_are_expected_get_everything_in_one_round_and_a_latecomer_in_ano
         sender.seats.expected.discard("z")  # its request failed
         for got in (first, second):
             assert_equal(got.result(30), weights)
-    assert sender._held.rounds == 1
+    assert sender._staged.rounds == 1
     sender.seats.expected.clear()
     assert_equal(all_of(request, "restarted"), weights)
-    assert sender._held.rounds == 2 and not caplog.records
+    assert sender._staged.rounds == 2 and not caplog.records
 
 
 def test_only_the_named_address_listens(sender):
-    port = sender.hold("a@1", state().items()).port
+    port = sender.stage("a@1", state().items()).port
     socket.create_connection(("127.0.0.1", port), 5).close()
     with pytest.raises(ConnectionRefusedError):  # as it is for every other address of this machine
         socket.create_connection(("127.0.0.2", port), 5)
 
 
 def test_who_was_not_asked_to_come_gets_nothing_and_keeps_nobody_waiting(sender, caplog):
-    request = sender.hold("a@1", state().items())
+    request = sender.stage("a@1", state().items())
     stranger = msgspec.structs.replace(request, seat=f"x.{'0' * 64}", deadline=0.5)
     with pytest.raises(Interrupted, match=r"had nothing for this seat within 0.5 s"):
         dict(receive(stranger, "cpu"))
@@ -109,7 +109,7 @@ def test_who_was_not_asked_to_come_gets_nothing_and_keeps_nobody_waiting(sender,
     assert_equal(dict(receive(own, "cpu")), state())
     with pytest.raises(Interrupted):  # a seat is for one; who comes with it again is told of a round that is over
         dict(receive(msgspec.structs.replace(own, deadline=2.0), "cpu"))
-    assert sender._held.rounds == 1
+    assert sender._staged.rounds == 1
     sender.seats.expected.add("y")
     assert_equal(all_of(request, "y"), state())
 
@@ -118,7 +118,7 @@ def test_who_was_not_asked_to_come_gets_nothing_and_keeps_nobody_waiting(sender,
     "told", ["x", "", "[" * 100_000, '{"seat": 1, "device": "cpu"}', '{"seat": "\\ud800", "device": "cpu"}', "5"]
 )
 def test_an_arrival_that_is_none_costs_nobody_anything(sender, told):
-    request = sender.hold("a@1", state().items())
+    request = sender.stage("a@1", state().items())
     store = collective.connect("127.0.0.1", request.port, 5)
     store.set(f"arrival/{store.add('arrivals', 1)}", told)
     store.add("arrivals", 10**12)  # and more that never come
@@ -127,17 +127,17 @@ def test_an_arrival_that_is_none_costs_nobody_anything(sender, told):
 
 
 def test_the_thread_that_sends_outlives_a_store_that_was_spoilt(sender):
-    request = sender.hold("a@1", state().items())
+    request = sender.stage("a@1", state().items())
     collective.connect("127.0.0.1", request.port, 5).set("arrivals", "no number")
     time.sleep(0.3)
     assert sender._thread.is_alive()
-    assert_equal(all_of(sender.hold("a@2", state(2).items()), "x"), state(2))
+    assert_equal(all_of(sender.stage("a@2", state(2).items()), "x"), state(2))
 
 
 def test_a_server_waits_for_weights_as_long_as_somebody_waits_for_it():
     sender = Sender("127.0.0.1", Seats(expected={"never"}), 60.0)
     try:
-        request, begun = sender.hold("a@1", state().items()).seated("x"), time.monotonic()
+        request, begun = sender.stage("a@1", state().items()).seated("x"), time.monotonic()
         with pytest.raises(Abandoned):
             dict(receive(request, "cpu", lambda: time.monotonic() < begun + 0.3))
         assert time.monotonic() - begun < 5
@@ -146,7 +146,7 @@ def test_a_server_waits_for_weights_as_long_as_somebody_waits_for_it():
 
 
 def test_a_round_that_cannot_be_is_not_joined(sender):
-    request = msgspec.structs.replace(sender.hold("a@1", state().items()), seat="s")
+    request = msgspec.structs.replace(sender.stage("a@1", state().items()), seat="s")
     for told in (
         '{"round": 1, "backend": "mpi", "rank": 1, "size": 2}',
         '{"round": 1, "backend": "gloo", "rank": 2, "size": 2}',
@@ -171,7 +171,7 @@ def test_who_does_not_come_is_not_waited_for_for_ever():
     sender = Sender("127.0.0.1", Seats(expected={"x", "never"}), 2.0)
     try:
         begun = time.monotonic()
-        assert_equal(all_of(sender.hold("a@1", state().items()), "x"), state())
+        assert_equal(all_of(sender.stage("a@1", state().items()), "x"), state())
         assert time.monotonic() - begun >= 1.0
     finally:
         sender.close()
@@ -180,12 +180,12 @@ def test_who_does_not_come_is_not_waited_for_for_ever():
 def test_newer_weights_replace_the_old_ones_and_who_waits_for_those_is_told(sender):
     sender.seats.expected |= {"x", "y"}
     with ThreadPoolExecutor(1) as pool:
-        old = sender.hold("a@1", state(1).items())
+        old = sender.stage("a@1", state(1).items())
         waiting = pool.submit(all_of, old, "x")
         time.sleep(0.3)
         sender.seats.expected.clear()
         sender.seats.expected.add("y")
-        new = sender.hold("a@2", state(2).items())
+        new = sender.stage("a@2", state(2).items())
         with pytest.raises(Interrupted, match="were not received to their end"):
             waiting.result(30)
     sender.seats.expected.clear()
@@ -193,8 +193,8 @@ def test_newer_weights_replace_the_old_ones_and_who_waits_for_those_is_told(send
 
 
 def test_a_bucket_that_arrives_as_another_one_is_not_handed_on(sender, small_buckets):
-    request = sender.hold("a@1", state().items())
-    sender._held.flats[2][0] ^= 1
+    request = sender.stage("a@1", state().items())
+    sender._staged.flats[2][0] ^= 1
     taken = []
     with pytest.raises(EngineFault, match=r"bucket 2 of the weights of a@1 has the checksum -?\d+, the message says -?\d+"):
         for name, _ in receive(request.seated("x"), "cpu"):
@@ -204,7 +204,7 @@ def test_a_bucket_that_arrives_as_another_one_is_not_handed_on(sender, small_buc
 
 def test_a_run_that_ends_leaves_nobody_waiting():
     sender = Sender("127.0.0.1", Seats(expected={"never"}), 60.0)
-    request = sender.hold("a@1", state().items())
+    request = sender.stage("a@1", state().items())
     threading.Timer(0.3, sender.close).start()
     with pytest.raises(Interrupted, match="were not received to their end"):
         all_of(request, "x")
@@ -217,7 +217,7 @@ def test_whoever_dies_in_the_middle_of_a_large_tensor_ends_the_round_for_the_oth
     patience = 240.0 if how == signal.SIGKILL else 8.0
     sender = Sender("127.0.0.1", Seats(), patience)
     weights = {f"w{i}": torch.full((5_000_000,), float(i)) for i in range(8)}
-    request = sender.hold("a@1", weights.items())
+    request = sender.stage("a@1", weights.items())
     sender.seats.expected |= {"x", "y"}
     logs, receivers = [tmp_path / seat for seat in "xy"], []
     try:
@@ -249,7 +249,7 @@ def test_whoever_dies_in_the_middle_of_a_large_tensor_ends_the_round_for_the_oth
 
 
 def test_a_message_is_read_as_it_was_written_and_wrong_ones_are_refused(sender, small_buckets):
-    request = sender.hold("a@1", state().items()).seated("x")
+    request = sender.stage("a@1", state().items()).seated("x")
     assert read(dump(request), ReceiveRequest) == request
     message = json.loads(dump(request))
     for change, words in (
@@ -287,7 +287,7 @@ def test_the_trainer_is_met_where_servers_reach_it():
 def test_weights_travel_from_accelerator_to_accelerator(sender):
     weights = {name: tensor.to("cuda:0") for name, tensor in state().items()}
     weights["head"] = weights["embed"]
-    request = sender.hold("a@1", weights.items())
+    request = sender.stage("a@1", weights.items())
     with ThreadPoolExecutor(1) as pool:
         got = pool.submit(lambda: dict(receive(request.seated("x"), "cuda:1"))).result(120)
     assert {tensor.device for tensor in got.values()} == {torch.device("cuda:1")}

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from messages import changed
 
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 from sdar.serving.protocol import (
     BadMessage,
     LoadRequest,
@@ -22,7 +22,7 @@ from sdar.serving.protocol import (
 )
 
 SAMPLING = Sampling(1.0, 0, 0.9, (0, 2), (1,), 10, 3)
-REQUEST = SampleRequest("0@1.1", "ab", 2, 60.0, SAMPLING, ((5, 6), (7,)), (Draw(0, "t", 0, 0), Draw(0, "u", 1, 2)))
+REQUEST = SampleRequest("0@1.1", "ab", 2, 60.0, SAMPLING, ((5, 6), (7,)), (SampleKey(0, "t", 0, 0), SampleKey(0, "u", 1, 2)))
 ANSWER = [Completion([5, 1], [-0.5, -1e-300], [0.0, -0.25], True), Completion([4, 4, 9], [-1.0, -2.0, -3.0], [0.0] * 3, False)]
 
 

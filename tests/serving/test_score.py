@@ -24,7 +24,7 @@ from sdar.serving.protocol import (
     read_scores,
     write_scores,
 )
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 # ------------------------------------------------------------------ messages
 
@@ -146,7 +146,7 @@ def test_it_scores_the_density_that_is_trained(engine, top_k, temperature, forbi
         ids, mask = torch.tensor([row]), torch.zeros(1, len(row), dtype=torch.bool)
         for begin, end in spans:
             mask[0, begin:end] = True
-        payload = Payload.TOP_K if top_k else Payload.SAMPLED
+        payload = TeacherSignal.TOP_K if top_k else TeacherSignal.SAMPLED
         alone = scorer.score(engine.network, ids, torch.ones_like(ids), mask, 10**6, payload, top_k)
         assert len(scores.logp) == n == int(mask.sum())
         torch.testing.assert_close(scores.logp, alone.logp[mask], rtol=0, atol=1e-5)

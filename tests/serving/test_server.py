@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
-from sdar.parts import Completion, Draw
+from sdar.parts import Completion, SampleKey
 from sdar.serving import Engine, TorchEngine, serve_policy, torch_engine
 from sdar.serving.engine import Abandoned
 from sdar.serving.loop import EngineLoop, Stale
@@ -23,7 +23,7 @@ SAMPLING = Sampling(1.0, 0, 1.0, (), (1,), 10, 2)
 
 def request_of(version="a", prompts=((5, 6),), deadline=60.0, client="c", sampling=SAMPLING):
     return SampleRequest(
-        version, client, 0, deadline, sampling, prompts, tuple(Draw(0, "t", i, 0) for i in range(len(prompts)))
+        version, client, 0, deadline, sampling, prompts, tuple(SampleKey(0, "t", i, 0) for i in range(len(prompts)))
     )
 
 
@@ -327,7 +327,7 @@ def engine(tiny_policy_dir):
 
 def tiny(engine, turn=0, prompts=((5, 6, 7), (8, 9)), client="c", rollout=0):
     sampling = Sampling(1.0, 0, 1.0, (0,), (1,), engine.vocab_size, 4)
-    draws = tuple(Draw(0, f"t{i}", 0, turn) for i in range(len(prompts)))
+    draws = tuple(SampleKey(0, f"t{i}", 0, turn) for i in range(len(prompts)))
     return SampleRequest("a", client, rollout, 60.0, sampling, prompts, draws)
 
 

@@ -77,6 +77,6 @@ def test_a_policy_without_a_directory_is_told(tmp_path):
 
 def test_a_sampler_that_was_never_used_has_nothing_to_close_or_tell():
     sampler = VLLMSampler()
-    sampler.rest()
+    sampler.release()
     assert sampler.metrics() == {}
     sampler.close()

@@ -90,7 +90,7 @@ def test_each_user_has_a_folder_in_shared_memory_and_a_foreign_one_is_a_matter_o
     with pytest.raises(
         EngineFault, match=r"Permission denied\. This user has no permission to write there: give sampler\.weights_folder"
     ):
-        FileTransport(str(tmp_path)).hold("host.1.a", "v", [("a", torch.ones(9))])
+        FileTransport(str(tmp_path)).stage("host.1.a", "v", [("a", torch.ones(9))])
 
 
 def test_files_that_nobody_waits_for_are_not_digested(tmp_path):

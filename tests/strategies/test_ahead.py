@@ -119,9 +119,9 @@ def test_the_next_requests_are_made_before_the_retriever_hears_of_this_iteration
     order = []
 
     class Noted(UCBRetriever):
-        def retrieve(self, task, draw=0):
+        def retrieve(self, task, visit=0):
             order.append("retrieve")
-            return super().retrieve(task, draw)
+            return super().retrieve(task, visit)
 
         def observe(self, *args):
             order.append("observe")

@@ -23,7 +23,7 @@ from sdar import scoring
 from sdar.divergences import K1PolicyGradient, TopKReverseKL
 from sdar.errors import ConfigError
 from sdar.strategies import TIP
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 
 def test_tip_learns_from_the_drawn_tokens_only(small):
@@ -114,14 +114,14 @@ def test_tips_draw_belongs_to_seed_and_iteration(small):
 @pytest.mark.parametrize(
     ("gamma", "divergence", "payload"),
     [
-        (0.0, K1PolicyGradient(), Payload.SAMPLED),
-        (0.0, TopKReverseKL(8), Payload.TOP_K),
-        (1.0, K1PolicyGradient(), Payload.FULL),
+        (0.0, K1PolicyGradient(), TeacherSignal.SAMPLED),
+        (0.0, TopKReverseKL(8), TeacherSignal.TOP_K),
+        (1.0, K1PolicyGradient(), TeacherSignal.FULL),
     ],
 )
 def test_tip_asks_for_as_much_of_the_teacher_as_it_needs(small, gamma, divergence, payload):
     strategy = small.strategy(TIP, teacher=external(small), divergence=divergence, gamma=gamma)
     batch = one_step(small, strategy).scored
-    assert strategy.payload == payload
-    assert batch.has("teacher_hidden") == (payload == Payload.FULL)
-    assert batch.has("teacher_top_ids") == (payload == Payload.TOP_K)
+    assert strategy.teacher_signal == payload
+    assert batch.has("teacher_hidden") == (payload == TeacherSignal.FULL)
+    assert batch.has("teacher_top_ids") == (payload == TeacherSignal.TOP_K)

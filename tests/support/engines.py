@@ -2,7 +2,7 @@
 
 from sampled import told
 
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import TorchSampler
 
 POLICY = "conf/quickstart/policy"
@@ -10,7 +10,7 @@ VOCABULARY = 437
 NEW = 12
 CONTEXT = 256
 PROMPTS = [told(i, 20 + 3 * i, VOCABULARY) for i in range(10)]
-DRAWS = [Draw(0, f"task-{i}", 0, 0) for i in range(10)]
+DRAWS = [SampleKey(0, f"task-{i}", 0, 0) for i in range(10)]
 COMMAND = """
 import sys
 from sdar.cli import main

@@ -41,7 +41,7 @@ class Servers(ServerSampler):
         finally:
             self.asleep.release()
 
-    def rest(self):
+    def release(self):
         pass
 
     def metrics(self):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sdar.parts import Completion, Draw, Environment, Sampler, StepResult
+from sdar.parts import Completion, Environment, SampleKey, Sampler, StepResult
 from sdar.policies import world_tokenizer
 from sdar.rollout.chat import ChatFormat
 from sdar.types import Task
@@ -49,9 +49,9 @@ class ScriptedSampler(Sampler):
 
     max_new_tokens = 8
 
-    def __init__(self, script: Callable[[Draw], str | list[int]], chat: ChatFormat, context: int = 4096):
+    def __init__(self, script: Callable[[SampleKey], str | list[int]], chat: ChatFormat, context: int = 4096):
         self.script, self.chat = script, chat
-        self.calls: list[list[tuple[Draw, list[int]]]] = []
+        self.calls: list[list[tuple[SampleKey, list[int]]]] = []
         self.resets = 0
         self.bind(chat.tokenizer, chat.stop_ids, context)
 
@@ -61,18 +61,18 @@ class ScriptedSampler(Sampler):
     def reset(self) -> None:
         self.resets += 1
 
-    def sample(self, model: object, prompts: Sequence[Sequence[int]], draws: Sequence[Draw]) -> list[Completion]:
+    def sample(self, model: object, prompts: Sequence[Sequence[int]], draws: Sequence[SampleKey]) -> list[Completion]:
         self.calls.append([(draw, list(prompt)) for draw, prompt in zip(draws, prompts, strict=True)])
         return [self._complete(draw) for draw in draws]
 
-    def _complete(self, draw: Draw) -> Completion:
+    def _complete(self, draw: SampleKey) -> Completion:
         said = self.script(draw)
         ids = self.chat.response(said) if isinstance(said, str) else list(said)
         logp = [-(draw.turn + 1) - position / 100 for position in range(len(ids))]  # recognisable: turn and position
         return Completion(ids, logp, [value / 10 for value in logp], bool(ids) and ids[-1] in self.chat.stop_ids)
 
 
-def random_ids(chat: ChatFormat, draw: Draw) -> list[int]:
+def random_ids(chat: ChatFormat, draw: SampleKey) -> list[int]:
     """Ids that no encoder would give: any token but control tokens, in any order; every other response ends properly."""
     rng = random.Random(f"{draw.task}/{draw.attempt}/{draw.turn}")
     plain = [i for i in range(len(chat.tokenizer)) if i not in chat.control]

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from sdar import Gate, Retriever
-from sdar.data import Step
+from sdar.data import TaskBatch
 from sdar.errors import ConfigError, EnvironmentFault
 from sdar.module import AgentModule
 from sdar.types import Retrieval, Task, TokenView
@@ -43,7 +43,7 @@ class ToyRetriever(Retriever):
         if bank == "gone":
             raise FileNotFoundError(bank)
 
-    def retrieve(self, task: Task, draw: int = 0) -> Retrieval:
+    def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         return Retrieval()
 
 
@@ -71,7 +71,7 @@ class ToyMethod(AgentModule):
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD([self.number], self.speed)
 
-    def training_step(self, step: Step, batch_idx: int) -> None:
+    def training_step(self, task_batch: TaskBatch, batch_idx: int) -> None:
         if self.iteration == self.fail_at:
             raise {"config": ConfigError, "world": EnvironmentFault, "bug": ZeroDivisionError}[self.fault]("it broke")
         optimizer = self.optimizers()
@@ -82,7 +82,7 @@ class ToyMethod(AgentModule):
         self.log("number", self.number.detach())
         ToyMethod.numbers.append(float(self.number.detach()))
 
-    def validation_step(self, step: Step, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.log("held_out/number", self.number.detach(), batch_size=1, add_dataloader_idx=False)
 
     test_step = validation_step

@@ -19,7 +19,7 @@ from sdar.samplers import ServerSampler
 from sdar.scoring import Scorer, score_with_teachers
 from sdar.teachers import ExternalTeacher, LiveTeacher, RoutedTeacher, ServedTeacher
 from sdar.teachers.served import spans_of
-from sdar.types import Episode, Payload, Row, Task
+from sdar.types import Episode, Row, Task, TeacherSignal
 
 FAMILIES = ("heat", "cool")
 
@@ -106,7 +106,7 @@ def ragged(number=14, seed=0):
     return collate(rows, episodes, [0] * number), episodes
 
 
-def asked(teacher, live, scorer, payload=Payload.SAMPLED, k=0, ranks=None, batch=None):
+def asked(teacher, live, scorer, payload=TeacherSignal.SAMPLED, k=0, ranks=None, batch=None):
     """The rows as a strategy has them scored."""
     batch, episodes = ragged() if batch is None else (batch, ragged()[1])
     networks = [teacher.model(live, None, e.task) for e in episodes]
@@ -139,7 +139,7 @@ def scorer(tokenizer):
 # ------------------------------------------------------------------ the same as in one process
 
 
-@pytest.mark.parametrize(("payload", "k"), [(Payload.SAMPLED, 0), (Payload.TOP_K, 6)])
+@pytest.mark.parametrize(("payload", "k"), [(TeacherSignal.SAMPLED, 0), (TeacherSignal.TOP_K, 6)])
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "tempered and masked"])
 def test_two_servers_say_what_the_same_model_says_here(servers, served, external, live, scorer, tokenizer, payload, k, plain):
     scorer = Scorer(1.0, (), len(tokenizer)) if plain else scorer
@@ -172,12 +172,12 @@ def test_ranks_ask_for_a_share_each_and_get_everything(servers, served, external
         ranks = OneOf(rank, 3, said)
         if rank < 2:  # the shares of the others are not there yet
             with pytest.raises(ValueError, match="assign sequence"):
-                asked(served(urls), live, scorer, Payload.TOP_K, 4, ranks, batch)
+                asked(served(urls), live, scorer, TeacherSignal.TOP_K, 4, ranks, batch)
         else:
-            asked(served(urls), live, scorer, Payload.TOP_K, 4, ranks, batch)
+            asked(served(urls), live, scorer, TeacherSignal.TOP_K, 4, ranks, batch)
     assert [len(said[r]) for r in range(3)] == [5, 5, 4]
     assert sum(scored(s) for s in servers) - before == 14 + 3 * 2
-    assert_same(batch, asked(external, live, scorer, Payload.TOP_K, 4), 4)
+    assert_same(batch, asked(external, live, scorer, TeacherSignal.TOP_K, 4), 4)
 
 
 def test_families_may_be_taught_here_and_there(servers, served, external, live, scorer, tokenizer):
@@ -188,7 +188,7 @@ def test_families_may_be_taught_here_and_there(servers, served, external, live, 
 
     elsewhere = routed(served([servers[0].url]))
     assert elsewhere.is_remote and not routed(external).is_remote and elsewhere.networks() == {}
-    there, here = (asked(t, live, scorer, Payload.TOP_K, 5) for t in (elsewhere, routed(external)))
+    there, here = (asked(t, live, scorer, TeacherSignal.TOP_K, 5) for t in (elsewhere, routed(external)))
     assert there.teacher_index.tolist() == [0, 1] * 7
     assert_same(there, here, 5)
     assert elsewhere.metrics()["teacher/retries"] == 0.0
@@ -261,10 +261,10 @@ def test_a_bad_answer_is_counted_and_asked_for_again(servers, served, external, 
     try:
         teacher = served([meddler.url], timeout=1.0)
         meddler.faults = [FAULTS[kind]] * 2
-        there = asked(teacher, live, scorer, Payload.TOP_K, 3)
+        there = asked(teacher, live, scorer, TeacherSignal.TOP_K, 3)
     finally:
         meddler.close()
-    assert_same(there, asked(external, live, scorer, Payload.TOP_K, 3), 3)
+    assert_same(there, asked(external, live, scorer, TeacherSignal.TOP_K, 3), 3)
     counted = teacher.metrics()
     assert (
         counted[f"teacher/failed/{kind.split()[0]}"] == counted["teacher/replica_failures"] == counted["teacher/retries"] == 2
@@ -282,7 +282,7 @@ def test_patience_ends(servers, served, live, scorer):
             asked(teacher, live, scorer)
     finally:
         meddler.close()
-    teacher.network.fleet.patience.outage = 0.2
+    teacher.network.fleet.retry_policy.outage = 0.2
     with pytest.raises(
         EngineFault,
         match=r"none of 1 policy servers could score 14 rows for .* s; the last failure: .*refused.* a longer teacher\.outage",
@@ -339,7 +339,7 @@ def test_a_teacher_may_know_more_tokens(tiny_policy_dir, tokenizer, live, tmp_pa
     with policy_servers(tmp_path, 1) as [server]:
         teacher = ServedTeacher([server.url])
         teacher.prepare(live, tokenizer, "the student")
-        there, here = (asked(t, live, scorer, Payload.TOP_K, 9) for t in (teacher, external))
+        there, here = (asked(t, live, scorer, TeacherSignal.TOP_K, 9) for t in (teacher, external))
     torch.testing.assert_close(there.teacher_logp, here.teacher_logp, rtol=0, atol=1e-5)
     torch.testing.assert_close(there.teacher_top_logp, here.teacher_top_logp, rtol=0, atol=1e-5)
     assert int(there.teacher_top_ids.max()) < len(tokenizer)

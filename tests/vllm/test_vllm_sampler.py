@@ -11,7 +11,7 @@ from engines import CONTEXT, DRAWS, NEW, PROMPTS, VOCABULARY, in_process
 from sampled import assert_same, told
 
 from sdar.errors import ContextOverflowError, EngineFault, PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import VLLMSampler
 from sdar.scoring import Scorer
 from sdar.serving.engine import Abandoned
@@ -80,7 +80,7 @@ def test_vllm_samples_what_torch_samples_turn_by_turn(sampler_of, chat, model, o
     there, here = sampler_of(**options), in_process(chat, **options)
     prompts, lengths = PROMPTS, set()
     for turn in range(3):
-        draws = [Draw(0, d.task, 0, turn) for d in DRAWS[: len(prompts)]]
+        draws = [SampleKey(0, d.task, 0, turn) for d in DRAWS[: len(prompts)]]
         out = there.sample(None, prompts, draws)
         assert_same(out, here.sample(model, prompts, draws))
         lengths |= {len(c.ids) for c in out}
@@ -125,10 +125,10 @@ def test_the_prefix_of_a_turn_before_is_not_read_again(sampler_of, model):
     out = sampler.sample(None, [prompt], DRAWS[:1])[0]
     assert sampler.metrics() == {"rollout/cached_share": 0.0}
     onwards = prompt + out.ids + told(78, 4, VOCABULARY)
-    sampler.sample(None, [onwards], [Draw(0, "task-0", 0, 1)])
+    sampler.sample(None, [onwards], [SampleKey(0, "task-0", 0, 1)])
     assert sampler.metrics()["rollout/cached_share"] >= 128 / len(onwards)
     sampler.load("0@7.7", model.state_dict().items())
-    sampler.sample(None, [onwards], [Draw(0, "task-0", 0, 1)])
+    sampler.sample(None, [onwards], [SampleKey(0, "task-0", 0, 1)])
     assert sampler.metrics() == {"rollout/cached_share": 0.0}
 
 
@@ -165,9 +165,9 @@ def test_weights_of_another_model_are_refused_and_the_right_ones_taken_afterward
 def test_it_sleeps_after_a_rollout_and_wakes_for_weights_and_for_prompts(sampler_of, chat, model, other_model, loads):
     sampler, network = sampler_of(version="0@5.5"), model
     sampler.sample(None, PROMPTS, DRAWS)
-    sampler.rest()
+    sampler.release()
     assert sampler.engine._asleep == {"weights", "kv_cache"}
-    sampler.rest()
+    sampler.release()
     if loads:
         network = other_model
         sampler.load("0@6.6", network.state_dict().items())
@@ -194,7 +194,7 @@ def test_a_request_that_nobody_waits_for_is_dropped_and_the_others_go_on(first, 
 
 def test_what_does_not_fit_is_said(sampler_of):
     with pytest.raises(ContextOverflowError, match="the prompt of task t has 250 tokens and may get 12 more"):
-        sampler_of().sample(None, [told(0, 250, VOCABULARY)], [Draw(0, "t", 0, 0)])
+        sampler_of().sample(None, [told(0, 250, VOCABULARY)], [SampleKey(0, "t", 0, 0)])
     assert sampler_of().sample(None, [], []) == []
 
 
@@ -251,7 +251,7 @@ for version in range(2):
         prompts = [list(range(20 + i, 60 + 2 * i)) for i in range(3 + rank)]
         draws = [Draw(0, f"{rank}/{i}", version, turn) for i in range(3 + rank)]
         assert [c.ids for c in there.sample(None, prompts, draws)] == [c.ids for c in here.sample(model, prompts, draws)]
-    there.rest()
+    there.release()
 total = torch.ones(1)
 distributed.all_reduce(total)  # the run's own group still works
 print("same", int(total), flush=True)

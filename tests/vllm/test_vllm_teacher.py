@@ -8,14 +8,14 @@ from engines import POLICY, command
 from msgspec.structs import replace
 
 from sdar.errors import PolicyError
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.policies import PretrainedPolicy
 from sdar.samplers import ServerSampler, TorchSampler
 from sdar.scoring import Scorer
-from sdar.serving.fleet import Fleet, Patience
+from sdar.serving.fleet import Fleet, RetryPolicy
 from sdar.serving.protocol import ScoreRequest, Scoring
 from sdar.teachers import ServedTeacher
-from sdar.types import Payload
+from sdar.types import TeacherSignal
 
 pytestmark = pytest.mark.vllm
 
@@ -34,7 +34,7 @@ def model():
 
 @pytest.fixture
 def fleet(server):
-    return Fleet([server.url], Patience(timeout=120.0, outage=60.0, pause=0.1), "teacher")
+    return Fleet([server.url], RetryPolicy(timeout=120.0, outage=60.0, pause=0.1), "teacher")
 
 
 def request_of(scoring, lengths=(9, 40, 3, 255, 120, 77, 200), seed=3):
@@ -46,7 +46,7 @@ def request_of(scoring, lengths=(9, 40, 3, 255, 120, 77, 200), seed=3):
 
 
 def assert_scored(found, request, model):
-    s, payload = request.scoring, Payload.TOP_K if request.scoring.top_k else Payload.SAMPLED
+    s, payload = request.scoring, TeacherSignal.TOP_K if request.scoring.top_k else TeacherSignal.SAMPLED
     scorer = Scorer(s.temperature, s.forbidden_ids, s.vocab_size)
     for row, spans, scores in zip(request.rows, request.responses, found, strict=True):
         ids, mask = torch.tensor([row]), torch.zeros(1, len(row), dtype=torch.bool)
@@ -78,7 +78,7 @@ def test_clients_of_several_densities_are_served_together(server, model):
     found = [None] * len(requests)
 
     def ask(i):
-        found[i] = Fleet([server.url], Patience(timeout=120.0), "teacher").score(requests[i], 300)
+        found[i] = Fleet([server.url], RetryPolicy(timeout=120.0), "teacher").score(requests[i], 300)
 
     threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(requests))]
     for thread in threads:
@@ -97,7 +97,7 @@ def test_it_is_a_teacher_until_somebody_gives_it_other_weights(server, tokenizer
     sampler.bind(tokenizer, [1], 256)
     try:
         sampler.load("0@0.0", model.state_dict().items())
-        prompts, draws = [[5 + i, 6, 7] for i in range(40)], [Draw(0, f"t{i}", 0, 0) for i in range(40)]
+        prompts, draws = [[5 + i, 6, 7] for i in range(40)], [SampleKey(0, f"t{i}", 0, 0) for i in range(40)]
         said = []
         sampling = threading.Thread(target=lambda: said.append(sampler.sample(None, prompts, draws)))
         sampling.start()
