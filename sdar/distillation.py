@@ -40,11 +40,11 @@ class Taught(AgentModule):
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if not self.hears_teacher():
             return super().weigh(batch, episodes)
-        tokens = self.tokens(batch, batch.old_logp, batch.old_entropy)
+        tokens = self.token_view(batch)
         mask = batch.response_mask
-        self.metrics.tokens("gap/mean", tokens.gap, mask)
-        self.metrics.tokens("gap/abs", tokens.gap.abs(), mask)
-        self.metrics.tokens("gap/negative_share", tokens.gap < 0, mask)
+        self.metrics.add_tokens("gap/mean", tokens.gap, mask)
+        self.metrics.add_tokens("gap/abs", tokens.gap.abs(), mask)
+        self.metrics.add_tokens("gap/negative_share", tokens.gap < 0, mask)
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
@@ -121,15 +121,16 @@ class Distillation(Taught):
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         """Bool ``[batch, time]``: the tokens that the term learns from."""
-        chosen = batch.response_mask
+        chosen = batch.response_mask  # [batch, time]
         if self.span is not None:
             chosen = self.inside(batch, self.span)
         if self.sequence_filter is not None:  # it is about attempts
-            index, row = torch.unique(batch.episode[~batch.extra], return_inverse=True)
-            success, group = batch.success.new_zeros(len(index)), batch.group.new_zeros(len(index))
-            success[row], group[row] = batch.success[~batch.extra], batch.group[~batch.extra]
-            kept = batch.extra.clone()
-            kept[~batch.extra] = self.sequence_filter(success, group)[row]
+            numbers, of = torch.unique(batch.episode[~batch.extra], return_inverse=True)  # [episodes], [rows of attempts]
+            success = batch.success.new_zeros(len(numbers))  # [episodes]
+            group = batch.group.new_zeros(len(numbers))  # [episodes]
+            success[of], group[of] = batch.success[~batch.extra], batch.group[~batch.extra]
+            kept = batch.extra.clone()  # [batch]
+            kept[~batch.extra] = self.sequence_filter(success, group)[of]  # [episodes] -> [rows of attempts]
             chosen = chosen & kept[:, None]
         return chosen
 
@@ -145,21 +146,22 @@ class Distillation(Taught):
         chosen = self.chosen(batch, episodes)
         self.metrics.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
         if batch.has("teacher_top_ids"):
-            covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)
-            self.metrics.tokens("support/covers_sampled", covered, batch.response_mask)
-            self.metrics.tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
+            covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)  # [batch, time, k] -> [batch, time]
+            self.metrics.add_tokens("support/covers_sampled", covered, batch.response_mask)
+            self.metrics.add_tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
+        tokens = self.token_view(batch)
         if self.gate is not None:
-            self.gate.observe(self.tokens(batch, batch.old_logp, batch.old_entropy), self.metrics)
+            self.gate.observe(tokens, self.metrics)
         batch.distill_weights = chosen.float()
         if self.turn_weight is not None:
-            turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
-            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.metrics))
+            turns = Turns(batch)
+            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.metrics))  # [turns] -> [batch, time]
         return self.learned_rows(batch)
 
     def learned_rows(self, batch: Batch) -> Batch | None:
         """The rows that carry a loss: those with a weight, and every attempt where the method learns from attempts anyway."""
-        learned = (batch.distill_weights > 0).any(1)
-        rows = (learned | ~batch.extra if self.learns_everywhere else learned).nonzero()[:, 0]
+        learned = (batch.distill_weights > 0).any(1)  # [batch]
+        rows = (learned | ~batch.extra if self.learns_everywhere else learned).nonzero()[:, 0]  # [rows that stay]
         return batch.select(rows) if len(rows) else None
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
@@ -172,14 +174,14 @@ class Distillation(Taught):
         loss, coef = super().token_loss(batch, now), self.distill_coef(self.iteration)
         if coef == 0:
             return loss
-        weights = batch.distill_weights
+        weights = batch.distill_weights  # [batch, time], as the gate, the ratio and the divergence
         if self.gate is not None:
-            gate = self.gate(self.tokens(batch, now.logp, now.entropy))
-            self.metrics.tokens("gate/mean", gate, batch.loss_mask)
-            self.metrics.tokens("gate/active_share", gate > 0.5, batch.loss_mask)
+            gate = self.gate(self.token_view(batch, now.logp, now.entropy))
+            self.metrics.add_tokens("gate/mean", gate, batch.loss_mask)
+            self.metrics.add_tokens("gate/active_share", gate > 0.5, batch.loss_mask)
             weights = weights * gate
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now)
-        self.metrics.tokens("distill/divergence", divergence, batch.distill_weights > 0)
+        self.metrics.add_tokens("distill/divergence", divergence, batch.distill_weights > 0)
         return loss + coef * weights * divergence

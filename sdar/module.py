@@ -143,8 +143,8 @@ class AgentModule(Lifecycle):
         """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""
         sampled, logp, sampled_logp = densities(batch, allowed_logmass)
         batch.importance = self.correction(logp, sampled_logp).where(sampled, 1.0)
-        self.metrics.tokens("rollout/importance", batch.importance, sampled)
-        self.metrics.tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
+        self.metrics.add_tokens("rollout/importance", batch.importance, sampled)
+        self.metrics.add_tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """What is decided once about the scored rows; may drop rows or tokens. None: nothing is left to learn from."""
@@ -168,8 +168,8 @@ class AgentModule(Lifecycle):
 
     def loss(self, part: Batch, tokens: Tensor) -> Tensor:
         """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
-        now = self.student(part)
-        self.metrics.tokens("train/entropy", now.entropy, part.loss_mask)
+        now = self.forward_student(part)
+        self.metrics.add_tokens("train/entropy", now.entropy, part.loss_mask)
         loss = self.token_loss(part, now)
         if part.has("importance"):
             loss = part.importance * loss
@@ -199,15 +199,18 @@ class AgentModule(Lifecycle):
         """Show the iteration's tokens to the metrics that are about them."""
         for metric in self.own_metrics:
             if isinstance(metric, TokenMetric):
-                metric.update(self.tokens(batch, batch.old_logp, batch.old_entropy))
+                metric.update(self.token_view(batch))
 
     def normalizer(self, update: Batch) -> Tensor:
         """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
         attempts = update.loss_mask[~update.extra].sum()
         return attempts if attempts else update.loss_mask.sum()
 
-    def tokens(self, batch: Batch, logp: Tensor, entropy: Tensor) -> TokenView:
-        """What gates, weights and objectives may know of each token, detached, with this student's side."""
+    def token_view(self, batch: Batch, logp: Tensor | None = None, entropy: Tensor | None = None) -> TokenView:
+        """What gates, weights and objectives may know of each token, detached; `logp` and `entropy` ``[batch, time]`` are the student's,
+        by default those of the weights before the update."""
+        logp = batch.old_logp if logp is None else logp
+        entropy = batch.old_entropy if entropy is None else entropy
         known = {
             name: getattr(batch, name) for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp") if batch.has(name)
         }
@@ -233,4 +236,4 @@ class AgentModule(Lifecycle):
             (head.to(batch.ids.device), batch.teacher_hidden[..., : head.weight.shape[1]], batch.teacher_index == i)
             for i, head in enumerate(self.teacher_heads if batch.has("teacher_hidden") else [])
         ]
-        return now.compare(divergence, self.tokens(batch, now.logp, now.entropy), teachers)
+        return now.compare(divergence, self.token_view(batch, now.logp, now.entropy), teachers)

@@ -71,7 +71,7 @@ class EvidenceRatio(AdvantageTransform):
         lam = self.lam(iteration)
         ratio = (advantages.sign() * tokens.gap).exp()
         metrics.add("distill/coef", lam)
-        metrics.tokens("advantage/evidence_clipped_share", (ratio - 1).abs() > self.clip, tokens.response_mask)
+        metrics.add_tokens("advantage/evidence_clipped_share", (ratio - 1).abs() > self.clip, tokens.response_mask)
         scaled = functional.rlsd_advantages(advantages, tokens.teacher_logp, tokens.student_logp, lam, self.clip)
         return scaled.where(advantages < 0, advantages) if self.negative_only else scaled
 

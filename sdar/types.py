@@ -123,6 +123,18 @@ class Request:
 
     told = Renamed("privileged_text")
 
+    def begin(self) -> "Episode":
+        """The episode that is wanted, before its first turn."""
+        text = self.privileged_text if self.privileged else ""
+        return Episode(
+            self.task,
+            self.attempt,
+            retrieval=self.retrieval,
+            privileged=self.privileged,
+            privileged_text=text,
+            extra=self.extra,
+        )
+
 
 __getattr__ = old_names(__name__, Draw="SampleKey", Payload="TeacherSignal")
 

@@ -66,7 +66,8 @@ class BehaviorCloning(AgentModule):
         rng = random.Random(f"{self.seed}/demonstration/{request.task.id}/{request.attempt}")
         informed = rng.random() < self.informed_share
         astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
-        episode = Episode(request.task, request.attempt, retrieval=request.retrieval, privileged=informed)
+        episode = request.begin()
+        episode.privileged = informed
         episode.privileged_text = self.view.text(episode, (), 0, self.tasks.env) if informed else ""
         try:
             self.play_out(episode, rng, astray_chance)

@@ -138,7 +138,7 @@ class GRPO(AgentModule):
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if self.transforms:
-            turns, tokens = Turns(batch), self.tokens(batch, batch.old_logp, batch.old_entropy)
+            turns, tokens = Turns(batch), self.token_view(batch)
             before = batch.advantages
             for transform in self.transforms:
                 if transform.weight(self.iteration) == 0:
@@ -149,20 +149,20 @@ class GRPO(AgentModule):
                 if transform.span is not None:
                     reshaped = reshaped.where(inside, batch.advantages)
                 batch.advantages = reshaped
-            self.metrics.tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
+            self.metrics.add_tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
         return super().weigh(batch, episodes)
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         policy = (now.logp, batch.old_logp, batch.advantages, batch.response_mask)
-        self.metrics.tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
+        self.metrics.add_tokens("train/clip_share", self.policy_loss.clipped(*policy), batch.response_mask)
         loss = self.policy_coef * self.policy_loss(*policy)
         if self.kl_coef:
             kl = k3(batch.ref_logp, now.logp, self.kl_clamp)
-            self.metrics.tokens("kl/reference", kl, batch.response_mask)
+            self.metrics.add_tokens("kl/reference", kl, batch.response_mask)
             if self.kl_clamp is not None:
-                self.metrics.tokens("kl/reference_clamped_share", kl >= self.kl_clamp, batch.response_mask)
+                self.metrics.add_tokens("kl/reference_clamped_share", kl >= self.kl_clamp, batch.response_mask)
             loss = loss + self.kl_coef * kl
-        self.metrics.tokens("kl/old", batch.old_logp - now.logp, batch.response_mask)
+        self.metrics.add_tokens("kl/old", batch.old_logp - now.logp, batch.response_mask)
         loss = loss - self.entropy_coef * now.entropy
         return super().token_loss(batch, now) + loss.where(~batch.extra[:, None], 0.0)
 

@@ -84,8 +84,8 @@ class TIP(Distillation):
         )
         draw = torch.Generator(importance.device).manual_seed(hash((self.seed, self.iteration)) % 2**31)
         kept = weighted_subset(importance, batch.distill_weights > 0, self.keep, draw)
-        self.metrics.tokens("tip/importance", importance, batch.response_mask)
-        self.metrics.tokens("tip/importance_kept", importance, kept)
+        self.metrics.add_tokens("tip/importance", importance, batch.response_mask)
+        self.metrics.add_tokens("tip/importance_kept", importance, kept)
         batch.distill_weights = batch.distill_weights * kept
         if not self.learns_everywhere:  # nothing else reads the others: they stay out of the vocabulary head
             batch.loss_mask = kept

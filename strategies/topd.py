@@ -156,11 +156,11 @@ class TOPD(Distillation):
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         loss = super().token_loss(batch, now)
         covered = batch.soft_target_logp.isfinite().any(-1)
-        self.metrics.tokens("transport/covered_share", covered, batch.response_mask)
+        self.metrics.add_tokens("transport/covered_share", covered, batch.response_mask)
         if self.trajectory_coef == 0 or not covered.any():
             return loss
-        tokens = self.tokens(batch, now.logp, now.entropy)
+        tokens = self.token_view(batch, now.logp, now.entropy)
         targets = tokens.including(teacher_top_ids=batch.soft_target_ids, teacher_top_logp=batch.soft_target_logp)
         entropy = now.compare(TopKCrossEntropy(self.window), targets)
-        self.metrics.tokens("transport/cross_entropy", entropy, covered)
+        self.metrics.add_tokens("transport/cross_entropy", entropy, covered)
         return loss + self.trajectory_coef * covered * entropy

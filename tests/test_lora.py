@@ -14,7 +14,7 @@ from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import CheckpointError, ConfigError
 from sdar.lora import LearningDropout, LoRAPolicy, WithoutAdapters, adapted, plain_weights
-from sdar.parts import SampleKey
+from sdar.parts import SampleKey, SharedWeights
 from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.registry import parts
 from sdar.retrievers import FactRetriever
@@ -314,6 +314,7 @@ def test_a_run_has_no_second_copy_of_the_base_and_exports_the_merged_model(base,
     strategy = strategy_of(GRPO, base, export=str(tmp_path / "out"), export_dtype="float32")
     fit(tmp_path, strategy, 2)
     assert isinstance(strategy.initial, WithoutAdapters) and strategy.initial.live is strategy.model
+    assert isinstance(strategy.initial, SharedWeights) and not isinstance(strategy.model, SharedWeights)
     assert not any(name.startswith("initial.") for name in strategy.state_dict())
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(exported)[MASK.bool()], logits(strategy.model.eval())[MASK.bool()], atol=1e-5)

@@ -38,14 +38,14 @@ def test_a_token_mean_counts_each_response_token_once(parts: list[list[float]]) 
     metrics = Metrics()
     for values in parts:
         padded = torch.tensor([*values, math.nan])  # padding may hold anything
-        metrics.tokens("x", padded[None], torch.tensor([[1] * len(values) + [0]]))
+        metrics.add_tokens("x", padded[None], torch.tensor([[1] * len(values) + [0]]))
     flat = [v for values in parts for v in values]
     assert metrics.compute()["x"] == pytest.approx(sum(flat) / len(flat), abs=1e-5)
 
 
 def test_no_response_token_is_no_number() -> None:
     metrics = Metrics()
-    metrics.tokens("x", torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    metrics.add_tokens("x", torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
     assert metrics.compute() == {}
 
 

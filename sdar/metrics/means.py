@@ -37,7 +37,7 @@ class Metrics:
         """Add numbers that count once each."""
         self.add(name, sum(values), len(values))
 
-    def tokens(self, name: str, values: Tensor, mask: Tensor) -> None:
+    def add_tokens(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add a per-token quantity ``[batch, time]``."""
         chosen = values.detach()[mask.bool()].float()
         self.add(name, chosen.sum(), chosen.numel())
@@ -65,6 +65,7 @@ class Metrics:
                 self.add(name, total, count)
 
     means = Renamed("compute")
+    tokens = Renamed("add_tokens")
 
     def compute(self) -> dict[str, float]:
         """The means; empty ones are left out. All start anew."""

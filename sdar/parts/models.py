@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -100,6 +100,14 @@ class Blueprint:
     """Arguments of the policy that take memory off, by what they do: ``dtype``, ``gradient_checkpointing``. `sdar plan` advises them."""
 
 
+@runtime_checkable
+class SharedWeights(Protocol):
+    """A network without weights of its own: a view of the model `live`, with its adapters off, say. It is neither divided among ranks
+    nor saved a second time."""
+
+    live: "PreTrainedModel"
+
+
 @part_kind("policies")
 class Policy(OldNames, ABC):
     """Where the model that learns comes from: weights, tokenizer, chat template."""
@@ -129,8 +137,7 @@ class Policy(OldNames, ABC):
     def frozen(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """A model of this policy as it was loaded, for good, whatever is trained afterwards: by default a copy.
 
-        A view of the model that trains, with its adapters off, has that model as ``live``: it shares its weights, and neither is
-        divided among ranks nor saved a second time.
+        A view of the model that trains, with its adapters off, is a `SharedWeights`.
         """
         return copy.deepcopy(model).requires_grad_(False).eval()
 

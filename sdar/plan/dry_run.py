@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig
 from sdar.data import TaskModule
 from sdar.errors import PolicyError, first_line
 from sdar.module import AgentModule
-from sdar.parts import Judge, Policy, Sampler, Teacher
+from sdar.parts import Judge, Policy, Sampler, SharedWeights, Teacher
 from sdar.plan.settings import TextStats, located
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
@@ -250,7 +250,7 @@ class _Watch(Callback):
         self.splits = self.module.chat.rewrites_history and self.data.layout == "trajectory"
         self.trainer = trainer
         for network in self.module.networks():
-            if not hasattr(network, "live"):
+            if not isinstance(network, SharedWeights):
                 base: Any = network.base_model
                 base.register_forward_pre_hook(self.passes, with_kwargs=True)
 

@@ -59,11 +59,7 @@ class Rollout:
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""
         self.sampler.reset()
-        texts = [r.privileged_text if r.privileged else "" for r in requests]
-        episodes = [
-            Episode(r.task, r.attempt, retrieval=r.retrieval, privileged=r.privileged, privileged_text=text, extra=r.extra)
-            for r, text in zip(requests, texts, strict=True)
-        ]
+        episodes = [r.begin() for r in requests]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # [slots][tokens] that the model was told and said so far
         seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})

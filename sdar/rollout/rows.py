@@ -94,6 +94,7 @@ def add_teacher_view(
         if row.teacher_ids is None:
             text = view.text(episode, groups[row.episode], row.turn, env)
             head = len(episode.turns[row.turn].prompt_ids)
+            # Another head [prompt], the same tail [time - head].
             prompt_ids = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]
             row.is_privileged = prompt_ids != row.ids[:head]
             row.teacher_ids = prompt_ids + row.ids[head:]
@@ -110,6 +111,7 @@ def add_teacher_view(
 
 
 def _pad(lists: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    """``[batch, longest]``, filled up with 0 at the end."""
     out = torch.zeros(len(lists), max(map(len, lists)), dtype=dtype)
     for b, values in enumerate(lists):
         out[b, : len(values)] = torch.tensor(values, dtype=dtype)
@@ -124,12 +126,14 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
             outcomes.setdefault(group, []).append(episode.success)
     rates = {group: sum(won) / len(won) for group, won in outcomes.items()}
     batch = Batch(
+        # [batch, time]
         ids=_pad([r.ids for r in rows], torch.long),
         attention_mask=_pad([[1] * len(r.ids) for r in rows], torch.long),
         response_mask=_pad([r.response_mask for r in rows], torch.bool),
         turn_ids=_pad([r.turn_ids for r in rows], torch.long),
         behaviour_logp=_pad([r.behaviour_logp for r in rows], torch.float32),
         kept_logmass=_pad([r.kept_logmass for r in rows], torch.float32),
+        # [batch]
         episode=torch.tensor([r.episode for r in rows]),
         group=torch.tensor([groups[r.episode] for r in rows]),
         success=torch.tensor([float(episodes[r.episode].success) for r in rows], dtype=torch.float32),
@@ -142,8 +146,9 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
     teacher_rows = [r.teacher_ids for r in rows if r.teacher_ids is not None]
     if teacher_rows:
         assert len(teacher_rows) == len(rows), "a teacher reads every row of a batch or none"
-        # aligned at the end: only the beginnings differ, and either may be the longer one
+        # Aligned at the end: only the beginnings differ, and either may be the longer one. A mask is [teacher time of its row].
         masks = [([0] * len(ids) + r.response_mask)[-len(ids) :] for ids, r in zip(teacher_rows, rows, strict=True)]
+        # [batch, teacher time]
         batch.teacher_ids = _pad(teacher_rows, torch.long)
         batch.teacher_attention_mask = _pad([[1] * len(ids) for ids in teacher_rows], torch.long)
         batch.teacher_response_mask = _pad(masks, torch.bool)

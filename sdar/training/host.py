@@ -129,6 +129,8 @@ class Host(LightningModule, OldNames):
     share = Renamed("local_micro_batches")
     measured = Renamed("map_rows")
     payload = Renamed("teacher_signal")
+    tokens = Renamed("token_view")
+    student = Renamed("forward_student")
 
     def networks(self) -> list[PreTrainedModel]:
         """Every network of the run: the policy, its frozen copy if there is one, the teacher's own."""
@@ -160,9 +162,7 @@ class Host(LightningModule, OldNames):
             for g in range(task_batch.attempts):
                 request = Request(task, visit * task_batch.attempts + g, retrieval, privileged)
                 if privileged:
-                    request.privileged_text = self.view.text(
-                        Episode(task, request.attempt, retrieval=retrieval), (), 0, self.env
-                    )
+                    request.privileged_text = self.view.text(request.begin(), (), 0, self.env)
                 if training and self.controller is not None:
                     request = self.controller(request, iteration, self.env)
                 wanted.append(request)

@@ -22,7 +22,7 @@ from sdar.evaluate.validation import Validation
 from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
 from sdar.metrics.means import Metrics
 from sdar.metrics.tasks import average
-from sdar.parts import Correction, Policy, PrivilegedView, Sampler
+from sdar.parts import Correction, Policy, PrivilegedView, Sampler, SharedWeights
 from sdar.rollout import Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.groups import by_group, finished
@@ -211,7 +211,7 @@ class Lifecycle(Updating):
                 self.scorer.check(network)
         self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
-            if not hasattr(network, "live"):
+            if not isinstance(network, SharedWeights):
                 self.sharding.register(network)
 
     def configure_optimizers(self) -> Any:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sdar.data import TaskBatch
 from sdar.errors import ConfigError
 from sdar.lora import plain_weights
-from sdar.parts import RemoteModel, Sampler
+from sdar.parts import RemoteModel, Sampler, SharedWeights
 from sdar.rollout import Request, Rollout
 from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
@@ -38,16 +38,16 @@ class Playing(Host):
                 "teacher in the process (ExternalTeacher), or another method. `teacher_acts = True` in the method says so before the run."
             )
         self.ahead.wait()  # servers and worlds do one thing at a time
-        live = getattr(network, "live", None)  # of adapters that are off
+        source = network.live if isinstance(network, SharedWeights) else network
         if not sampler.own_engine:
-            with self.sharding.full_parameters(network if live is None else live) as actor:
+            with self.sharding.full_parameters(source) as actor:
                 try:
-                    yield actor if live is None else self.policy.frozen(actor)
+                    yield actor if source is network else self.policy.frozen(actor)
                 finally:
                     sampler.release()
             return
         name = next(i for i, known in enumerate(self.networks()) if known is network)
-        weights = plain_weights(network, self.sharding.full_weights(network if live is None else live))
+        weights = plain_weights(network, self.sharding.full_weights(source))
         sampler.load(f"{name}@{self.trainer.global_step}.{self.iteration}", weights)
         try:
             yield network

@@ -62,10 +62,10 @@ def sampling_mismatch(metrics: Metrics, batch: Batch, allowed_logmass: Tensor) -
     sampled, logp, sampled_logp = densities(batch, allowed_logmass)
     if sampled.any():
         off = (logp - sampled_logp).abs()
-        metrics.tokens("rollout/mismatch", off, sampled)
+        metrics.add_tokens("rollout/mismatch", off, sampled)
         metrics.add("rollout/mismatch_p99", percentile(off[sampled], 99))
         metrics.add("rollout/mismatch_max", float(off[sampled].max()))
-        metrics.tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
+        metrics.add_tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
 
 
 def percentile(values: Tensor, percent: int) -> float:

@@ -36,7 +36,7 @@ class Updating(Rows):
                 return
             yield batch.select(torch.tensor(piece))
 
-    def student(self, part: Batch) -> StudentOutput:
+    def forward_student(self, part: Batch) -> StudentOutput:
         """The current student's statistics of the tokens whose loss is computed; carries the gradient."""
         return self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
 
@@ -62,7 +62,7 @@ class Updating(Rows):
         for rows, part in self.local_micro_batches(batch):
 
             def measured(part: Batch = part) -> Tensor:
-                return measure(part, self.student(part))
+                return measure(part, self.forward_student(part))
 
             values = self.sharding.run_as_forward(measured)
             if part.response_mask.any():

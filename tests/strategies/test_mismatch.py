@@ -207,7 +207,7 @@ def test_the_weight_multiplies_everything_that_a_token_loses(small):
     ratio = (ours.logp + ours.allowed_logmass - batch.behaviour_logp - batch.kept_logmass).exp()
     torch.testing.assert_close(batch.importance[mask], ratio[mask].clamp(max=1.5), rtol=1e-4, atol=1e-5)
     assert 0 < (batch.importance[mask] == 1.5).float().mean() < 1
-    now = strategy.student(batch)
+    now = strategy.forward_student(batch)
     losses, tokens = strategy.token_loss(batch, now).detach(), strategy.normalizer(batch)
     expected = (losses * batch.importance)[mask].sum() / tokens
     torch.testing.assert_close(strategy.loss(batch, tokens).detach(), expected)

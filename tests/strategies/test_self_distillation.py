@@ -79,7 +79,7 @@ def test_skill_sds_divergence_is_the_importance_weighted_k3(small):
     """Student twice as likely as before the update, teacher three times as likely as the student: rho = 2, gap = ln 3."""
     strategy = small.strategy(SkillSD, retriever=FactRetriever(), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0)
     batch = one_step(small, strategy, play=playing(["look"])).batch  # a group of one without a reward: no advantage
-    now = strategy.student(batch)
+    now = strategy.forward_student(batch)
     logp = now.logp.detach().requires_grad_()
     batch.old_logp, batch.teacher_logp = logp.detach() - math.log(2), logp.detach() + math.log(3)
     loss = strategy.token_loss(batch, replace(now, logp=logp))
@@ -154,7 +154,7 @@ def test_sdpos_teacher_is_the_moving_average_of_the_student(small, per):
 def test_sdpo_caps_the_importance_ratio(small, cap, ratios):
     strategy = small.strategy(SDPO, ratio_cap=cap)
     batch = one_step(small, strategy, play=playing(LOST)).batch
-    now = strategy.student(batch)
+    now = strategy.forward_student(batch)
     plain = strategy.token_loss(batch, now)[batch.response_mask]
     for ratio, expected in zip((0.5, 1.5, 3.0), ratios, strict=True):
         batch.old_logp = now.logp.detach() - math.log(ratio)

@@ -119,7 +119,7 @@ def test_without_a_retrieval_the_distillation_gradient_is_that_of_half_the_score
 
     def gradient(loss_of):
         strategy.model.zero_grad()
-        now = strategy.student(batch)
+        now = strategy.forward_student(batch)
         masked_mean(loss_of(now), batch.response_mask).backward()
         return torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
 
@@ -338,7 +338,7 @@ def test_sdars_loss_is_grpos_plus_the_gated_lift(small):
         SDAR, retriever=NoRetriever(), gate=GapGate(1.0), distill_coef=0.5, kl_coef=0.0, entropy_coef=0.0
     )
     batch, _ = score_one_step(small, strategy)
-    now = strategy.student(batch)
+    now = strategy.forward_student(batch)
     told = copy.copy(batch)
     told.teacher_logp = batch.old_logp + 1.0  # gap 1: gate sigmoid(1) = 0.7310586, lift 1
     told.advantages = torch.ones_like(batch.old_logp)  # ratio 1: policy loss -1
