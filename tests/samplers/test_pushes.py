@@ -157,7 +157,7 @@ RANK = """
 import json, pathlib, sys, time, torch
 from torch import distributed
 from transformers import AutoTokenizer
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import ServerSampler
 from sdar.distributed.communicator import TorchCommunicator
 rank, store, folder, weights, urls = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
@@ -182,7 +182,7 @@ for turn in range(2):
             while not (folder / "go on").exists():  # it does nothing while the second one finds a server that was restarted
                 time.sleep(0.01)
         distributed.barrier()
-    out = sampler.sample(None, prompts, [Draw(*d) for d in draws]) if rank or not turn else []
+    out = sampler.sample(None, prompts, [SampleKey(*d) for d in draws]) if rank or not turn else []
     distributed.barrier()
 print(json.dumps([[c.ids for c in out], sampler.metrics()["rollout/stale_replicas"]]), flush=True)
 sampler.close()

@@ -163,7 +163,7 @@ RANK = """
 import sys, json, torch
 from torch import distributed
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.samplers import ServerSampler
 from sdar.distributed.communicator import TorchCommunicator
 rank, store, folder, weights, urls = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], sys.argv[5:]
@@ -184,7 +184,7 @@ sampler.load("0@0.0", gathered())
 assert len(taken) == len(state)
 prompts, draws = json.load(open(f"{weights}/told.json"))
 mine = slice(rank, None, 2)
-out = sampler.sample(None, prompts[mine], [Draw(*d) for d in draws[mine]])
+out = sampler.sample(None, prompts[mine], [SampleKey(*d) for d in draws[mine]])
 print(json.dumps([c.ids for c in out]), flush=True)
 distributed.barrier()
 sampler.close()

@@ -235,7 +235,7 @@ RANK = """
 import json, sys, torch
 from torch import distributed
 from sdar.rollout.chat import ChatFormat
-from sdar.parts import Draw
+from sdar.parts import SampleKey
 from sdar.policies import PretrainedPolicy
 from sdar.samplers import TorchSampler, VLLMSampler
 rank = int(sys.argv[1])
@@ -249,7 +249,7 @@ for version in range(2):
     there.load(f"0@{version}.0", model.state_dict().items())
     for turn in range(1 + rank):  # one has more to do than the other
         prompts = [list(range(20 + i, 60 + 2 * i)) for i in range(3 + rank)]
-        draws = [Draw(0, f"{rank}/{i}", version, turn) for i in range(3 + rank)]
+        draws = [SampleKey(0, f"{rank}/{i}", version, turn) for i in range(3 + rank)]
         assert [c.ids for c in there.sample(None, prompts, draws)] == [c.ids for c in here.sample(model, prompts, draws)]
     there.release()
 total = torch.ones(1)
