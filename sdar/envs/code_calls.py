@@ -117,6 +117,19 @@ def decode(told, classes=None):
     return get(head)
 
 
+def begin(seconds):
+    """In the program's process, before the program itself: it has as long as for a call, and what it keeps for ``__main__`` is not run.
+
+    Args:
+        seconds: 0: as long as the process.
+    """
+    main = sys.modules["__main__"]
+    main.__name__ = "program"
+    sys.modules["program"] = main
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(LATE))
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
 def answer():
     """In the program's process: make the calls that standard input tells, and say what each returned, a line each. Where it tells
     seconds, a call that takes more of them is the last one."""
@@ -127,7 +140,6 @@ def answer():
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a program's own words are no answers
     names = sys.modules["__main__"].__dict__
     function = eval(asked["entry"], names)
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(LATE))
     os.write(out, f"\n{MARK}\n".encode())
     for call in asked["calls"]:
         try:

@@ -31,7 +31,8 @@ def file_problems(path: str, window: Window) -> tuple[tuple[CodeProblem, ...], s
             f"env.files: {path} holds no problem that the settings let through. Give a file with one row a problem, or fewer of "
             "env.platforms, env.difficulties, env.since and env.until."
         )
-    return problems, hashlib.sha256(file.read_bytes()).hexdigest()
+    with file.open("rb") as content:
+        return problems, hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _rows(file: Path) -> Iterator[tuple[str, Any]]:

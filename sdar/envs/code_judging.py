@@ -25,8 +25,7 @@ LIBRARY = (
     f"exec({Path(code_calls.__file__).read_text(encoding='utf-8')!r}, sdar_calls.__dict__)\ndel sdar_calls, sys, types\n"
 )
 """A cell that makes `code_calls` known in the sandbox."""
-NAMED = "import sys\n__name__ = 'program'\nsys.modules['program'] = sys.modules['__main__']\ndel sys\n"
-"""A program that is called does not run what it keeps for ``__main__``."""
+BEGIN = "import sdar_calls\nsdar_calls.begin({})\ndel sdar_calls\n"
 
 
 class Verdict(StrEnum):
@@ -187,7 +186,7 @@ def _answers(
 ) -> tuple[list[dict[str, Any]], Result]:
     """What the program answers to each call, of which each may take some seconds (0: as many as all of them), and how it ended; a
     call without an answer has an empty one."""
-    cells = (LIBRARY, problem.preamble, NAMED, f"{code}\n\nimport sdar_calls\nsdar_calls.answer()")
+    cells = (LIBRARY, problem.preamble, BEGIN.format(seconds), f"{code}\n\nimport sdar_calls\nsdar_calls.answer()")
     asked = json.dumps({"entry": problem.entry, "calls": calls, "seconds": seconds})
     result = runner.execute(Program(cells, show=False, stdin=asked), replace(limits, output_bytes=ANSWERS))
     lines = result.stdout.rpartition(f"{code_calls.MARK}\n")[2].splitlines() if code_calls.MARK in result.stdout else []

@@ -93,7 +93,7 @@ class CodeProblem:
         return (*self.tests, *packed_tests(self.packed, bool(self.entry))) if self.packed else self.tests
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=16)
 def packed_tests(column: str, calls: bool) -> tuple[Test, ...]:
     """Tests of a row of LiveCodeBench: a JSON list, as it is or packed (`unpack`).
 

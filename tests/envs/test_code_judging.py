@@ -130,12 +130,14 @@ def test_the_share_of_tests_is_told(runner):
 def test_each_call_has_its_own_time(runner):
     tests = tuple(CallTest(str(n), str(2 * n)) for n in range(4))
     problem = CodeProblem("Double it.", "t", tests, entry="double")
-    slow = "import time\ndef double(x):\n    time.sleep(0.3)\n    return 2 * x"
-    assert judge_program(runner, problem, slow, 0.8, 256 * MB).passed
-    late = judge_program(runner, problem, slow.replace("0.3", "x"), 0.8, 256 * MB)
+    slow = "import time\ndef double(x):\n    time.sleep(0.15)\n    return 2 * x"
+    assert judge_program(runner, problem, slow, 0.5, 256 * MB).passed
+    late = judge_program(runner, problem, slow.replace("0.15", "x"), 0.5, 256 * MB)
     assert (late.verdict, late.share, late.said) == ("time_out", 0.25, "test 2 of 4: wall")
-    deaf = "import signal\nsignal.setitimer = lambda *a: None\n" + slow.replace("0.3", "9 * x")
-    assert judge_program(runner, problem, deaf, 0.3, 256 * MB).verdict == "time_out"
+    endless = judge_program(runner, problem, "while True: pass", 0.3, 256 * MB)
+    assert (endless.verdict, endless.said) == ("time_out", "test 1 of 4: wall")
+    deaf = "import signal\nsignal.setitimer = lambda *a: None\n" + slow.replace("0.15", "9 * x")
+    assert judge_program(runner, problem, deaf, 0.2, 256 * MB).verdict == "time_out"
     caught = "def double(x):\n    try:\n        while x: pass\n    except BaseException: pass\n    return 2 * x"
     assert judge_program(runner, problem, caught, 0.3, 256 * MB).verdict == "time_out"
     crash = judge_program(
