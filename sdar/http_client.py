@@ -14,13 +14,16 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 from yarl import URL
 
 from sdar.errors import ConfigError
+
+if TYPE_CHECKING:
+    import aiohttp  # imported where somebody is asked: most runs ask nobody
 
 CONNECT_S = 10.0
 LONGEST_S = 30 * 86400.0
@@ -197,7 +200,9 @@ class _Network:
         self.thread.start()
         self.session: aiohttp.ClientSession = asyncio.run_coroutine_threadsafe(self._open(), self.loop).result()
 
-    async def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> "aiohttp.ClientSession":
+        import aiohttp
+
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
         session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
         session._retry_connection = False  # whoever asks decides whether to ask again, and counts it
@@ -232,6 +237,8 @@ class _Network:
         largest: int,
         proxy: str | None,
     ) -> Answer:
+        import aiohttp
+
         began = False
         limit = aiohttp.ClientTimeout(total=timeout, sock_connect=min(CONNECT_S, timeout))
         data = io.BytesIO(body) if body is not None and len(body) > 2**20 else body
