@@ -66,7 +66,7 @@ model:
     val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 4}}
 data:
   init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, env: {init_args: {horizon: 2}}}
-trainer: {max_steps: 2, val_check_interval: 2, enable_progress_bar: false, enable_model_summary: false}
+trainer: {max_steps: 2, val_check_interval: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 
 
@@ -123,7 +123,10 @@ def command(file, policy, folder):
     return ["validate" if "class_path: SkillPrompt" in told else "fit", *parts, *skills_of(file)]
 
 
-ALONE = [f for f in FILES if "SDAR/" not in (CONF / f).read_text()]  # the others need a checkout of somebody else's code
+OWN = [f for f in FILES if "SDAR/" not in (CONF / f).read_text()]  # the others need a checkout of somebody else's code
+ALONE = [
+    f for f in OWN if f not in {f"method/{m}.yaml" for m in METHODS if m != "skill_prompt"}
+]  # methods train and resume below
 
 
 @pytest.mark.parametrize("file", ALONE)
@@ -142,7 +145,7 @@ def test_values_that_a_later_file_replaces_are_checked(tmp_path, monkeypatch, ca
     assert "many" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("file", sorted({*FILES} - {*ALONE}))
+@pytest.mark.parametrize("file", sorted({*FILES} - {*OWN}))
 def test_a_setting_parses_without_the_code_that_it_runs(file, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = [part for name in whole(file) for part in ("-c", f"conf/{name}")]
