@@ -43,10 +43,10 @@ class Communicator:
     status = "start"
 
     def set_progress(self, doing: str) -> None:
-        """Leave word of what this rank does now, for errors of the others."""
+        """Record what this rank does now, for errors of the other ranks."""
 
     def all_gather_object(self, value: T, what: str) -> list[T]:
-        """The value of every rank, in their order. `what` names the meeting in errors."""
+        """The value of every rank, in the order of ranks. `what` names the rendezvous in errors."""
         return [value]
 
     def all_reduce_sum(self, tensor: Tensor, what: str) -> Tensor:
@@ -59,7 +59,7 @@ class Communicator:
         return filled[self.rank :: self.world_size]
 
     def map_over_ranks(self, work: Callable[[list[T]], Sequence[R]], items: Sequence[T], what: str) -> list[R]:
-        """`work` on a share of the items in each rank; all results, in the order of the items."""
+        """`work` on this rank's share of the items; the results of all ranks, in the order of the items."""
         shares = self.all_gather_object(list(work(list(items[self.rank :: self.world_size]))), what)
         out: list[Any] = [None] * len(items)
         for rank, share in enumerate(shares):
@@ -81,12 +81,12 @@ class Communicator:
 
     @contextmanager
     def error_context(self, status: str | None = None) -> Iterator[None]:
-        """What fails in here is told to the other ranks; what fails because of another rank names it. `status`: what the run does."""
+        """An error in here is reported to the other ranks; one that another rank caused names it. `status`: what the run does."""
         self.status = status or self.status
         yield
 
     def close(self) -> None:
-        """Nobody waits for anybody any more."""
+        """Stop the heartbeat: no rank waits for another any more."""
 
 
 SINGLE_PROCESS = Communicator()

@@ -107,7 +107,7 @@ class FSDP2Strategy(Direct, ModelParallelStrategy):
 
 
 class RootModule(nn.Module):
-    """All networks of a run: what passes through them is a forward of this, so that FSDP knows when a pass begins and ends."""
+    """The root of all networks of a run: each pass through one is a forward of this, so that FSDP knows when a pass begins and ends."""
 
     def __init__(self, networks: list[nn.Module]):
         super().__init__()

@@ -16,7 +16,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class ShardedModule(Protocol):
-    """The module whose networks lie on the ranks: what is asked of it."""
+    """The module whose networks are sharded: what a `Sharding` reads of it."""
 
     trainer: Any
     ranks: Communicator
@@ -44,7 +44,7 @@ class Sharding:
         return nullcontext()
 
     def register(self, network: nn.Module) -> None:
-        """Called with each network when it is made, before the ranks divide it."""
+        """Called with each network when it is made, before it is sharded."""
 
     def micro_batch(self, last: bool) -> AbstractContextManager[Any]:
         """Around a forward and its backward; gradients meet those of the other ranks in the last of a step."""
@@ -58,7 +58,7 @@ class Sharding:
 
     @contextmanager
     def full_parameters(self, network: N) -> Iterator[N]:
-        """A network with the same weights whose calls concern no other rank, for sampling. All ranks enter and leave together."""
+        """A network with the full weights whose calls need no other rank, for sampling. All ranks enter and leave together."""
         yield network
 
     def full_weights(self, network: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 The trainer's first process keeps what it sends, in the host's memory, and a thread that sends it to whoever comes: a server that was
 restarted comes at any time. A server that is told of new weights comes when it has finished what it works on. Those who are there
 form a process group for one round, apart from torch's default one, which the training uses. Each request to come names a *seat*;
-seats are waited for until they come, their request fails, or patience ends.
+seats are waited for until they come, their request fails, or the timeout ends.
 
 Who takes part in a round keeps looking whether the trainer's store is still there, and the round not over: gloo tells nobody who is
 in the middle of a tensor that the connection broke.
