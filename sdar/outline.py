@@ -248,6 +248,9 @@ def arguments(owner: type | Function) -> dict[str, Parameter]:
     found: dict[str, Parameter] = {}
     given: set[str] = {"self"}
     functions = [owner] if isinstance(owner, Function) else [vars(cls).get("__init__") for cls in owner.__mro__]
+    for cls in () if isinstance(owner, Function) else owner.__mro__:
+        for name, field in vars(cls).get(_FIELDS, {}).items():
+            found.setdefault(name, field)
     for function in functions:
         if not isinstance(function, Function):
             continue
@@ -416,13 +419,21 @@ def _is_foreign(base: Any) -> bool:
     return not is_followed(module) and module.partition(".")[0] not in sys.stdlib_module_names
 
 
+_FIELDS = "_outline_fields"
+"""Where the outline of a dataclass keeps what its constructor takes."""
+
+
 def _with_fields(home: Source, node: ast.ClassDef, cls: type) -> type:
+    fields: dict[str, Parameter] = {}
     try:
         for inner in node.body:
             if isinstance(inner, ast.AnnAssign) and isinstance(inner.target, ast.Name):
                 cls.__annotations__ = vars(cls).get("__annotations__", {}) | {inner.target.id: Any}
                 if inner.value is not None:
                     setattr(cls, inner.target.id, home.evaluate(inner.value))
+                kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+                fields[inner.target.id] = Parameter(home, ast.arg(inner.target.id, inner.annotation), kind, inner.value)
+        setattr(cls, _FIELDS, fields)
         return dataclasses.dataclass(cls)
     except (UnreadableError, TypeError, ValueError):
         return cls

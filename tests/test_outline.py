@@ -1,5 +1,6 @@
 """What the sources say of parts, without importing them, is what the imported classes are."""
 
+import dataclasses
 import inspect
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sdar.cli import main
 from sdar.cli.commands import COMMANDS
 from sdar.cli.run_help import help_of_run
 from sdar.cli.signatures import annotated, arguments, signature
+from sdar.sandbox import Limits
 
 registry.load_parts()
 OURS = {
@@ -92,3 +94,10 @@ def test_the_help_of_a_run_is_that_of_its_parser(
     monkeypatch.setattr(registry, "_reads_sources", True)
     assert help_of_run(command) == printed and len(printed.splitlines()) > 250
     assert registry.locate("sdar.data.TaskModule").__module__.startswith("sdar."), "outlines have their modules again"
+
+
+def test_the_outline_of_a_dataclass_takes_its_fields() -> None:
+    """Else `limits.wall_s` of a sandbox could be set in no file."""
+    fields = outline.arguments(outline.find("sdar.sandbox.base", "Limits"))
+    assert {name: p.default for name, p in fields.items()} == dataclasses.asdict(Limits())
+    assert {name: p.annotation for name, p in fields.items()} == {f.name: f.type for f in dataclasses.fields(Limits)}
