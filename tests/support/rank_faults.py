@@ -14,9 +14,11 @@ from pathlib import Path
 import rank_run
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sdar.distributed import communicator
 from sdar.errors import ContextOverflowError, RankError
 
-DEADLINE = 5.0
+DEADLINE = 4.0
+communicator.EXPLAIN_S = 3.0
 STRUCK = int(os.environ.get("STRUCK", 1))
 
 
