@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     worker = hasattr(config, "workerinput")
     if not worker and config.getoption("numprocesses", None):
         return
+    import lightning.pytorch  # noqa: F401 (as in a run, before pytest catches logs: its loggers look whether somebody does)
     import shapes  # noqa: F401 (first of all: it imports with checks)
     import torch
     from hypothesis import Phase, settings
