@@ -4,11 +4,12 @@
 session, model and tokenizer as `save_pretrained` writes them: read it, write elsewhere. ``own_folder`` is a working directory
 whose Python files may be plugins of the command: a process of its own for each would import everything anew.
 
-Nothing heavy is imported with this file: the process that deals tests out to others runs none.
+The process that deals tests out to others (pytest -n) runs none, and imports nothing heavy.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,18 +20,10 @@ import pytest
 if TYPE_CHECKING:
     from sdar.envs.household import HouseholdEnv
 
-WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
-SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}
-LONGEST = ["test_ranks.py", "test_conf.py", "test_types.py", "test_faults.py", "test_training_step.py", "test_pushes.py"]
-"""These files first, so that none of them is what all wait for at the end."""
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    worker = hasattr(config, "workerinput")
-    if not worker and config.getoption("numprocesses", None):
-        return
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the package
     import lightning.pytorch  # noqa: F401 (as in a run, before pytest catches logs: its loggers look whether somebody does)
-    import shapes  # noqa: F401 (first of all: it imports with checks)
+    import shapes  # noqa: F401 (before anything of the package: it imports with checks)
     import torch
     from hypothesis import Phase, settings
     from launch import forks
@@ -41,8 +34,13 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.register_profile(
         "mutants", deadline=None, database=None, derandomize=True, phases=[Phase.explicit, Phase.generate]
     )
-    if worker:
+    if WORKER:
         forks()  # before a pool of worlds starts the process that all are forked from, with less imported
+
+WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
+SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}
+LONGEST = ["test_ranks.py", "test_conf.py", "test_types.py", "test_faults.py", "test_training_step.py", "test_pushes.py"]
+"""These files first, so that none of them is what all wait for at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
