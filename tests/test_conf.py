@@ -262,7 +262,7 @@ def test_a_tiny_policy_trains_in_a_world_without_a_warning(world, method, tmp_pa
     monkeypatch.chdir(tmp_path)
     small = """
 model: {init_args: {sampler: {init_args: {max_new_tokens: 8}}, val_sampler: {init_args: {max_new_tokens: 8}}}}
-data: {init_args: {tasks_per_step: 1, group_size: 2, val_tasks: 8, env: {init_args: {horizon: 2}}}}
+data: {init_args: {tasks_per_step: 1, group_size: 2, val_tasks: 2, env: {init_args: {horizon: 2}}}}
 trainer: {val_check_interval: 1}
 """
     checked(in_a_world(world, method, tmp_path, 2, small), capfd, recwarn)

@@ -31,8 +31,8 @@ def test_ranks_end_where_one_process_ends(straight, world, kind):
     torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(many["norms"], one["norms"], rtol=1e-5, atol=1e-6)
     assert_same(one, many, atol=1e-5)
-    assert len(one["validated"]) == 2 and many["validated"] == one["validated"]  # the same answers to the same tasks
-    assert len({str(played) for played in one["validated"]}) == 2 and all(len(played) == 6 for played in one["validated"])
+    assert many["validated"] == one["validated"]  # the same answers to the same tasks
+    assert [len(played) for played in one["validated"]] == [6]
     moved = [(one["weights"][name] - one["teacher"][name]).abs().max() for name in one["weights"]]
     assert max(moved) > 1e-3  # it learned, and the average lags behind
 

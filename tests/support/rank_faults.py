@@ -65,7 +65,7 @@ def main(folder, kind, fault):
     make = rank_run.STRATEGIES[kind]
     rank_run.STRATEGIES[kind] = lambda: make(deadline=DEADLINE)
     keep = StruckCheckpoint(folder, save_last=True, save_top_k=0, every_n_train_steps=1)
-    run = rank_run.trainer(kind, 10, Path(folder), enable_checkpointing=True, callbacks=[keep], val_check_interval=2)
+    run = rank_run.trainer(kind, 10, Path(folder), enable_checkpointing=True, callbacks=[keep])
     try:
         run.fit(rank_run.strategy(), rank_run.data())
     except (RankError, ContextOverflowError) as error:

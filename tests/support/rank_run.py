@@ -136,7 +136,7 @@ def trainer(kind, steps, folder, **kwargs):
     settings = {
         "logger": False,
         "enable_checkpointing": False,
-        "val_check_interval": 1,
+        "val_check_interval": 2,
         "devices": int(os.environ.get("WORLD", 1)),
     }
     settings |= {"precision": "bf16-mixed"} if kind in ("bf16", "half2", "bf16zero2") else {}
