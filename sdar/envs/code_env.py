@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Literal
 
@@ -19,6 +20,7 @@ from sdar.envs.problem_env import (
     NO_OUTPUT,
     Attempt,
     ProblemEnv,
+    families_of,
     measured_elsewhere,
     score,
     shorten,
@@ -26,7 +28,7 @@ from sdar.envs.problem_env import (
 )
 from sdar.errors import ConfigError, check_least
 from sdar.parts import Expert, StepResult
-from sdar.registry import did_you_mean, register
+from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
 from sdar.skills import SkillBank
 from sdar.types import Task
@@ -126,16 +128,7 @@ class CodeEnv(ProblemEnv):
         check_least("env", 1, test_memory_mb=test_memory_mb)
         if test_s is not None and test_s <= 0:
             raise ConfigError(f"env.test_s is {test_s}: no program could run. Give more than 0 seconds, or leave it out.")
-        if files is not None and families is not None:
-            raise ConfigError(
-                "env.families chooses among generated problems, but env.files replaces them. Take one of them out."
-            )
-        for family in families or []:
-            if family not in FAMILIES:
-                raise ConfigError(
-                    f"env.families names {family!r}: no such family.{did_you_mean(family, FAMILIES)} Families: {', '.join(FAMILIES)}."
-                )
-        self.families = list(families or FAMILIES)
+        self.families = families_of(families, FAMILIES, files)
         self.window = Window(platforms, difficulties, since, until)
         if files is None and self.window != Window():
             raise ConfigError(
@@ -144,7 +137,7 @@ class CodeEnv(ProblemEnv):
             )
         self.test_s = test_s
         self.test_memory_mb = test_memory_mb
-        self._mark([GENERATOR, self.families])
+        self._mark([GENERATOR, self.families], [] if self.window == Window() else [asdict(self.window)])
 
     @staticmethod
     def rewards() -> Sequence[str]:

@@ -1,11 +1,9 @@
 """Mathematics with a code interpreter: problems with a checkable answer, Python as a tool."""
 
-import hashlib
 import random
 from collections.abc import Mapping
 from functools import lru_cache
 from math import isfinite
-from pathlib import Path
 from typing import Any, Literal
 
 from sdar.envs import math_checking, math_problems
@@ -19,20 +17,21 @@ from sdar.envs.problem_env import (
     NO_OUTPUT,
     Attempt,
     ProblemEnv,
+    families_of,
     measured_elsewhere,
     score,
     tool_error_share,
 )
 from sdar.envs.problem_env import shorten as shorten
 from sdar.envs.problem_env import tell as tell
+from sdar.envs.problem_rows import columns, file_rows
 from sdar.errors import ConfigError
 from sdar.parts import Expert, StepResult
-from sdar.reading import excerpt, is_written_list, read_json_lines, read_name
-from sdar.registry import did_you_mean, register
+from sdar.reading import is_written_list, read_name
+from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
 from sdar.skills import SkillBank
 from sdar.types import Task
-from sdar.versions import install
 
 GENERATOR = 1
 """Raised whenever the same arguments would make another problem, so that no panel can mean two things."""
@@ -80,10 +79,10 @@ class MathEnv(ProblemEnv):
 
     Args:
         split: Where training problems come from. Generated problems of different splits never have the same text.
-        files: Split -> JSONL or parquet file, instead of generated problems. Columns: ``problem``, ``question`` or ``prompt``
-            (text, or messages of which the last user's counts); ``answer``, ``solution`` (its last ``\boxed{}``) or
-            ``reward_model.ground_truth``; perhaps ``data_source``, which is the family. A row that repeats the text of an earlier one
-            is left out, and a training row whose text stands in another split's file.
+        files: Split -> JSONL (it may end in .gz), CSV or parquet file, instead of generated problems. Columns, in any case: ``problem``,
+            ``question`` or ``prompt`` (text, or messages of which the last user's counts); ``answer``, ``solution`` (its last
+            ``\boxed{}``) or ``reward_model.ground_truth``; perhaps ``data_source``, which is the family. A row that repeats the text of
+            an earlier one is left out, and a training row whose text stands in another split's file.
         families: Families of generated problems, all by default.
         level: Size of the numbers of generated problems.
         runner: What runs the code; by default the best sandbox of this machine.
@@ -117,16 +116,7 @@ class MathEnv(ProblemEnv):
         super().__init__(split, files, runner, stateful, horizon, max_tool_calls, reward, output_chars)
         if level not in LEVELS:
             raise ConfigError(f"env.level is {level!r}: levels of generated problems are {' and '.join(LEVELS)}.")
-        if files is not None and families is not None:
-            raise ConfigError(
-                "env.families chooses among generated problems, but env.files replaces them. Take one of them out."
-            )
-        for family in families or []:
-            if family not in FAMILIES:
-                raise ConfigError(
-                    f"env.families names {family!r}: no such family.{did_you_mean(family, FAMILIES)} Families: {', '.join(FAMILIES)}."
-                )
-        self.families = list(families or FAMILIES)
+        self.families = families_of(families, FAMILIES, files)
         self.level = level
         self.verify_python = verify_python
         self._mark([GENERATOR, self.families, level])
@@ -224,15 +214,8 @@ def _generated(family: str, level: str, split: str, name: str) -> Problem:
 @lru_cache(maxsize=16)
 def _file_problems(path: str) -> tuple[tuple[Problem, ...], str]:
     """The problems of a file and a digest of its content."""
-    file = Path(path)
-    if not file.is_file():
-        found = "is no file" if file.exists() else "does not exist"
-        raise ConfigError(f"env.files names {path}, which {found}. Give the path of a JSONL or parquet file.")
-    rows = _parquet(file) if file.suffix == ".parquet" else (row for _, row in read_json_lines(file))
-    problems = tuple(_row(path, number, row) for number, row in enumerate(rows, 1))
-    if not problems:
-        raise ConfigError(f"env.files: {path} holds no problem. Give a file with one row a problem.")
-    return problems, hashlib.sha256(file.read_bytes()).hexdigest()
+    rows, digest = file_rows(path)
+    return tuple(_row(where, row) for where, row in rows), digest
 
 
 @lru_cache(maxsize=16)
@@ -241,19 +224,7 @@ def _kept(path: str, measured: tuple[str, ...]) -> list[int]:
     return distinct(path, [problem.text for problem in _file_problems(path)[0]], others)
 
 
-def _parquet(file: Path) -> list[Any]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(f"{file} is parquet and pyarrow is not installed. Install it ({install('math')}).") from error
-    try:
-        return pyarrow.parquet.read_table(file).to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-        raise ConfigError(f"{file} cannot be read as parquet ({error}). Write it again, or give JSONL.") from error
-
-
-def _row(path: str, number: int, row: Any) -> Problem:
-    where = f"{path}, row {number}"
+def _row(where: str, row: Any) -> Problem:
     if not isinstance(row, dict):
         raise ConfigError(f"{where}: {type(row).__name__} instead of an object with a problem and an answer.")
     text = next((row[k] for k in ("problem", "question", "prompt") if row.get(k) is not None), None)
@@ -261,7 +232,7 @@ def _row(path: str, number: int, row: Any) -> Problem:
         text = next((m.get("content") for m in reversed(text) if isinstance(m, dict) and m.get("role") == "user"), None)
     if not isinstance(text, str) or not text.strip():
         raise ConfigError(
-            f"{where} has no problem: a text in the column problem, question or prompt. Its columns: {excerpt(', '.join(row), 300)}."
+            f"{where} has no problem: a text in the column problem, question or prompt. Its columns: {columns(row)}."
         )
     model = row.get("reward_model")
     answer = row.get("answer")
@@ -273,7 +244,7 @@ def _row(path: str, number: int, row: Any) -> Problem:
     if not number and not (isinstance(answer, str) and answer.strip() and not is_written_list(answer)):
         raise ConfigError(
             f"{where} has no answer: a text or a finite number in the column answer, solution or reward_model.ground_truth. Its columns: "
-            f"{excerpt(', '.join(row), 300)}."
+            f"{columns(row)}."
         )
     family = read_name(row.get("data_source") or "math", f"{where}: data_source")
     return Problem(text, str(answer).strip(), family)

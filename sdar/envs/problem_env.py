@@ -5,7 +5,7 @@ import json
 import random
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from sdar.envs.math_protocol import ANSWER, program_of
 from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, StepResult
 from sdar.paths import resolve
+from sdar.registry import did_you_mean
 from sdar.sandbox.base import CodeRunner, Result, RunStatus
 from sdar.sandbox.choose import AutoRunner
 
@@ -103,12 +104,14 @@ class ProblemEnv(Environment):
         """Names of the rewards that there are."""
         return ("binary", "signed", "sod")
 
-    def _mark(self, settings: Sequence[Any]) -> None:
-        """Tell what is left out of files, and make the fingerprint: of the files' contents, or of the `settings` of generated problems."""
+    def _mark(self, settings: Sequence[Any], reading: Sequence[Any] = ()) -> None:
+        """Tell what is left out of files, and make the fingerprint: of the files' contents and of the settings by which they are read
+        (`reading`), or of the `settings` of generated problems."""
         texts = {name: self._file(str(resolve(path)))[1] for name, path in (self.files or {}).items()}
         for name in texts:
             self._kept(name)
-        self.fingerprint = hashlib.sha256(json.dumps(texts if self.files else settings).encode()).hexdigest()[:8]
+        told = ([texts, *reading] if reading else texts) if self.files else settings
+        self.fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
     def task_ids(self, split: str, count: int, seed: int) -> list[str]:
         self.check_split(split)
@@ -210,6 +213,18 @@ class ProblemEnv(Environment):
     @abstractmethod
     def _kept(self, split: str) -> list[int]:
         """Rows of a split's file that panels choose from."""
+
+
+def families_of(chosen: Sequence[str] | None, families: Collection[str], files: Mapping[str, str] | None) -> list[str]:
+    """The families of generated problems: those that are chosen, or all."""
+    if files is not None and chosen is not None:
+        raise ConfigError("env.families chooses among generated problems, but env.files replaces them. Take one of them out.")
+    for family in chosen or []:
+        if family not in families:
+            raise ConfigError(
+                f"env.families names {family!r}: no such family.{did_you_mean(family, families)} Families: {', '.join(families)}."
+            )
+    return list(chosen or families)
 
 
 def measured_elsewhere(env: ProblemEnv, split: str) -> tuple[str, tuple[str, ...]]:

@@ -1,17 +1,13 @@
 """Programming as an environment: problems generated and from files, tool calls, judgement, rewards, the whole of HumanEval."""
 
 import ast
-import gzip
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
-from sdar.cli import main
 from sdar.envs import CodeEnv, FencedCodeProtocol, HermesCodeProtocol
 from sdar.envs.code_env import FAILURES, NO_PROGRAM, PASSED
 from sdar.envs.code_files import file_problems
@@ -112,6 +108,8 @@ def test_problems_come_from_files_and_a_window(tmp_path):
     assert sorted(few.task(i).instruction.split(".")[0] for i in few.task_ids("unseen", few.size("unseen"), 0)) == [
         "Complete the function double", "Triple it"
     ]  # fmt: skip
+    later_only = CodeEnv(files={"unseen": files["unseen"]}, split="unseen", since="2024-12-01")
+    assert len({env.fingerprint for env in (few, later_only)}) == 2  # a row's number is another problem in another window
     task = next(task for task in map(few.task, few.task_ids("unseen", 2, 0)) if task.family != "humaneval")
     with pytest.raises(ConfigError, match=r"CodeEnv has no demonstrations for task code-.*its row has no solution"):
         few.demonstration(task)
@@ -242,42 +240,3 @@ def test_canonical_solutions_of_humaneval_pass_and_changed_ones_do_not(sandbox):
 @pytest.mark.slow
 def test_all_canonical_solutions_of_humaneval_pass_and_no_changed_one_does(sandbox):
     assert judged(sandbox, range(164)) == ([], [])
-
-
-def files_of(folder):
-    """HumanEval in two parts, where it is there."""
-    if not HUMANEVAL.exists():
-        pytest.skip(f"HumanEval's file is not there: {HUMANEVAL}")
-    rows = gzip.decompress(HUMANEVAL.read_bytes()).decode().splitlines()
-    for name, part in (("train", rows[:100]), ("unseen", rows[100:])):
-        (folder / f"{name}.jsonl").write_text("\n".join(part))
-    return {name: str(folder / f"{name}.jsonl") for name in ("train", "unseen")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("data", ["generated", "humaneval"])
-@pytest.mark.parametrize("method", ["grpo", "sod"])
-def test_a_tiny_policy_trains_and_resumes_bit_for_bit(method, data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    env = {"init_args": {"horizon": 2} | ({"files": files_of(tmp_path)} if data == "humaneval" else {})}
-    small = {
-        "model": {"init_args": {"sampler": {"init_args": {"max_new_tokens": 16}}, "val_sampler": {"init_args": {"max_new_tokens": 16}}}},
-        "data": {"init_args": {"tasks_per_step": 2, "group_size": 2, "train_tasks": 20, "val_tasks": 4, "env": env}},
-        "trainer": {"val_check_interval": 4, "enable_progress_bar": False},
-    }  # fmt: skip
-    Path("small.yaml").write_text(yaml.safe_dump(small))
-    files = ["env/code_tiny.yaml", f"method/{method}.yaml", "scale/tiny.yaml"]
-    command = ["fit", *(part for name in files for part in ("-c", f"conf/{name}")), "-c", "small.yaml"]
-    command += ["--model.teacher", "InitialTeacher"] if method == "sod" else []
-
-    def run(folder, steps, *more):
-        assert main([*command, "--trainer.default_root_dir", folder, "--trainer.max_steps", str(steps), *more]) == 0
-        return torch.load(Path(folder, "version_0", "checkpoints", "last.ckpt"), weights_only=True)
-
-    straight = run("straight", 10)
-    run("stopped", 4)
-    resumed = run("stopped", 10, "--ckpt_path", "last")
-    assert straight["global_step"] == resumed["global_step"] == 10
-    assert all(torch.equal(straight["state_dict"][name], value) for name, value in resumed["state_dict"].items())
-    validated = [json.loads(line) for line in Path("straight/version_0/validation.jsonl").read_text().splitlines()]
-    assert any("tests_passed" in name for name in validated[-1])
