@@ -13,6 +13,8 @@ from sdar.envs.protocols import CompactProtocol as CompactProtocol
 from sdar.envs.protocols import CountedThinkActProtocol as CountedThinkActProtocol
 from sdar.envs.protocols import GeneralProtocol as GeneralProtocol
 from sdar.envs.protocols import ThinkActProtocol as ThinkActProtocol
+from sdar.envs.science import ScienceEnv as ScienceEnv
+from sdar.envs.science_protocol import HermesScienceProtocol as HermesScienceProtocol
 from sdar.envs.search import EncyclopediaBackend as EncyclopediaBackend
 from sdar.envs.search import SearchEnv as SearchEnv
 from sdar.envs.search_protocol import CompactSearchProtocol as CompactSearchProtocol

@@ -35,8 +35,8 @@ class Environment(ABC):
     """What its actions are: ``commands``, ``searches`` (``search[...]``, ``answer[...]``) or ``programs``; protocols that give others
     are refused. None: it takes any text."""
     world_kind: str = ""
-    """What a protocol's words may take it for: ``household``, ``shop``, ``questions``, ``mathematics``, ``programming``; empty: none
-    of them."""
+    """What a protocol's words may take it for: ``household``, ``shop``, ``questions``, ``mathematics``, ``programming``,
+    ``science``; empty: none of them."""
     fact_template: str = "{thing}: {place}"
     """How one of its tasks' facts is told, where nobody says otherwise."""
     running: Any = None
