@@ -211,8 +211,8 @@ def test_what_is_wrong_with_a_question_is_named(change, reason):
 @pytest.mark.parametrize("answer", [float("nan"), float("inf"), "", "['2', '3']", True, [2], None])
 def test_an_answer_in_mathematics_is_a_text_or_a_finite_number(answer):
     with pytest.raises(SdarError, match="row 1 has no answer: a text or a finite number"):
-        mathematics._row("m", 1, {"problem": "p", "answer": answer})
-    assert mathematics._row("m", 1, {"problem": "p", "answer": "[1, 2]"}).answer == "[1, 2]"
+        mathematics._row("m, row 1", {"problem": "p", "answer": answer})
+    assert mathematics._row("m, row 1", {"problem": "p", "answer": "[1, 2]"}).answer == "[1, 2]"
 
 
 def test_a_folder_is_not_called_missing(tmp_path):
