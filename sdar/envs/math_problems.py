@@ -25,6 +25,11 @@ class Problem:
     program: str = ""
     hint: str = ""
 
+    @property
+    def gold(self) -> str:
+        """The answer as a policy should give it."""
+        return self.answer
+
 
 def modular_arithmetic(rng: random.Random, level: str) -> Problem:
     """A power plus a product, modulo a number."""

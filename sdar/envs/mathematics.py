@@ -7,26 +7,18 @@ from math import isfinite
 from typing import Any, Literal
 
 from sdar.envs import math_checking, math_problems
+from sdar.envs.answer_env import RIGHT, WRONG, AnswerEnv
 from sdar.envs.duplicates import distinct
 from sdar.envs.math_checking import is_correct, last_boxed
 from sdar.envs.math_problems import FAMILIES, LEVELS, Problem
 from sdar.envs.math_protocol import ANSWER, PYTHON
-from sdar.envs.problem_env import (
-    MALFORMED,
-    NO_CALLS_LEFT,
-    NO_OUTPUT,
-    Attempt,
-    ProblemEnv,
-    families_of,
-    measured_elsewhere,
-    score,
-    tool_error_share,
-)
+from sdar.envs.problem_env import MALFORMED, NO_CALLS_LEFT, NO_OUTPUT, families_of, measured_elsewhere
+from sdar.envs.problem_env import score as score
 from sdar.envs.problem_env import shorten as shorten
 from sdar.envs.problem_env import tell as tell
 from sdar.envs.problem_rows import columns, file_rows
 from sdar.errors import ConfigError
-from sdar.parts import Expert, StepResult
+from sdar.parts import Expert
 from sdar.reading import is_written_list, read_name
 from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
@@ -35,7 +27,6 @@ from sdar.types import Task
 
 GENERATOR = 1
 """Raised whenever the same arguments would make another problem, so that no panel can mean two things."""
-RIGHT, WRONG = "Correct.", "Incorrect."
 
 PHRASES = [
     "```python\n",
@@ -71,7 +62,7 @@ PHRASES = [
 
 
 @register("math")
-class MathEnv(ProblemEnv):
+class MathEnv(AnswerEnv):
     r"""Problems with a checkable answer and a Python interpreter.
 
     Actions are ``python``, a line break and code, or ``answer``, a line break and an answer; `HermesMathProtocol` and
@@ -136,10 +127,6 @@ class MathEnv(ProblemEnv):
             facts={"answer": problem.answer},
         )
 
-    def reset(self, task: Task) -> str:
-        self.running = Attempt(task.id)
-        return self.problem(task.id).text
-
     def check(self) -> None:
         """Whether code can be run and answers compared on this machine; says what stands between the code and the machine."""
         super().check()
@@ -148,21 +135,12 @@ class MathEnv(ProblemEnv):
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "MathExpert":
         return MathExpert(self, self.problem(self.ongoing().task_id))
 
-    def demonstration(self, task: Task) -> list[str]:
-        """One call of the reference program where there is one, then the answer."""
-        problem = self.problem(task.id)
-        return [*([PYTHON + problem.program] if problem.program else []), ANSWER + problem.answer]
-
     def solution(self, task: Task) -> str:
         """The reference program and the answer."""
         problem = self.problem(task.id)
         return (
             f"{problem.program}\n\nThe answer is {problem.answer}." if problem.program else f"The answer is {problem.answer}."
         )
-
-    def hint(self, task: Task) -> str:
-        hint = self.problem(task.id).hint
-        return hint or super().hint(task)
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, RIGHT, WRONG]
@@ -173,14 +151,8 @@ class MathEnv(ProblemEnv):
             texts += [p.text, f"```python\n{p.program}\n```", f"```output\n{p.answer}\n```", f"\\boxed{{{p.answer}}}", p.hint]
         return texts, PHRASES
 
-    def _judge(self, attempt: Attempt, answer: str) -> StepResult:
-        """The end of an episode; an empty answer is none."""
-        right = bool(answer) and is_correct(self.problem(attempt.task_id).answer, answer, python=self.verify_python)
-        reward = score(right, attempt.calls, self.reward)
-        return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
-
-    def _scores(self, attempt: Attempt, right: bool = False) -> dict[str, float]:
-        return {"correct": float(right), "tool_error_share": tool_error_share(attempt)}
+    def _is_right(self, problem: Problem, answer: str) -> bool:
+        return is_correct(problem.answer, answer, python=self.verify_python)
 
     def _generated(self, split: str, seed: str, index: int) -> Problem:
         return _generated(self.families[index % len(self.families)], self.level, split, f"{seed}/{index}")

@@ -6,24 +6,14 @@ from functools import lru_cache
 from typing import Literal
 
 from sdar.envs import math_checking, science_generated
+from sdar.envs.answer_env import RIGHT, WRONG, AnswerEnv
 from sdar.envs.duplicates import distinct
 from sdar.envs.math_protocol import ANSWER, PYTHON
-from sdar.envs.mathematics import RIGHT, WRONG
-from sdar.envs.problem_env import (
-    MALFORMED,
-    NO_CALLS_LEFT,
-    NO_OUTPUT,
-    Attempt,
-    ProblemEnv,
-    families_of,
-    measured_elsewhere,
-    score,
-    tool_error_share,
-)
+from sdar.envs.problem_env import MALFORMED, NO_CALLS_LEFT, NO_OUTPUT, families_of, measured_elsewhere
 from sdar.envs.science_choices import BY_LETTER, Question, is_right, shuffled
 from sdar.envs.science_generated import FAMILIES
 from sdar.envs.science_questions import file_questions, rows_as_written
-from sdar.parts import Expert, StepResult
+from sdar.parts import Expert
 from sdar.paths import resolve
 from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
@@ -61,7 +51,7 @@ PHRASES = [
 
 
 @register("science")
-class ScienceEnv(ProblemEnv):
+class ScienceEnv(AnswerEnv):
     r"""Questions of science with options or a short answer, and a Python interpreter.
 
     Actions are those of `MathEnv`. Where a question has options, the answer is right when it is the letter of the right one (``B``,
@@ -121,10 +111,6 @@ class ScienceEnv(ProblemEnv):
         seed = int(task_id.rpartition("-")[2])
         return Task(id=task_id, family=question.family, instruction=question.text, seed=seed, facts={"answer": question.told})
 
-    def reset(self, task: Task) -> str:
-        self.running = Attempt(task.id)
-        return self.problem(task.id).text
-
     def check(self) -> None:
         """Whether code can be run, and answers compared where there are no options."""
         super().check()
@@ -135,18 +121,10 @@ class ScienceEnv(ProblemEnv):
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "ScienceExpert":
         return ScienceExpert(self, self.problem(self.ongoing().task_id))
 
-    def demonstration(self, task: Task) -> list[str]:
-        """One call of the program that computes the answer, where there is one, then the answer."""
-        question = self.problem(task.id)
-        return [*([PYTHON + question.program] if question.program else []), ANSWER + question.gold]
-
     def solution(self, task: Task) -> str:
         """How the answer is found, where that is known, and the answer."""
         question = self.problem(task.id)
         return "\n\n".join([*filter(None, (question.worked or question.program,)), f"The answer is {question.told}."])
-
-    def hint(self, task: Task) -> str:
-        return self.problem(task.id).hint or super().hint(task)
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, RIGHT, WRONG]
@@ -156,14 +134,8 @@ class ScienceEnv(ProblemEnv):
             texts += [q.text, q.hint, f"\\boxed{{{q.gold}}}", f"```python\n{q.program}\n```" if q.program else q.answer]
         return texts, PHRASES
 
-    def _judge(self, attempt: Attempt, answer: str) -> StepResult:
-        """The end of an episode; an empty answer is none."""
-        right = bool(answer) and is_right(self.problem(attempt.task_id), answer, self.verify_python)
-        reward = score(right, attempt.calls, self.reward)
-        return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
-
-    def _scores(self, attempt: Attempt, right: bool = False) -> dict[str, float]:
-        return {"correct": float(right), "tool_error_share": tool_error_share(attempt)}
+    def _is_right(self, problem: Question, answer: str) -> bool:
+        return is_right(problem, answer, self.verify_python)
 
     def _generated(self, split: str, seed: str, index: int) -> Question:
         return _generated(self.families[index % len(self.families)], split, f"{seed}/{index}", self.shuffle_seed)

@@ -1,0 +1,56 @@
+"""What mathematics and science share: problems whose answer is a text that is right or wrong."""
+
+from abc import abstractmethod
+from typing import Any, Protocol
+
+from sdar.envs.math_protocol import ANSWER, PYTHON
+from sdar.envs.problem_env import Attempt, Problem, ProblemEnv, score, tool_error_share
+from sdar.parts import StepResult
+from sdar.types import Task
+
+RIGHT, WRONG = "Correct.", "Incorrect."
+
+
+class AnsweredProblem(Problem, Protocol):
+    """A problem with a gold answer; `program` and `hint` are empty where nobody wrote them."""
+
+    @property
+    def gold(self) -> str: ...
+
+    @property
+    def program(self) -> str: ...
+
+    @property
+    def hint(self) -> str: ...
+
+
+class AnswerEnv(ProblemEnv):
+    """Problems with a gold answer, and a Python interpreter."""
+
+    @abstractmethod
+    def problem(self, task_id: str) -> AnsweredProblem:
+        """The problem of a task id, the same on every machine."""
+
+    @abstractmethod
+    def _is_right(self, problem: Any, answer: str) -> bool:
+        """Whether an answer that is not empty is right."""
+
+    def reset(self, task: Task) -> str:
+        self.running = Attempt(task.id)
+        return self.problem(task.id).text
+
+    def demonstration(self, task: Task) -> list[str]:
+        """One call of the program that finds the answer, where there is one, then the answer."""
+        problem = self.problem(task.id)
+        return [*([PYTHON + problem.program] if problem.program else []), ANSWER + problem.gold]
+
+    def hint(self, task: Task) -> str:
+        return self.problem(task.id).hint or super().hint(task)
+
+    def _judge(self, attempt: Attempt, answer: str) -> StepResult:
+        right = bool(answer) and self._is_right(self.problem(attempt.task_id), answer)
+        reward = score(right, attempt.calls, self.reward)
+        return StepResult(RIGHT if right else WRONG, reward, True, right, bool(answer), self._scores(attempt, right))
+
+    def _scores(self, attempt: Attempt, right: bool = False) -> dict[str, float]:
+        return {"correct": float(right), "tool_error_share": tool_error_share(attempt)}
