@@ -21,6 +21,13 @@ Rule = tuple[str, str, Callable[[Any], Any]]
 """What is said, an expression in x (of one item, or of all of them), and what it is."""
 
 
+def _composed(items: str, kept: Rule, changed: Rule, ends: Rule) -> tuple[str, str, Callable[[list], Any]]:
+    """What is asked, the expression that answers it, and the same computed in another way."""
+    text = f"Of the given {items} take {kept[0]}, {changed[0]}, and give {ends[0]}."
+    program = ends[1].replace("items", f"[{changed[1]} for x in items if {kept[1]}]")
+    return text, program, lambda items: ends[2]([changed[2](x) for x in items if kept[2](x)])
+
+
 def numbers(rng: random.Random) -> tuple[str, str, Callable[[list], Any], Callable[[], list]]:
     """Text, expression in ``items``, function and a maker of inputs of a problem about numbers."""
     k, t, c = rng.randint(2, 9), rng.randint(-20, 20), rng.randint(2, 9)
@@ -49,14 +56,7 @@ def numbers(rng: random.Random) -> tuple[str, str, Callable[[list], Any], Callab
             ("how many different numbers they are", "len(set(items))", lambda items: len(dict.fromkeys(items))),
         ]
     )  # fmt: skip
-    text = f"Of the given integers take {kept[0]}, {changed[0]}, and give {ends[0]}."
-    program = ends[1].replace("items", f"[{changed[1]} for x in items if {kept[1]}]")
-    return (
-        text,
-        program,
-        lambda items: ends[2]([changed[2](x) for x in items if kept[2](x)]),
-        lambda: [rng.randint(-50, 50) for _ in range(rng.randint(1, 12))],
-    )
+    return *_composed("integers", kept, changed, ends), lambda: [rng.randint(-50, 50) for _ in range(rng.randint(1, 12))]
 
 
 def words(rng: random.Random) -> tuple[str, str, Callable[[list], Any], Callable[[], list]]:
@@ -83,14 +83,11 @@ def words(rng: random.Random) -> tuple[str, str, Callable[[list], Any], Callable
             ("the number of their letters", "sum(map(len, items))", lambda items: len("".join(items))),
         ]
     )  # fmt: skip
-    text = f"Of the given words take {kept[0]}, {changed[0]}, and give {ends[0]}."
-    program = ends[1].replace("items", f"[{changed[1]} for x in items if {kept[1]}]")
-    return (
-        text,
-        program,
-        lambda items: ends[2]([changed[2](x) for x in items if kept[2](x)]),
-        lambda: ["".join(rng.choices("abcdefgh", k=rng.randint(1, 7))) for _ in range(rng.randint(1, 8))],
-    )
+
+    def drawn() -> list[str]:
+        return ["".join(rng.choices("abcdefgh", k=rng.randint(1, 7))) for _ in range(rng.randint(1, 8))]
+
+    return *_composed("words", kept, changed, ends), drawn
 
 
 FAMILIES = {f"{make.__name__}_{form}": (make, form) for make in (numbers, words) for form in ("input", "call")}
