@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from sdar.envs.math_protocol import ANSWER, PYTHON
 from sdar.envs.problem_env import Attempt, Problem, ProblemEnv, score, tool_error_share
+from sdar.envs.worked_solutions import beginning, no_hint
 from sdar.parts import StepResult
 from sdar.types import Task
 
@@ -12,7 +13,7 @@ RIGHT, WRONG = "Correct.", "Incorrect."
 
 
 class AnsweredProblem(Problem, Protocol):
-    """A problem with a gold answer; `program` and `hint` are empty where nobody wrote them."""
+    """A problem with a gold answer; `program`, `hint` and `worked` are empty where nobody wrote them."""
 
     @property
     def gold(self) -> str: ...
@@ -23,9 +24,18 @@ class AnsweredProblem(Problem, Protocol):
     @property
     def hint(self) -> str: ...
 
+    @property
+    def worked(self) -> str: ...
+
+    @property
+    def where(self) -> str: ...
+
 
 class AnswerEnv(ProblemEnv):
     """Problems with a gold answer, and a Python interpreter."""
+
+    hints: str
+    """Where hints of files come from: `Hints`."""
 
     @abstractmethod
     def problem(self, task_id: str) -> AnsweredProblem:
@@ -45,7 +55,13 @@ class AnswerEnv(ProblemEnv):
         return [*([PYTHON + problem.program] if problem.program else []), ANSWER + problem.gold]
 
     def hint(self, task: Task) -> str:
-        return self.problem(task.id).hint or super().hint(task)
+        problem = self.problem(task.id)
+        made = self.hints == "solution"
+        if hint := problem.hint or (beginning(problem.worked) if made else ""):
+            return hint
+        if not problem.where:
+            return super().hint(task)
+        raise no_hint(problem.where, made, bool(problem.worked))
 
     def _judge(self, attempt: Attempt, answer: str) -> StepResult:
         right = bool(answer) and self._is_right(self.problem(attempt.task_id), answer)

@@ -26,6 +26,7 @@ from sdar.envs.problem_env import (
     shorten,
     tool_error_share,
 )
+from sdar.envs.worked_solutions import no_hint
 from sdar.errors import ConfigError, check_least
 from sdar.parts import Expert, StepResult
 from sdar.registry import register
@@ -85,7 +86,7 @@ class CodeEnv(ProblemEnv):
         split: Where training problems come from. Generated problems of different splits never have the same text.
         files: Split -> JSONL or JSON file (it may end in .gz), instead of generated problems: rows of LiveCodeBench, LeetCodeDataset or
             HumanEval, told apart by their columns. A row that repeats the text of an earlier one is left out, and a training row whose
-            text stands in another split's file.
+            text stands in another split's file. Perhaps ``hint``, for teachers.
         families: Families of generated problems, all by default.
         platforms: Of LiveCodeBench's rows, those from these platforms (leetcode, codeforces, atcoder).
         difficulties: Of LiveCodeBench's rows, those that are this hard (easy, medium, hard).
@@ -167,13 +168,19 @@ class CodeEnv(ProblemEnv):
 
     def solution(self, task: Task) -> str:
         """The reference program."""
-        program = self.problem(task.id).solution
-        if not program:
+        problem = self.problem(task.id)
+        if not problem.solution:
             raise ConfigError(
-                f"CodeEnv has no demonstrations for task {task.id}: its row has no solution, as LiveCodeBench's rows have none. Use rows "
-                "of LeetCodeDataset or HumanEval, or a method without them."
+                f"CodeEnv has no demonstrations for task {task.id}: {problem.where} has no solution, as LiveCodeBench's rows have none. "
+                "Use rows of LeetCodeDataset or HumanEval, or a method without them."
             )
-        return program
+        return problem.solution
+
+    def hint(self, task: Task) -> str:
+        problem = self.problem(task.id)
+        if problem.where and not problem.hint:
+            raise no_hint(problem.where, made=False, worked=False)
+        return problem.hint or super().hint(task)
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, PASSED, NO_PROGRAM]

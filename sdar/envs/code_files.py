@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from sdar.envs.code_checks import is_check_row, read_check_row
 from sdar.envs.code_livecodebench import Window, is_livecodebench_row, read_livecodebench_row
 from sdar.envs.code_problems import CodeProblem
+from sdar.envs.worked_solutions import hint_of
 from sdar.errors import ConfigError
 from sdar.reading import excerpt, read_json, read_json_lines
 
@@ -25,7 +27,7 @@ def file_problems(path: str, window: Window) -> tuple[tuple[CodeProblem, ...], s
         found = "is no file" if file.exists() else "does not exist"
         raise ConfigError(f"env.files names {path}, which {found}. Give the path of a JSONL or JSON file (it may end in .gz).")
     rows = [(where, row) for where, row in _rows(file) if _counts(row, where, window)]
-    problems = tuple(_problem(row, where) for where, row in rows)
+    problems = tuple(replace(_problem(row, where), hint=hint_of(row, where), where=where) for where, row in rows)
     if not problems:
         raise ConfigError(
             f"env.files: {path} holds no problem that the settings let through. Give a file with one row a problem, or fewer of "

@@ -1,7 +1,7 @@
 """What a programming problem is: a text, tests that stay hidden, perhaps a solution."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from sdar.envs.code_packed import unpack
@@ -60,6 +60,8 @@ class CodeProblem:
         examples: Inputs and outputs that are told, where the text does not tell them.
         solution: A program that passes; empty where nobody wrote one.
         time_s: Seconds that the benchmark gives for a test.
+        hint: Less than the solution; empty where nobody wrote it.
+        where: File and row, for errors.
     """
 
     text: str
@@ -72,6 +74,8 @@ class CodeProblem:
     examples: tuple[tuple[str, str], ...] = ()
     solution: str = ""
     time_s: float = CONTEST_S
+    hint: str = ""
+    where: str = field(default="", compare=False)
 
     @property
     def statement(self) -> str:

@@ -6,7 +6,7 @@ program in another.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import product
 from math import comb, lcm
@@ -17,13 +17,17 @@ SPLITS = ("train", "seen", "unseen")
 
 @dataclass(frozen=True)
 class Problem:
-    """A question with a checkable answer; `program` and `hint` are empty where nobody wrote them."""
+    """A question with a checkable answer; `program`, `hint` and `worked` are empty where nobody wrote them."""
 
     text: str
     answer: str
     family: str
     program: str = ""
     hint: str = ""
+    worked: str = ""
+    """How the answer is found, in words."""
+    where: str = field(default="", compare=False)
+    """File and row, for errors."""
 
     @property
     def gold(self) -> str:

@@ -17,6 +17,7 @@ from sdar.envs.problem_env import score as score
 from sdar.envs.problem_env import shorten as shorten
 from sdar.envs.problem_env import tell as tell
 from sdar.envs.problem_rows import columns, file_rows
+from sdar.envs.worked_solutions import Hints, behind_mark, check_hints, hint_of
 from sdar.errors import ConfigError
 from sdar.parts import Expert
 from sdar.reading import is_written_list, read_name
@@ -71,9 +72,10 @@ class MathEnv(AnswerEnv):
     Args:
         split: Where training problems come from. Generated problems of different splits never have the same text.
         files: Split -> JSONL (it may end in .gz), CSV or parquet file, instead of generated problems. Columns, in any case: ``problem``,
-            ``question`` or ``prompt`` (text, or messages of which the last user's counts); ``answer``, ``solution`` (its last
-            ``\boxed{}``) or ``reward_model.ground_truth``; perhaps ``data_source``, which is the family. A row that repeats the text of
-            an earlier one is left out, and a training row whose text stands in another split's file.
+            ``question`` or ``prompt`` (text, or messages of which the last user's counts); ``answer`` (a text, a number, or GSM8K's
+            worked text, whose answer follows ``####``), ``solution`` (its last ``\boxed{}``) or ``reward_model.ground_truth``; perhaps
+            ``solution`` beside an answer, and ``hint``, for teachers; perhaps ``data_source``, which is the family. A row that repeats
+            the text of an earlier one is left out, and a training row whose text stands in another split's file.
         families: Families of generated problems, all by default.
         level: Size of the numbers of generated problems.
         runner: What runs the code; by default the best sandbox of this machine.
@@ -85,6 +87,8 @@ class MathEnv(AnswerEnv):
         output_chars: Most characters of an output that are told; the middle is cut.
         verify_python: Interpreter that has math-verify, which compares answers; by default this one. Its parser pins a version of
             antlr that Hydra's users cannot have, so it may stay in an environment of its own.
+        hints: Where hints of a file come from. ``column``: the column ``hint``. ``solution``: where a row has none, the first half of the
+            steps of its worked solution, without the last.
     """
 
     protocol_name, world_kind, id_prefix = "hermes_math", "mathematics", "math"
@@ -103,12 +107,14 @@ class MathEnv(AnswerEnv):
         reward: Literal["binary", "signed", "sod"] = "binary",
         output_chars: int = 2000,
         verify_python: str | None = None,
+        hints: Hints = "column",
     ):
         super().__init__(split, files, runner, stateful, horizon, max_tool_calls, reward, output_chars)
         if level not in LEVELS:
             raise ConfigError(f"env.level is {level!r}: levels of generated problems are {' and '.join(LEVELS)}.")
         self.families = families_of(families, FAMILIES, files)
-        self.level = level
+        check_hints(hints, files)
+        self.level, self.hints = level, hints
         self.verify_python = verify_python
         self._mark([GENERATOR, self.families, level])
 
@@ -136,11 +142,9 @@ class MathEnv(AnswerEnv):
         return MathExpert(self, self.problem(self.ongoing().task_id))
 
     def solution(self, task: Task) -> str:
-        """The reference program and the answer."""
+        """How the answer is found, where that is known, and the answer."""
         problem = self.problem(task.id)
-        return (
-            f"{problem.program}\n\nThe answer is {problem.answer}." if problem.program else f"The answer is {problem.answer}."
-        )
+        return "\n\n".join([*filter(None, (problem.worked or problem.program,)), f"The answer is {problem.answer}."])
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, RIGHT, WRONG]
@@ -206,10 +210,12 @@ def _row(where: str, row: Any) -> Problem:
         raise ConfigError(
             f"{where} has no problem: a text in the column problem, question or prompt. Its columns: {columns(row)}."
         )
-    model = row.get("reward_model")
-    answer = row.get("answer")
-    if answer is None and isinstance(row.get("solution"), str):
-        answer = last_boxed(row["solution"]) or row["solution"]
+    model, answer, worked = row.get("reward_model"), row.get("answer"), row.get("solution")
+    found = next((marked for told in (answer, worked) if isinstance(told, str) and (marked := behind_mark(told))), None)
+    if found is not None:
+        worked, answer = found
+    if answer is None and isinstance(worked, str):
+        answer = last_boxed(worked) or worked
     if answer is None and isinstance(model, dict):
         answer = model.get("ground_truth")
     number = isinstance(answer, int | float) and not isinstance(answer, bool) and isfinite(answer)
@@ -218,5 +224,7 @@ def _row(where: str, row: Any) -> Problem:
             f"{where} has no answer: a text or a finite number in the column answer, solution or reward_model.ground_truth. Its columns: "
             f"{columns(row)}."
         )
+    gold = str(int(answer) if isinstance(answer, float) and answer.is_integer() else answer).strip()
+    worked = worked.strip() if isinstance(worked, str) else ""
     family = read_name(row.get("data_source") or "math", f"{where}: data_source")
-    return Problem(text, str(answer).strip(), family)
+    return Problem(text, gold, family, hint=hint_of(row, where), worked="" if worked == gold else worked, where=where)

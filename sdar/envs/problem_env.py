@@ -84,6 +84,7 @@ class ProblemEnv(Environment):
             *others, last = self.rewards()
             raise ConfigError(f"env.reward is {reward!r}: rewards are {', '.join(others)} and {last}.")
         self.files: Any = None if files is None else dict(files)  # split -> path
+        self.told_by_row = files is not None
         self.splits = self.generated_splits if files is None else tuple(files)
         if split not in self.splits:
             raise ConfigError(

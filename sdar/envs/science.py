@@ -13,6 +13,7 @@ from sdar.envs.problem_env import MALFORMED, NO_CALLS_LEFT, NO_OUTPUT, families_
 from sdar.envs.science_choices import BY_LETTER, Question, is_right, shuffled
 from sdar.envs.science_generated import FAMILIES
 from sdar.envs.science_questions import file_questions, rows_as_written
+from sdar.envs.worked_solutions import Hints, check_hints
 from sdar.parts import Expert
 from sdar.paths import resolve
 from sdar.registry import register
@@ -64,7 +65,7 @@ class ScienceEnv(AnswerEnv):
             list, or an object such as ``{A: ..., B: ...}``) or in columns ``A``, ``B``, ..., and ``answer``, the right one's place from 0,
             its letter or its text; or MegaScience's (``question``, ``reference_answer``). The family is the high-level domain, subdomain,
             ``subject``, ``category`` or ``type``. A row that repeats the question and options of an earlier one is left out, and a
-            training row whose question and options stand in another split's file.
+            training row whose question and options stand in another split's file. Perhaps ``hint``, for teachers.
         families: Families of generated questions, all by default.
         shuffle_seed: Options stand in an order of this seed, the same for a question wherever it occurs; None: as in the file. An option
             that speaks of all others (all of the above) keeps its place, and so do all where one names others by letter.
@@ -76,6 +77,7 @@ class ScienceEnv(AnswerEnv):
             most -0.6 together.
         output_chars: Most characters of an output that are told; the middle is cut.
         verify_python: Interpreter that has math-verify, which compares answers of questions without options; by default this one.
+        hints: As in `MathEnv`; solutions are GPQA's explanations and MegaScience's answers.
     """
 
     protocol_name, world_kind, id_prefix = "hermes_science", "science", "science"
@@ -94,10 +96,12 @@ class ScienceEnv(AnswerEnv):
         reward: Literal["binary", "signed", "sod"] = "binary",
         output_chars: int = 2000,
         verify_python: str | None = None,
+        hints: Hints = "column",
     ):
         super().__init__(split, files, runner, stateful, horizon, max_tool_calls, reward, output_chars)
         self.families = families_of(families, FAMILIES, files)
-        self.shuffle_seed = shuffle_seed
+        check_hints(hints, files)
+        self.shuffle_seed, self.hints = shuffle_seed, hints
         self.verify_python = verify_python
         self._mark([GENERATOR, self.families, shuffle_seed], reading=[GENERATOR, shuffle_seed])
 

@@ -6,7 +6,7 @@ An answer names an option by its letter (``B``, ``(b)``, ``\text{B}``, ``B) copp
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from sdar.envs.math_checking import LONGEST_ANSWER, is_correct, plain
@@ -42,6 +42,8 @@ class Question:
     program: str = ""
     """Prints what the answer says; empty where there is nothing to compute."""
     hint: str = ""
+    where: str = field(default="", compare=False)
+    """File and row, for errors."""
 
     @property
     def text(self) -> str:

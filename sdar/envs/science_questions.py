@@ -3,6 +3,7 @@
 import multiprocessing
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from math import isfinite
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from sdar.envs.problem_rows import columns, file_rows
 from sdar.envs.science_choices import LETTERS, Question, shuffled
+from sdar.envs.worked_solutions import hint_of
 from sdar.errors import ConfigError
 from sdar.reading import excerpt, is_written_list, parse_json, read_name
 
@@ -54,7 +56,7 @@ def rows_as_written(path: str) -> tuple[tuple[Question, ...], str]:
             f"{path}: {len(rows) - len(judged)} of {len(rows)} rows have no reference_answer; they are left out, as no answer to them can "
             "be judged."
         )
-    return tuple(read_question(row, where) for where, row in judged), digest
+    return tuple(replace(read_question(row, where), hint=hint_of(row, where), where=where) for where, row in judged), digest
 
 
 def read_question(row: Any, where: str) -> Question:

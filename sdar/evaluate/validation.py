@@ -7,11 +7,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
 from sdar.data import TaskBatch
 from sdar.data.panels import Panel
+from sdar.errors import ConfigError
 from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference
 from sdar.metrics.base import EpisodeMetric
 from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
@@ -34,6 +36,7 @@ class Validation:
         self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))
         self._panels: dict[str, Panel] = {}
         self._tasks: dict[str, list[str]] = defaultdict(list)
+        self._told: dict[str, bool] = {}
         self._history: dict[str, list[tuple[int, Panel, dict[str, float]]]] = defaultdict(list)
 
     def play(self, task_batch: TaskBatch) -> None:
@@ -46,10 +49,24 @@ class Validation:
         for task_id, error in task_batch.unreadable.items():
             task = Task(task_id, "unreadable", "")
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
-        if module.retriever is not None if module.teacher is None else not module.teacher.is_remote:
+        acts = module.retriever is not None if module.teacher is None else not module.teacher.is_remote
+        if acts and self._tells(task_batch.panel):
             played["privileged"] += module.play_as_teacher(
                 self.rollout, module.privileged_requests(by_group(finished(attempts)))
             )
+
+    def _tells(self, panel: Panel) -> bool:
+        """Whether the view can tell the teacher of every task of a panel; says why not."""
+        if panel.name not in self._told:
+            try:
+                self.module.view.check_tasks(self.module.env, panel.task_ids)
+                self._told[panel.name] = True
+            except ConfigError as error:
+                self._told[panel.name] = False
+                rank_zero_warn(
+                    f"the teacher does not play panel {panel.name!r}, for there is nothing to tell it of a task: {error}"
+                )
+        return self._told[panel.name]
 
     def report(self) -> None:
         """Log, print and write what was played since the last report."""

@@ -121,6 +121,13 @@ class PrivilegedView(Part, ABC):
         `group` holds all attempts at the task, this one among them; it is empty before the episode.
         """
 
+    def check_tasks(self, env: "Environment", task_ids: Sequence[str]) -> None:
+        """Called before anything is loaded.
+
+        Raises:
+            ConfigError: what the view tells does not exist for one of these tasks of the world.
+        """
+
     def uses_retrieval(self) -> bool:
         """True when the text comes from a retriever: a strategy with this view needs one."""
         return False

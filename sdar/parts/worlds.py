@@ -39,6 +39,9 @@ class Environment(ABC):
     ``science``; empty: none of them."""
     fact_template: str = "{thing}: {place}"
     """How one of its tasks' facts is told, where nobody says otherwise."""
+    told_by_row: bool = False
+    """Whether one task may have a solution or a hint and another none, as rows of a file: then a view that tells it asks for each task's
+    before the run."""
     running: Any = None
     """All that belongs to the episode that runs now: plain data or an object that pickles. None: no episode was begun."""
 

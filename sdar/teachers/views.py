@@ -1,13 +1,13 @@
 """What a teacher may see of a task, of an attempt and of its group."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sdar.errors import ConfigError
 from sdar.parts import Environment, Placement, PrivilegedView
 from sdar.quoting import hanging, indented
 from sdar.registry import register
-from sdar.types import Episode
+from sdar.types import Episode, Task
 
 NO_ANSWER = r"(?!~?answer\[)(.*)"
 """Actions that give no answer to a question."""
@@ -43,6 +43,9 @@ class SolutionView(PrivilegedView):
 
     own_heading = "A reference solution of the task:"
 
+    def check_tasks(self, env: Environment, task_ids: Sequence[str]) -> None:
+        _ask(env.solution, env, task_ids)
+
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
         return env.solution(episode.task)
 
@@ -52,6 +55,9 @@ class HintView(PrivilegedView):
     """A hint of the environment: less than the solution (the OPSD_hint baseline of SOD, arXiv 2605.07725)."""
 
     own_heading = "A hint:"
+
+    def check_tasks(self, env: Environment, task_ids: Sequence[str]) -> None:
+        _ask(env.hint, env, task_ids)
 
     def text(self, episode: Episode, group: Sequence[Episode], turn: int, env: Environment) -> str:
         return env.hint(episode.task)
@@ -139,6 +145,10 @@ class FirstOf(PrivilegedView):
         if any(v.placement != "system" for v in self.views):
             raise ConfigError("view.views sets a placement inside FirstOf: the text has one place. Set FirstOf's placement.")
 
+    def check_tasks(self, env: Environment, task_ids: Sequence[str]) -> None:
+        for view in self.views:
+            view.check_tasks(env, task_ids)
+
     def uses_retrieval(self) -> bool:
         return any(view.uses_retrieval() for view in self.views)
 
@@ -147,3 +157,14 @@ class FirstOf(PrivilegedView):
             if text := view.text(episode, group, turn, env):
                 return f"{view.heading}\n{text}" if view.heading else text
         return ""
+
+
+def _ask(told: Callable[[Task], str], env: Environment, task_ids: Sequence[str]) -> None:
+    """Raise what `told` raises for one of the tasks. Of a world whose tasks all have the same to tell the first is asked for; a task that
+    cannot be made is told of when it is wanted."""
+    for task_id in task_ids if env.told_by_row else task_ids[:1]:
+        try:
+            task = env.task(task_id)
+        except Exception:  # the world is other people's code, with other people's files
+            continue
+        told(task)

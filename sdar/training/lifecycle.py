@@ -158,6 +158,8 @@ class Lifecycle(Updating):
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
         check_settings(self, data)
+        if stage == "fit":
+            self.view.check_tasks(data.env, [task_id for task_id in data.train_panel.task_ids if task_id not in data.left_out])
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
             self.ranks = TorchCommunicator(cast(Any, self.trainer.strategy).deadline)

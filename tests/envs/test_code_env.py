@@ -111,7 +111,9 @@ def test_problems_come_from_files_and_a_window(tmp_path):
     later_only = CodeEnv(files={"unseen": files["unseen"]}, split="unseen", since="2024-12-01")
     assert len({env.fingerprint for env in (few, later_only)}) == 2  # a row's number is another problem in another window
     task = next(task for task in map(few.task, few.task_ids("unseen", 2, 0)) if task.family != "humaneval")
-    with pytest.raises(ConfigError, match=r"CodeEnv has no demonstrations for task code-.*its row has no solution"):
+    with pytest.raises(
+        ConfigError, match=r"CodeEnv has no demonstrations for task code-.*unseen\.jsonl, line 2 has no solution"
+    ):
         few.demonstration(task)
     assert pickle.loads(pickle.dumps(few)).task(task.id) == task
     with pytest.raises(PanelError, match=r"'x' is no task of programming: ids look like code-FINGERPRINT"):

@@ -269,7 +269,7 @@ def test_problems_come_from_files(tmp_path):
     env.reset(root)
     assert env.step(ANSWER + "2^{1/2}").success
     assert env.demonstration(root) == [ANSWER + "\\sqrt{2}"]
-    with pytest.raises(ConfigError, match="has no hints"):
+    with pytest.raises(ConfigError, match=r"train\.jsonl, row 3 has no hint, and HintView"):
         env.hint(root)
     with pytest.raises(PanelError, match=r"unseen\.parquet has 1 problems, but a panel of 2 is asked for"):
         env.task_ids("unseen", 2, 0)

@@ -45,7 +45,7 @@ def test_gpqas_file_is_read(tmp_path):
     assert question.answer == "10^-4 eV" and set(question.options) == {"10^-4 eV", "1e-11 eV", "10^-8 eV", "10^-9 eV"}
     assert env.solution(first) == f"By the uncertainty principle.\n\nThe answer is {question.gold}) 10^-4 eV."
     assert env.solution(second).startswith("The answer is ") and env.size("unseen") == 2
-    with pytest.raises(ConfigError, match="has no hints"):
+    with pytest.raises(ConfigError, match=r"gpqa_diamond\.csv, row 1 has no hint, .*; `env\.hints: solution`"):
         env.hint(first)
     packed = tmp_path / "gpqa.csv.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))

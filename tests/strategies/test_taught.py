@@ -1,5 +1,7 @@
 """Teachers over iterations, and what their views tell them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +10,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from one_step import LAMP, ON_ACTIONS, double, external, log_probs, one_step, rewarded, rows, sampled, weights
 from torch import Tensor
 
-from sdar.envs import HouseholdEnv
+from sdar.data.panels import Panel
+from sdar.envs import FencedMathProtocol, HouseholdEnv, MathEnv
 from sdar.errors import CheckpointError, ConfigError
 from sdar.retrievers import FactRetriever, NoRetriever
+from sdar.sandbox import LimitsOnlyRunner
 from sdar.schedules import LinearSchedule
 from sdar.strategies import HDPO, OPD, OPSD, RLSD, SOD, SDSearch, SkillSD
 from sdar.teachers import EMATeacher, HintView, InitialTeacher, LiveTeacher, RoutedTeacher, SolutionView, StaleTeacher
@@ -134,6 +138,33 @@ def test_a_checkpoint_of_another_teacher_is_refused(small):
 def test_a_view_and_a_retriever_that_do_not_belong_together_are_refused(small, settings, message):
     with pytest.raises(ConfigError, match=message):
         one_step(small, small.strategy(RLSD, **settings))
+
+
+@pytest.fixture
+def problems(small):
+    """Data of problems in files, of which those for training have hints."""
+    files = {}
+    for split, more in {"train": [{"hint": "Add."}] * 2, "unseen": [{"hint": "Add."}, {}]}.items():
+        files[split] = str(small.folder / f"{split}.jsonl")
+        told = [json.dumps({"problem": f"{split} {n}", "answer": "1"} | row) for n, row in enumerate(more)]
+        Path(files[split]).write_text("\n".join(told))
+    env = MathEnv(files=files, horizon=1, runner=LimitsOnlyRunner(allow_unsafe=True))
+    return small.data(env=env, protocol=FencedMathProtocol(instructions=""), train_tasks=2, val_tasks=2)
+
+
+def test_a_row_without_a_hint_is_told_before_anything_is_loaded(small, problems):
+    strategy = small.strategy(OPSD, view=HintView())
+    strategy.policy.load_tokenizer = lambda: pytest.fail("the tokenizer was loaded")
+    train, unseen = problems.train_panel, problems.val_panels[0]
+    problems.train_panel = Panel("train", unseen.task_ids)
+    with pytest.raises(ConfigError, match=r"unseen\.jsonl, row 2 has no hint, and HintView tells one of every task"):
+        small.fit(strategy, data=problems)
+    problems.train_panel = train
+    with pytest.warns(UserWarning, match=r"the teacher does not play panel 'unseen', .*: .*unseen\.jsonl, row 2 has no hint"):
+        trainer = small.fit(
+            small.strategy(OPSD, view=HintView()), steps=1, data=problems, limit_val_batches=1, val_check_interval=1
+        )
+    assert trainer.callback_metrics["success/unseen"] == 0 and "teacher/success/unseen" not in trainer.callback_metrics
 
 
 @pytest.mark.parametrize(("retriever", "times"), [(NoRetriever(), 1), (FactRetriever(), 0)])
