@@ -1,5 +1,6 @@
 """Advantage transforms: the teacher speaks through the policy gradient."""
 
+import torch
 from torch import Tensor
 
 from sdar import functional
@@ -16,20 +17,38 @@ from sdar.types import TokenView
 class GapAdvantage(AdvantageTransform):
     """A + coef * w * (teacher_logp - student_logp): on-policy distillation as a reward for every token.
 
+    With a discount a token is also credited with the weighted gaps that follow it in its episode (`gap_returns`): at 1 the gradient is
+    that of the KL of whole episodes, without bias and with a variance that grows with their length; see docs/variance.md.
+
     Args:
         coef: Weight of the gap; a number or a schedule.
         turn_weight: Weight of each turn (SOD: StepwiseWeight); None: all alike.
         clip: Largest absolute gap, in nats; None: no bound.
+        discount: What the gap of the episode's next token counts for a token: 0 (token level) to 1 (sequence level).
     """
 
-    gradient_estimand = "-E[A grad student_logp] + coef * w * grad KL(student || teacher) (with w taken as a constant)"
+    gradient_estimand = (
+        "-E[A grad student_logp] + coef * w * grad KL(student || teacher) (with w taken as a constant; of each place by itself at "
+        "discount 0, of whole episodes at 1)"
+    )
     needs_teacher = True
 
-    def __init__(self, coef: float | Schedule = 1.0, turn_weight: TurnWeight | None = None, clip: float | None = None):
+    def __init__(
+        self,
+        coef: float | Schedule = 1.0,
+        turn_weight: TurnWeight | None = None,
+        clip: float | None = None,
+        discount: float = 0.0,
+    ):
         self.coef, self.turn_weight = scheduled(coef), turn_weight
         if clip is not None and clip <= 0:
             raise ConfigError(f"transform.clip is {clip}: it bounds the gap, in nats. Use e.g. 5, or null for no bound.")
-        self.clip = clip
+        if not 0 <= discount <= 1:
+            raise ConfigError(
+                f"transform.discount is {discount}: the gap of the k-th next token counts discount^k. Use a number from 0, each token by "
+                "itself, to 1, the whole episode."
+            )
+        self.clip, self.discount = clip, discount
 
     def weight(self, iteration: int) -> float:
         return self.coef(iteration)
@@ -38,7 +57,12 @@ class GapAdvantage(AdvantageTransform):
         weights = None if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, metrics))
         coef = self.coef(iteration)
         metrics.add("distill/coef", coef)
-        return functional.additive_gap(advantages, tokens.teacher_logp, tokens.student_logp, coef, weights, self.clip)
+        sides = (tokens.teacher_logp, tokens.student_logp)
+        if self.discount == 0:
+            return functional.additive_gap(advantages, *sides, coef, weights, self.clip)
+        gaps = functional.additive_gap(torch.zeros_like(advantages), *sides, coef, weights, self.clip)
+        where = (tokens.response_mask, tokens.turn_ids, turns.episode_of_row)
+        return advantages + functional.gap_returns(gaps, *where, self.discount)
 
 
 @register("evidence")

@@ -19,6 +19,7 @@ class Turns:
     """
 
     mask: Shaped[Tensor, "rows time"]
+    episode_of_row: Int[Tensor, " rows"]
     episode: Int[Tensor, " turns"]
     turn: Int[Tensor, " turns"]
     length: Int[Tensor, " turns"]
@@ -28,8 +29,9 @@ class Turns:
         self.mask = rows.response_mask
         width = int(rows.turn_ids.max()) + 1
         number = torch.arange(len(self.mask), device=self.mask.device)
-        episode = rows.episode if isinstance(rows, Batch) else number
-        keys = (episode[:, None] * width + rows.turn_ids)[self.mask]
+        self.episode_of_row = rows.episode if isinstance(rows, Batch) else number
+        """[rows] index of the episode."""
+        keys = (self.episode_of_row[:, None] * width + rows.turn_ids)[self.mask]
         unique, self.index = torch.unique(keys, return_inverse=True)
         self.episode = unique // width
         """[turns] index of the episode."""

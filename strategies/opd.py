@@ -2,9 +2,9 @@
 
     A_t = coef * (teacher_logp_t - old_logp_t),   L = -mean_t ratio_t A_t
 
-The reward is not used unless an advantage estimator is given, whose credit is then added. Per token and undiscounted: the
-gradient is that of the reverse KL in each place, not of the KL between whole responses. Tinker sums over tokens and divides by
-the sampler's own probabilities; here it is a mean, and the probabilities were computed again before the update.
+The reward is not used unless an advantage estimator is given, whose credit is then added. Each token by itself: the gradient is that
+of the reverse KL in each place, not of the KL between whole episodes, which is that of ``gap_discount: 1``. Tinker sums over tokens
+and divides by the sampler's own probabilities; here it is a mean, and the probabilities were computed again before the update.
 """
 
 from jsonargparse import lazy_instance
@@ -25,7 +25,7 @@ class OPD(Taught, GRPO):
     """The gap to an external teacher as a reward for every token.
 
     Value:    minus the importance-weighted gap.
-    Gradient: coef * grad KL(student || teacher), on-policy.
+    Gradient: coef * grad KL(student || teacher), on-policy: in each place by itself, of whole episodes with ``gap_discount: 1``.
 
     Args:
         teacher: Usually ExternalTeacher.
@@ -39,6 +39,7 @@ class OPD(Taught, GRPO):
         policy_loss: The surrogate.
         kl_coef: Weight of k3 against the initial policy.
         entropy_coef: Weight of the entropy bonus.
+        gap_discount: What the gap of the episode's next token counts for a token, from 0 (token level) to 1 (sequence level).
     """
 
     def __init__(
@@ -53,12 +54,13 @@ class OPD(Taught, GRPO):
         policy_loss: PolicyLoss = lazy_instance(ImportanceSampling),
         kl_coef: float = 0.0,
         entropy_coef: float = 0.0,
+        gap_discount: float = 0.0,
         **kwargs,
     ):
         super().__init__(
             teacher=teacher,
             view=view,
-            transforms=[GapAdvantage(coef, turn_weight, gap_clip)],
+            transforms=[GapAdvantage(coef, turn_weight, gap_clip, gap_discount)],
             advantage=advantage,
             policy_loss=policy_loss,
             kl_coef=kl_coef,

@@ -191,7 +191,7 @@ def test_negative_only_leaves_what_went_well_alone(layout: str) -> None:
 
 def test_defaults_are_the_published_ones() -> None:
     assert [made(name).weight(0) for name in ("gap", "evidence", "belief")] == [1.0, 0.5, 0.5]
-    assert (GapAdvantage().clip, GapAdvantage().turn_weight) == (None, None)
+    assert (GapAdvantage().clip, GapAdvantage().turn_weight, GapAdvantage().discount) == (None, None, 0.0)
     assert (EvidenceRatio().clip, EvidenceRatio().negative_only, EvidenceRatio().span) == (0.2, False, None)
     assert (BeliefRevision().band, BeliefRevision().decay) == (0.2, 0.95)
 
@@ -256,6 +256,9 @@ def test_impossible_settings_explain_themselves() -> None:
     for clip in (1.0, -0.1):
         with pytest.raises(ConfigError, match=rf"transform\.clip is {clip}: the ratio is kept in .*Published: 0\.2"):
             EvidenceRatio(clip=clip)
+    for discount in (-0.1, 1.1):
+        with pytest.raises(ConfigError, match=rf"transform\.discount is {discount}: the gap of the k-th next token counts"):
+            GapAdvantage(discount=discount)
     for band, decay in ((1.0, 0.5), (-0.1, 0.5), (0.2, 1.5)):
         with pytest.raises(ConfigError, match=rf"transform\.band is {band}, decay {decay}: both lie in \[0, 1\]"):
             BeliefRevision(band=band, decay=decay)
@@ -337,6 +340,35 @@ def test_on_average_the_gap_descends_the_reverse_kl_of_every_place(loss: str, la
     met = first.detach().exp()  # how often each second place is met; no gradient goes through that
     total = kl(first, w.teacher[0]) + (met * kl(second, w.teacher[1])).sum()
     close(policy_gradient(w, loss, GapAdvantage(0.7), layout), torch.autograd.grad(0.7 * total, w.logits, retain_graph=True))
+
+
+@by_layout
+@pytest.mark.parametrize("discount", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("loss", ["ppo", "importance"])
+def test_a_discount_goes_from_the_kl_of_every_place_to_that_of_whole_episodes(loss: str, discount: float, layout: str) -> None:
+    w = world()
+    first, second = (z.log_softmax(-1) for z in w.logits)
+    met, later = first.exp(), kl(second, w.teacher[1])
+    apart = kl(first, w.teacher[0]) + (met.detach() * later).sum()
+    leads_to = (met * later.detach()).sum()  # that the first token leads to places where the teacher disagrees
+    total = apart + discount * leads_to
+    actual = policy_gradient(w, loss, GapAdvantage(0.7, discount=discount), layout)
+    close(actual, torch.autograd.grad(0.7 * total, w.logits, retain_graph=True))
+    if discount == 1:
+        whole = kl(w.student_logp.sum(1), w.teacher_logp.sum(1))  # over all episodes
+        close(actual, torch.autograd.grad(0.7 * whole, w.logits))
+
+
+@by_layout
+def test_what_follows_counts_as_it_is_clipped_and_weighted(layout: str) -> None:
+    # distances 0.75 and 2 as above: weights 1 and 7 / 12, gaps 0.5, -0.6, 0.6 after the clip, in one episode; the others alone.
+    batch = batch_of(EPISODES, layout)
+    after, metrics = apply(GapAdvantage(2.0, StepwiseWeight(epsilon=1.0), clip=0.6, discount=0.5), batch)
+    last = 0.6 * 7 / 12
+    returns = [0.5 + 0.5 * (-0.6 + 0.5 * last), -0.6 + 0.5 * last, last]
+    assert gathered(batch, after)[0] == near([[[1 + 2 * returns[0], 1 + 2 * returns[1]], [1 + 2 * returns[2]]]])[0]
+    assert gathered(batch, after)[2] == near([[[-2 + 2 * (-0.6 + 0.5 * 0.05), -2 + 2 * 0.05]]])[0]
+    assert metrics["distill/coef"] == 2.0
 
 
 @by_layout

@@ -46,6 +46,7 @@ from sdar.functional.reduction import masked_mean as masked_mean
 from sdar.functional.shaping import additive_gap as additive_gap
 from sdar.functional.shaping import agent_opsd_weights as agent_opsd_weights
 from sdar.functional.shaping import belief_revision as belief_revision
+from sdar.functional.shaping import gap_returns as gap_returns
 from sdar.functional.shaping import mix_advantages as mix_advantages
 from sdar.functional.shaping import rlsd_advantages as rlsd_advantages
 from sdar.functional.shaping import trajectory_zscore as trajectory_zscore

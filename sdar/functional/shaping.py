@@ -5,10 +5,11 @@ of the row. ``[turns]`` is ordered by trajectory and then by time; equal `trajec
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
+from sdar.functional.advantages import discounted_returns
 from sdar.functional.gates import log_prob_gap
 from sdar.functional.policy_gradient import MAX_LOG_RATIO, per_token
 from sdar.functional.precision import widen
@@ -67,6 +68,43 @@ def additive_gap(
     if weights is not None:
         gap = widen(weights).detach() * gap
     return per_token(advantages, gap) + coef * gap
+
+
+def gap_returns(
+    gap: Float[Tensor, "batch time"],
+    response_mask: Shaped[Tensor, "batch time"],
+    turn_ids: Int[Tensor, "batch time"],
+    trajectory_ids: Int[Tensor, " batch"],
+    discount: float,
+) -> Float[Tensor, "batch time"]:
+    """G_t = gap_t + discount G_{t+1} over the response tokens of each trajectory, 0 outside of the mask. ``[batch, time]``, detached.
+
+    What a token is worth if the gaps that follow it are its doing, too: 0 is the token level, 1 the sequence level ("Revisiting OPD",
+    arXiv 2603.25562). t + 1 is the trajectory's next response token, in the next turn where a turn is over; what the world says
+    between them neither counts nor discounts.
+
+    Value:    as an advantage, on-policy, its mean over first tokens at 1 is -KL(student || teacher) of whole trajectories: what the
+              world says has the same probability on both sides.
+    Gradient: minus that of the sum of G_t student_logp_t is, on-policy, that of the KL of whole trajectories at 1. At 0 it is the sum
+              over the places that were visited of the gradient of their own KL, as if no token led anywhere; between, what a token
+              leads to counts discount^k after k tokens.
+
+    Args:
+        gap: teacher - student in nats, or what is made of it; what it holds outside of the mask does not matter.
+        turn_ids: ``[batch, time]`` integers that grow with time; a turn stands in one row.
+        trajectory_ids: ``[batch]`` integers; a trajectory's rows may stand in any order.
+
+    Raises:
+        ConfigError: a discount outside of [0, 1].
+    """
+    mask = response_mask.bool()
+    trajectory, turn = (torch.unique(ids, return_inverse=True)[1] for ids in (trajectory_ids, turn_ids))
+    keys = torch.stack([trajectory[:, None].expand_as(turn)[mask], turn[mask]])
+    order = (keys[0] * (turn.max() + 1) + keys[1]).argsort(stable=True)
+    values = widen(gap).detach()
+    returns = torch.zeros_like(values[mask])
+    returns[order] = discounted_returns(values[mask][order], keys[0][order], discount)
+    return torch.zeros_like(values).masked_scatter(mask, returns)
 
 
 def belief_revision(

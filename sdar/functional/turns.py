@@ -151,11 +151,14 @@ def discounted_sums(
         )
     index, counts = trajectory_index(trajectory_ids)
     place = torch.arange(len(index), device=index.device) - (counts.cumsum(0) - counts)[index]
-    steps = torch.arange(int(counts.max()) if len(counts) else 0, device=index.device)
-    by_trajectory = torch.zeros(len(counts), len(steps), dtype=torch.double, device=values.device)
-    by_trajectory[index, place] = values.detach().double()
-    powers = by_trajectory.new_tensor(discount) ** (steps - steps[:, None]).clamp_min(0)
-    return (by_trajectory @ powers.triu())[index, place].to(widen(values).dtype)
+    longest = int(counts.max()) if len(counts) else 0
+    sums = torch.zeros(len(counts), longest, dtype=torch.double, device=values.device)
+    sums[index, place] = values.detach().double()
+    reach = 1  # each sum is over this many values; one pass doubles it
+    while reach < longest:
+        sums = torch.cat([sums[:, :reach], sums[:, reach:] + discount**reach * sums[:, :-reach]], 1)
+        reach *= 2
+    return sums[index, place].to(widen(values).dtype)
 
 
 def trajectory_bounds(

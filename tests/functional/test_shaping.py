@@ -13,6 +13,7 @@ from sdar.functional import (
     additive_gap,
     agent_opsd_weights,
     belief_revision,
+    gap_returns,
     mix_advantages,
     rlsd_advantages,
     trajectory_zscore,
@@ -65,6 +66,70 @@ def test_additive_gap_golden() -> None:
     close(additive_gap(advantages, teacher, student, coef=2.0), [[0.0, 5.0], [-2.0, 3.0]])
     weights = torch.tensor([[0.25, 0.0]] * 2)
     close(additive_gap(advantages, teacher, student, 2.0, weights), [[0.75, 1.0], [-1.25, -1.0]])
+
+
+MASK = torch.tensor([[False, True, True, False, True], [True, True, False, False, False], [False, True, False, False, False]])
+TURN = torch.tensor([[0, 0, 0, 1, 1], [2, 2, 2, 2, 2], [0, 0, 0, 0, 0]])
+"""Two trajectories: the first has turns 0 and 1 in a row and turn 2 in another, the second one token."""
+
+
+def test_gap_returns_golden() -> None:
+    gap = torch.tensor([[torch.nan, 8.0, 4.0, torch.nan, 2.0], [1.0, 16.0, 9.0, 9.0, 9.0], [9.0, 5.0, 9.0, 9.0, 9.0]])
+    # in time 8, 4 | 2 | 1, 16: 16; 1 + 8 = 9; 2 + 4.5; 4 + 3.25; 8 + 3.625
+    close(
+        gap_returns(gap, MASK, TURN, torch.tensor([7, 7, 3]), 0.5),
+        [[0.0, 11.625, 7.25, 0.0, 6.5], [9.0, 16.0, 0.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0, 0.0]],
+    )
+    close(gap_returns(gap, MASK, TURN, torch.tensor([7, 7, 3]), 0.0), gap.where(MASK, 0.0).tolist())
+    order = torch.tensor([1, 2, 0])  # of rows
+    moved = gap_returns(gap[order], MASK[order], TURN[order], torch.tensor([7, 7, 3])[order], 1.0)
+    close(moved, [[17.0, 16.0, 0.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0, 0.0], [0.0, 31.0, 23.0, 0.0, 19.0]])
+
+
+def test_gap_returns_of_an_enumerated_chain_are_the_gradient_that_they_declare() -> None:
+    """Two turns of two tokens and one, with a word of the world between them that depends on the second token; student and teacher
+    know the whole prefix. Enumerated in float64, with rows of one turn each."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(2,), (2, 2), (2, 2, 2, 2)]  # of y1; y1, y2; y1, y2, the world's word, y3
+    logits = [torch.randn(s, dtype=torch.double, generator=generator).requires_grad_() for s in shapes]
+    teacher = [torch.randn(s, dtype=torch.double, generator=generator).log_softmax(-1) for s in shapes]
+    student = [z.log_softmax(-1) for z in logits]
+    world = torch.tensor([[0.9, 0.1], [0.3, 0.7]], dtype=torch.double)  # of the word, by y2
+    a, b, w, c = torch.cartesian_prod(*[torch.arange(2)] * 4).T
+
+    def said(places: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([places[0][a], places[1][a, b], places[2][a, b, w, c]], 1)  # [16, 3]
+
+    logp, reference = said(student), said(teacher)
+    probability = logp.detach().sum(1).exp() * world[b, w]
+    assert probability.sum() == pytest.approx(1.0)
+    gap = (reference - logp).detach()
+    rows = torch.cat([gap[:, :2], torch.nn.functional.pad(gap[:, 2:], (0, 1), value=torch.nan)])  # [32, 2]: a turn each
+    mask = torch.tensor([[True, True], [True, False]]).repeat_interleave(16, 0)
+    turn, number = torch.tensor([0, 1]).repeat_interleave(16)[:, None].expand(32, 2), torch.arange(16).repeat(2)
+
+    def expected_gradient(discount: float) -> list[torch.Tensor]:
+        found = gap_returns(rows, mask, turn, number, discount)
+        credit = torch.cat([found[:16], found[16:, :1]], 1)
+        objective = -(probability[:, None] * credit * logp).sum()
+        return list(torch.autograd.grad(objective, logits, retain_graph=True))
+
+    chance = student[0].exp()[:, None] * student[1].exp()  # [2, 2] of y1, y2, with a graph
+    places = [
+        (student[0].exp() * (student[0] - teacher[0])).sum(),
+        (student[1].exp() * (student[1] - teacher[1])).sum(-1),
+        (student[2].exp() * (student[2] - teacher[2])).sum(-1),
+    ]
+    met = [student[0].exp(), chance[..., None] * world[None]]
+    whole = places[0] + (met[0] * places[1]).sum() + (met[1] * places[2]).sum()
+    apart = places[0] + (met[0].detach() * places[1]).sum() + (met[1].detach() * places[2]).sum()
+    for discount, objective in ((1.0, whole), (0.0, apart)):
+        for actual, expected in zip(
+            expected_gradient(discount), torch.autograd.grad(objective, logits, retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-9)
+    first = gap_returns(rows, mask, turn, number, 1.0)[:16, 0]
+    assert (probability * first).sum() == pytest.approx(-float(whole.detach()))  # the value
 
 
 def test_belief_revision_golden() -> None:
@@ -156,6 +221,7 @@ def test_shaped_advantages_are_wide_constants() -> None:
     for shaped in (
         rlsd_advantages(half, half, half, 0.5, 0.2),
         additive_gap(half, half, half, 1.0, half),
+        gap_returns(half, torch.ones(1, 2), ids[None], ids[:1], 0.5),
         belief_revision(half[0], ids, half[0], 1.0),
         trajectory_zscore(half[0], ids),
         agent_opsd_weights(half, half, 0.2),
