@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sdar import functional
-from sdar.gates.beta import NO_SAY, check_beta
+from sdar.gates.beta import check_beta
 from sdar.parts import Gate
 from sdar.registry import register
 from sdar.types import TokenView
@@ -20,13 +20,9 @@ class GapGate(Gate):
     def __init__(self, beta: float = 5.0) -> None:
         """
         Args:
-            beta: steepness per nat of gap; the paper's best of 1, 5 and 10 is 5.
+            beta: steepness per nat of gap; the paper's best of 0 (the ungated form), 1, 5 and 10 is 5.
         """
-        check_beta(
-            beta,
-            NO_SAY,
-            "a gap gate opens for tokens that the teacher endorses",
-        )
+        check_beta(beta, "a gap gate opens for tokens that the teacher endorses")
         self.beta = beta
 
     def __call__(self, tokens: TokenView) -> Tensor:

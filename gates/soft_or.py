@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sdar import functional
-from sdar.gates.beta import NO_SAY, check_beta
+from sdar.gates.beta import check_beta
 from sdar.parts import Gate
 from sdar.registry import register
 from sdar.types import TokenView
@@ -19,13 +19,9 @@ class SoftOrGate(Gate):
     def __init__(self, beta: float = 5.0) -> None:
         """
         Args:
-            beta: steepness; for a certain student and a small gap it is that of the gap gate.
+            beta: steepness; for a certain student and a small gap it is that of the gap gate; 0 is the ungated form.
         """
-        check_beta(
-            beta,
-            NO_SAY,
-            "a soft-OR gate opens for endorsed or uncertain tokens",
-        )
+        check_beta(beta, "a soft-OR gate opens for endorsed or uncertain tokens")
         self.beta = beta
 
     def __call__(self, tokens: TokenView) -> Tensor:

@@ -17,22 +17,6 @@ TASK = Task("t", "family", "do it")
 
 REFUSED: list[tuple[Callable[[str], object], type[Exception], str]] = [
     (
-        lambda bank: GapGate(beta=0),
-        ConfigError,
-        (
-            "gate.beta is 0: the gate would be 0.5 for every token and the teacher would have no influence (the lift times a "
-            "constant has an expected gradient of zero). Use ConstantGate to ask for that."
-        ),
-    ),
-    (
-        lambda bank: EntropyGate(beta=0),
-        ConfigError,
-        (
-            "gate.beta is 0: the gate would be 0 for every token and nothing would be distilled. Use a positive beta, e.g. "
-            "5.0, or ConstantGate for the same weight everywhere."
-        ),
-    ),
-    (
         lambda bank: GapGate(beta=-1.0),
         ConfigError,
         (

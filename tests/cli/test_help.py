@@ -64,7 +64,7 @@ def test_list_of_one_part(sdar) -> None:
     assert code == 0 and "from sdar import SDAR\n" in out and "distill_coef: Weight of the distillation" in out
     out = sdar("list", "gap")[1]
     assert "YAML:    model: {gate: {class_path: GapGate, init_args: {beta: 5.0}}}\n" in out
-    assert "YAML:    model: {transforms: [{class_path: GapAdvantage, init_args: {coef: 1.0}}]}\n" in out
+    assert "YAML:    model: {transforms: [{class_path: GapAdvantage, init_args: {coef: 1.0, discount: 0.0}}]}\n" in out
     code, _, err = sdar("list", "gapp")
     assert code == 2 and told("'gapp' is no kind of part and no part. Did you mean 'gap'? Kinds: ", err)
 

@@ -114,12 +114,17 @@ def test_beta_must_be_positive_and_finite(cls: type[Gate], beta: float) -> None:
         cls(beta=beta)  # type: ignore[call-arg]
 
 
-def test_a_beta_of_zero_explains_itself() -> None:
-    for cls in (GapGate, SoftOrGate):
-        with pytest.raises(ConfigError, match=r"gate\.beta is 0: .*0\.5 for every token .*no influence.* Use ConstantGate"):
-            cls(beta=0)
-    with pytest.raises(ConfigError, match=r"gate\.beta is 0: the gate would be 0 for every token and nothing"):
-        EntropyGate(beta=0)
+@pytest.mark.parametrize("cls", [GapGate, EntropyGate, SoftOrGate])
+def test_a_beta_of_zero_is_the_ungated_form_and_says_so(cls: type[Gate]) -> None:
+    with pytest.warns(UserWarning) as told:
+        gate = cls(beta=0)  # type: ignore[call-arg]
+    assert [str(w.message) for w in told] == [
+        "gate.beta is 0: the gate is 0.5 for every token, which is the ungated form (ConstantGate). With the lift, SDAR's divergence, its "
+        "expected gradient is zero: the teacher adds noise and teaches nothing. For distillation without a gate use a divergence that has "
+        "a gradient of its own, such as k1."
+    ]
+    tokens = view([[-3.0, 0.0, 3.0]], [[0.0, 0.5, 1.0]])
+    assert torch.equal(gate(tokens), ConstantGate()(tokens))
 
 
 def test_a_constant_outside_of_the_unit_interval_explains_itself() -> None:
