@@ -6,7 +6,7 @@
     teacher's window as soft targets over the student's next tokens
     L = mean over the tokens that are not suppressed of k1 + trajectory_coef * mean_t -sum_v target_v log student_v
 
-The paper states neither ground cost, nor thresholds, nor weight, and gives no code: 1 - cosine, the shares below, the coefficient
+The paper states neither ground cost, nor thresholds, nor weight, and gives no code: 1 - cosine, the thresholds below, the coefficient
 and the rule that the latest fork owns a token are ours. The student's short future is its rollout, which is a sample of it.
 """
 
@@ -42,7 +42,10 @@ class TOPD(Distillation):
         candidates: Most candidate positions in a row; each costs one continuation of the teacher.
         loss_share: Candidates are among this share of tokens with the largest loss: those that the teacher finds less likely than
             the student. A token that it endorses is no candidate.
-        surface_share: Share of the candidates, those with the smallest distance, that count as surface mismatches.
+        surface_share: Share of the candidates, those with the smallest distance, that count as surface mismatches; None: the distance
+            says which.
+        surface_distance: Largest distance of a surface mismatch, in [0, 2], instead of a share of them: how many there are is then
+            measured (``transport/surface_share``).
         trajectory_coef: Weight of the trajectory term, whose mean is over all tokens; 0 is the suppression variant.
     """
 
@@ -57,19 +60,31 @@ class TOPD(Distillation):
         window: int = 50,
         candidates: int = 4,
         loss_share: float = 0.2,
-        surface_share: float = 0.3,
+        surface_share: float | None = 0.3,
         trajectory_coef: float = 1.0,
+        surface_distance: float | None = None,
         **kwargs,
     ):
         super().__init__(teacher=teacher, divergence=divergence, view=view, **kwargs)
-        check_share("model", "a share of tokens,", loss_share=loss_share, surface_share=surface_share)
+        check_share("model", "a share of tokens,", loss_share=loss_share, surface_share=surface_share or 0.0)
+        if (surface_share is None) == (surface_distance is None):
+            raise ConfigError(
+                f"model.surface_share is {surface_share} and model.surface_distance {surface_distance}: surface mismatches are the nearest "
+                "share of the candidates, or those up to a distance. Set one, e.g. surface_distance 0.4, and the other to null."
+            )
+        if surface_distance is not None and not 0 <= surface_distance <= 2:
+            raise ConfigError(
+                f"model.surface_distance is {surface_distance}: the mean of 1 - cosine over what is transported lies in [0, 2]. "
+                "Use e.g. 0.4."
+            )
         if window < 1 or candidates < 1 or trajectory_coef < 0:
             raise ConfigError(
                 f"model.window is {window}, candidates {candidates}, trajectory_coef {trajectory_coef}: a window and a row need at "
                 "least 1 token and 1 candidate, and the coefficient is 0 or more."
             )
         self.window, self.candidates = window, candidates
-        self.loss_share, self.surface_share, self.trajectory_coef = loss_share, surface_share, trajectory_coef
+        self.loss_share, self.trajectory_coef = loss_share, trajectory_coef
+        self.surface_share, self.surface_distance = surface_share, surface_distance
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         weighed = super().weigh(batch, episodes)
@@ -84,14 +99,23 @@ class TOPD(Distillation):
         embedding = cast(nn.Embedding, self.model.get_input_embeddings()).weight.detach()  # [vocab, hidden]
         student, teacher = (embedding[ids.to(embedding.device)].cpu() for ids in (student_ids, teacher_ids))
         distance, plan = window_distance(student, teacher, student_mask, teacher_mask)  # [found], [found, window, window]
-        rank = distance.argsort(stable=True).argsort()  # [found]: 0 for the smallest distance
-        surface = rank < round(self.surface_share * len(distance))  # other words for the same
+        surface = self.surface(distance)
         fork = ~surface
         self.metrics.add("transport/distance", float(distance.sum()), len(distance))
         self.metrics.add("transport/surface_share", float(surface.sum()), len(distance))
+        if surface.any():
+            self.metrics.add("transport/surface_distance", float(distance[surface].max()))
         batch.distill_weights[rows[surface], places[surface]] = 0.0
         self.soft_targets(batch, rows[fork], places[fork], student_mask[fork], teacher_ids[fork], plan[fork])
         return batch
+
+    def surface(self, distance: Tensor) -> Tensor:
+        """Bool ``[found]``: which candidates are other words for the same, from their distances."""
+        if self.surface_distance is not None:
+            return distance <= self.surface_distance
+        assert self.surface_share is not None, "one of the two is set"
+        rank = distance.argsort(stable=True).argsort()  # [found]: 0 for the smallest distance
+        return rank < round(self.surface_share * len(distance))
 
     def candidate_places(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Row and time of the tokens with the largest loss ``[found]``, in reading order, as `soft_targets` wants them."""
@@ -100,6 +124,7 @@ class TOPD(Distillation):
         least = loss[weighted].quantile(1 - self.loss_share)
         top = loss.topk(min(self.candidates, loss.shape[1]), 1)  # [batch, candidates], by loss
         rows, ranks = ((top.values >= least) & (top.values > 0)).nonzero(as_tuple=True)
+        self.metrics.add("transport/candidate_share", len(rows), float(((loss >= least) & (loss > 0)).sum()))
         places = top.indices[rows, ranks]
         order = (rows * loss.shape[1] + places).argsort()
         return rows[order], places[order]

@@ -19,6 +19,7 @@ from one_step import (
 from played import batch_of, episode, gathered, turn
 from torch import Tensor
 
+from sdar.errors import ConfigError
 from sdar.samplers import TorchSampler
 from sdar.strategies import TOPD
 from sdar.teachers import ExternalTeacher, SolutionView
@@ -91,6 +92,44 @@ def test_topd_suppresses_surface_mismatches_and_gives_forks_soft_targets(small, 
     torch.testing.assert_close(mass, torch.ones_like(mass))
     [[kept]] = gathered(batch, batch.distill_weights)
     assert kept == [0.0 if place in suppressed else 1.0 for place in range(10)]
+
+
+@pytest.mark.parametrize(("largest", "suppressed"), [(0.0, []), (0.1, [1, 4]), (2.0, [1, 4, 6])])
+def test_up_to_a_distance_the_share_of_surface_mismatches_is_measured(small, largest, suppressed):
+    """At two of three candidates the teacher would say the same as the student; the fourth token of high loss is no candidate."""
+    settings = {"window": 2, "candidates": 3, "loss_share": 1.0, "surface_share": None, "surface_distance": largest}
+    strategy = small.strategy(TOPD, teacher=external(small), **settings)
+    windows_by_hand(strategy, 2)
+    gaps = [0.1, -3.0, 0.2, 0.1, -2.0, -0.2, -1.0, 0.1, 5.0, 0.0]
+    seen = one_step(small, with_gaps(strategy, [[gaps]]), play=playing(["go to 1 1 1 1 1 1 1 1"]))
+    [[kept]] = gathered(seen.batch, seen.batch.distill_weights)
+    assert kept == [0.0 if place in suppressed else 1.0 for place in range(10)]
+    assert seen.metrics["transport/surface_share"] == pytest.approx(len(suppressed) / 3)
+    assert seen.metrics["transport/candidate_share"] == pytest.approx(3 / 4)
+    found = seen.metrics.get("transport/surface_distance")
+    assert (found is None) == (not suppressed) and (found is None or found <= largest)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"surface_distance": 0.4},
+            "model.surface_share is 0.3 and model.surface_distance 0.4: surface mismatches are the nearest",
+        ),
+        (
+            {"surface_share": None},
+            "model.surface_share is None and model.surface_distance None: .* e.g. surface_distance 0.4, and the",
+        ),
+        (
+            {"surface_share": None, "surface_distance": 2.5},
+            r"model.surface_distance is 2.5: .* lies in \[0, 2\]. Use e.g. 0.4",
+        ),
+    ],
+)
+def test_topd_takes_a_share_or_a_distance(small, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        small.strategy(TOPD, teacher=external(small), **settings)
 
 
 def test_topd_has_no_candidate_whose_window_would_not_fit_the_context(small):
