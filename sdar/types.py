@@ -44,6 +44,8 @@ class Status(StrEnum):
     """The environment's step limit."""
     CONTEXT = "context"
     """The next prompt would not fit the model's context."""
+    TOKEN_LIMIT = "token_limit"
+    """The tokens of an episode (`data.max_episode_tokens`) are used up; the world may have ended it with the last of them."""
     TIMEOUT = "timeout"
     """An environment call passed its deadline; the worker was replaced."""
     ENV_ERROR = "env_error"
@@ -77,7 +79,8 @@ class Turn:
     """The protocol found an action in the response, whatever the world made of it."""
     reward: float = 0.0
     stopped: bool = True
-    """The response ends with an end-of-turn token. False: it was cut at `max_new_tokens`."""
+    """The response ends with an end-of-turn token. False: it was cut at `max_new_tokens`, or at the bound of the
+    episode."""
     trainable: bool = True
     """False for turns that somebody else took: they carry no loss."""
     starts_row: bool = False

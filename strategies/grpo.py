@@ -14,14 +14,16 @@ import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
 
-from sdar.credit import GroupAdvantage
-from sdar.errors import ConfigError
+from sdar import functional
+from sdar.credit import GroupAdvantage, NoAdvantage
+from sdar.errors import ConfigError, check_least, check_positive
 from sdar.functional import k3
 from sdar.module import AgentModule
 from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLoss
 from sdar.policy_losses import PPO
 from sdar.registry import part_name, register
 from sdar.rollout.groups import by_group
+from sdar.rollout.loop import length
 from sdar.scoring import StudentOutput
 from sdar.turns import Turns
 from sdar.types import Batch, Episode
@@ -42,6 +44,9 @@ class GRPO(AgentModule):
         entropy_coef: Weight of the entropy bonus.
         invalid_penalty: Subtracted from a row's reward for each invalid action in it.
         penalize_refused: Penalise well-formed actions that the world refuses, too; False: only those of the wrong form, as verl-agent.
+        overlong_buffer: DAPO's soft penalty for long episodes (arXiv 2503.14476): over the last so many of ``data.max_episode_tokens`` the
+            reward falls linearly; 0: no penalty.
+        overlong_penalty: What an episode loses that has all of its tokens.
         drop_flat_groups: Leave out groups whose attempts all got the same reward (DAPO's filter); not beside a teacher, who would
             lose them too.
     """
@@ -59,9 +64,13 @@ class GRPO(AgentModule):
         invalid_penalty: float = 0.1,
         penalize_refused: bool = True,
         drop_flat_groups: bool = False,
+        overlong_buffer: int = 0,
+        overlong_penalty: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        check_least("model", 0, overlong_buffer=overlong_buffer)
+        check_positive("model", overlong_penalty=overlong_penalty)
         if min(kl_coef, entropy_coef, invalid_penalty) < 0:
             raise ConfigError(
                 "model.kl_coef, entropy_coef and invalid_penalty are weights of penalties: they cannot be negative."
@@ -76,6 +85,7 @@ class GRPO(AgentModule):
         self.kl_clamp = kl_clamp
         self.invalid_penalty, self.penalize_refused = invalid_penalty, penalize_refused
         self.drop_flat_groups = drop_flat_groups
+        self.overlong_buffer, self.overlong_penalty = overlong_buffer, overlong_penalty
         self.needs_reference = kl_coef > 0
         self.needs_spans = any(t.span is not None for t in self.transforms)
 
@@ -91,6 +101,16 @@ class GRPO(AgentModule):
                 "Use it with strategies that learn from rewards alone."
             )
         super().setup(stage)
+        if self.overlong_buffer and isinstance(self.advantage, NoAdvantage):
+            raise ConfigError(
+                "model.overlong_buffer lowers rewards, and model.advantage is NoAdvantage, which looks at none. Take one of them out."
+            )
+        most = self.tasks.max_episode_tokens
+        if self.overlong_buffer and (most is None or most <= self.overlong_buffer):
+            raise ConfigError(
+                f"model.overlong_buffer is {self.overlong_buffer}: the last so many tokens of an episode cost reward, and "
+                f"data.max_episode_tokens is {'not set' if most is None else most}. Set it to more."
+            )
         for transform in self.transforms:
             self.check_span(transform.span)
 
@@ -105,9 +125,14 @@ class GRPO(AgentModule):
             advantages = self.advantage(self.credit_of(compared, episodes))
             advantages = advantages if advantages.dim() > 1 else advantages[:, None].expand_as(compared.ids)
             batch.advantages[attempts, : advantages.shape[1]] = advantages
+        lost = self.lost_by_length(episodes)
+        if self.overlong_buffer:
+            long = lost[batch.episode[attempts].unique()]
+            self.metrics.add("reward/overlong_penalty", float(long.sum()), len(long))
+            self.metrics.add("reward/overlong_share", float((long > 0).sum()), len(long))
         rewards: dict[int, set[float]] = {}
         for e, g in zip(batch.episode[attempts].tolist(), batch.group[attempts].tolist(), strict=True):
-            rewards.setdefault(g, set()).add(episodes[e].reward)
+            rewards.setdefault(g, set()).add(episodes[e].reward - lost[e].item())
         flat = torch.tensor([len(rewards.get(g, ())) == 1 for g in batch.group.tolist()])
         self.metrics.add("reward/flat_group_share", float(flat[attempts].sum()), len(attempts))
         if not self.drop_flat_groups:
@@ -122,19 +147,33 @@ class GRPO(AgentModule):
         fine = [t.valid if self.penalize_refused else t.well_formed for t in taken]
         penalties = torch.tensor([0.0 if f else self.invalid_penalty for f in fine], dtype=torch.float64)
         of_row = penalties.new_zeros(len(batch)).index_add_(0, turns.row, penalties)
-        rewards = torch.tensor([episodes[e].reward for e in batch.episode.tolist()], dtype=torch.float64) - of_row
+        long = self.lost_by_length(episodes)
+        rewards = (
+            torch.tensor([episodes[e].reward for e in batch.episode.tolist()], dtype=torch.float64)
+            - long[batch.episode]
+            - of_row
+        )
+        last = torch.tensor([len(e.turns) - 1 for e in episodes])[turns.episode] == turns.turn  # with it the penalty comes
         return Credit(
             rewards=rewards.float(),
             groups=batch.group,
             episodes=batch.episode,
             turns=turns,
-            turn_rewards=torch.tensor([t.reward for t in taken], dtype=torch.float32),
+            turn_rewards=torch.tensor([t.reward for t in taken], dtype=torch.float32) - (long[turns.episode] * last).float(),
             turn_penalties=penalties.float(),
             turn_groups=batch.group[turns.row],
             observations=[t.observation for t in taken],
             survivor=survivors(batch, episodes),
             metrics=self.metrics,
         )
+
+    def lost_by_length(self, episodes: list[Episode]) -> Tensor:
+        """What each episode loses of its reward for its length, ``[episodes]``."""
+        if not self.overlong_buffer:
+            return torch.zeros(len(episodes), dtype=torch.float64)
+        lengths = torch.tensor([length(e.turns, self.rollout.layout) for e in episodes])
+        most: int = self.tasks.max_episode_tokens  # type: ignore[assignment]  # looked at in setup
+        return functional.overlong(lengths, most, self.overlong_buffer, self.overlong_penalty)
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if self.transforms:

@@ -70,6 +70,9 @@ class TaskModule(LightningDataModule):
         protocol: How the world is told to the model; null: as the world says (`Environment.protocol_name`).
         layout: ``turn``: every turn is a row with a window of history. ``trajectory``: one growing conversation.
         history: Past exchanges in a prompt of the ``turn`` layout.
+        max_episode_tokens: Most tokens of an episode behind its first prompt, in training and validation: all responses and, with
+            ``layout: trajectory``, what the world answers between them, as verl counts its response length. The response that would be
+            longer is cut there, the world judges what is left of it, and the episode ends (``rollout/token_limit_share``). None: no bound.
         train_tasks: Size of the training panel.
         val_tasks: Size of each validation panel.
         val_splits: Which validation panels there are.
@@ -106,11 +109,13 @@ class TaskModule(LightningDataModule):
         workers: int = 0,
         threads: int = 0,
         deadline: float | None = None,
+        max_episode_tokens: int | None = None,
     ):
         super().__init__()
         check_least("data", 1, tasks_per_step=tasks_per_step, group_size=group_size)
         check_least("data", 1, val_attempts=val_attempts, val_batch=val_batch)
         check_least("data", 0, history=history, workers=workers, threads=threads)
+        check_least("data", 1, max_episode_tokens=max_episode_tokens)
         if deadline is not None and not (workers or threads):
             raise ConfigError(
                 f"data.deadline is {deadline} seconds, but the world runs in this process, where a call cannot be stopped. Set "
@@ -122,6 +127,7 @@ class TaskModule(LightningDataModule):
         self.protocol = protocol_of(env, protocol)
         self.layout = layout
         self.history = history
+        self.max_episode_tokens = max_episode_tokens
         self.val_attempts = val_attempts
         self.val_batch = val_batch
         self.workers, self.threads = workers, threads
@@ -201,8 +207,8 @@ class TaskModule(LightningDataModule):
         """The agent loop in this world; the worlds' processes are shared by all rollouts of a run."""
         if self._pool is None:
             self._pool = make_pool(self.env, self.workers, self.deadline, self.threads)
-        horizon = self.env.horizon
-        return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed)
+        horizon, most = self.env.horizon, self.max_episode_tokens
+        return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed, most)
 
     def setup(self, stage: str) -> None:
         if stage == "fit" and self.trainer is not None:

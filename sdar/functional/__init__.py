@@ -9,6 +9,7 @@ from sdar.functional.advantages import discounted_returns as discounted_returns
 from sdar.functional.advantages import dr_grpo_advantages as dr_grpo_advantages
 from sdar.functional.advantages import episode_group_advantages as episode_group_advantages
 from sdar.functional.advantages import group_advantages as group_advantages
+from sdar.functional.advantages import overlong as overlong
 from sdar.functional.advantages import reinforce_pp_advantages as reinforce_pp_advantages
 from sdar.functional.advantages import rloo_advantages as rloo_advantages
 from sdar.functional.advantages import similar_anchors as similar_anchors

@@ -224,3 +224,9 @@ def _advantages(rewards: Tensor, mean: Tensor, std: Tensor, normalize_std: bool)
 def _narrow(advantages: Tensor, rewards: Tensor) -> Tensor:
     """Detached, in the precision of the rewards, at least float32."""
     return advantages.detach().to(widen(rewards).dtype)
+
+
+def overlong(lengths: Int[Tensor, " episodes"], most: int, buffer: int, penalty: float) -> Float[Tensor, " episodes"]:
+    """What episodes of these lengths, in tokens, lose of their rewards: 0 up to ``most - buffer``, then more with each token, `penalty` at
+    `most` (the soft overlong punishment of DAPO, arXiv 2503.14476; beyond `most` it goes on, as in verl)."""
+    return ((lengths.double() - (most - buffer)) / buffer * penalty).clamp_min(0.0)

@@ -1,5 +1,6 @@
 """The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class Rollout:
             conversation as the template tells it. ``turn``: each turn has a prompt of its own with a window of history.
         history: Number of past exchanges in a ``turn`` prompt.
         seed: The run's seed; with task, attempt, turn and position it names every random number.
+        max_tokens: Most tokens of an episode behind its first prompt (`length`): the response that passes the bound is cut there, the
+            world gets what is left of it, and there is no further turn. None: no bound.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Rollout:
         history: int = 2,
         horizon: int = 50,
         seed: int = 0,
+        max_tokens: int | None = None,
     ):
         if layout not in LAYOUTS:
             raise ConfigError(f"layout is {layout!r}: the two row layouts are {' and '.join(LAYOUTS)}.")
@@ -52,6 +56,7 @@ class Rollout:
             _say_that_rows_split(chat)
         self.pool, self.protocol, self.chat, self.sampler, self.view = pool, protocol, chat, sampler, view
         self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
+        self.max_tokens = max_tokens
         self._chat_is_checked = False
         self.progress: Callable[[int, int], None] = lambda ended, of: None
         """Told after each turn how many episodes have ended, and of how many."""
@@ -70,6 +75,8 @@ class Rollout:
                 prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
                 if len(prompt) + self.sampler.max_new_tokens > self.sampler.context:
                     self.end_for_context(episodes[slot], prompt)
+                elif self.left(episodes[slot], contexts[slot], prompt) <= 0:
+                    self.end_before_turn(episodes[slot], Status.TOKEN_LIMIT)
                 else:
                     prompts[slot] = prompt
             self._cut(episodes, set(live) - set(prompts))
@@ -85,6 +92,8 @@ class Rollout:
             actions: dict[int, str] = {}
             for slot in live:
                 completion, observation = completions[slot], seen[slot].result.observation
+                if slot in acting:
+                    completion = first_tokens(completion, self.left(episodes[slot], contexts[slot], prompts[slot]))
                 text = self.chat.decode(completion.ids)
                 actions[slot], valid = self.protocol.parse(text, seen[slot].admissible)
                 said = self.turn(contexts[slot], prompts[slot], completion, text, observation, actions[slot])
@@ -94,6 +103,7 @@ class Rollout:
                 contexts[slot] = prompts[slot] + completion.ids
             seen = self.pool.step(actions)
             ended = {slot for slot in live if self._ended(episodes[slot], seen[slot], limits[slot])}
+            ended |= {slot for slot in live if self._used_up(episodes[slot])}
             self._cut(episodes, {slot for slot in ended if not seen[slot].result.done})
             live = [slot for slot in live if slot not in ended]
             self.progress(len(requests) - len(live), len(requests))
@@ -141,11 +151,32 @@ class Rollout:
 
     def end_for_context(self, episode: Episode, prompt: list[int]) -> None:
         """End an episode whose next prompt does not fit: nobody is given it."""
-        turns = len(episode.turns)
-        episode.status = Status.CONTEXT
-        if not turns:
+        if not episode.turns:
             episode.error = no_room(len(prompt), self.sampler)
+        self.end_before_turn(episode, Status.CONTEXT)
+
+    def end_before_turn(self, episode: Episode, status: Status) -> None:
+        """End an episode whose next prompt was made and is given to nobody."""
+        turns = len(episode.turns)
+        episode.status = status
         del episode.turn_messages[turns:], episode.later_messages[max(0, 2 * turns - 2) :]
+
+    def left(self, episode: Episode, context: list[int], prompt: list[int]) -> int:
+        """How many tokens the answer to a prompt may have before the bound of the episode; `context` as in `prompt`."""
+        if self.max_tokens is None:
+            return sys.maxsize
+        told = (
+            0 if not episode.turns or self.layout == "turn" or self.starts_row(context, prompt) else len(prompt) - len(context)
+        )
+        return self.max_tokens - length(episode.turns, self.layout) - told
+
+    def _used_up(self, episode: Episode) -> bool:
+        """Whether the bound of the episode cut its last response, or leaves no room for another; marks it then."""
+        full = self.max_tokens is not None and length(episode.turns, self.layout) >= self.max_tokens
+        if not full or episode.lost or (episode.status == Status.DONE and episode.turns[-1].stopped):
+            return False
+        episode.status = Status.TOKEN_LIMIT
+        return True
 
     def told_since(self, context: list[int], prompt: list[int]) -> list[int]:
         """What of a prompt belongs to its turn: all of it where the turn begins a row, otherwise what is new."""
@@ -191,6 +222,21 @@ class Rollout:
         elif len(episode.turns) >= limit:
             episode.status = Status.HORIZON
         return result.done or len(episode.turns) >= limit
+
+
+def length(turns: Sequence[Turn], layout: str) -> int:
+    """Tokens of an episode behind its first prompt: its responses, and in the ``trajectory`` layout what the world answered between them,
+    as verl counts a response of several turns. Of the prompt of a turn that begins a row nothing counts."""
+    told = turns[1:] if layout == "trajectory" else ()
+    return sum(len(t.response_ids) for t in turns) + sum(len(t.prompt_ids) for t in told if not t.starts_row)
+
+
+def first_tokens(completion: Completion, most: int) -> Completion:
+    """A completion with at most so many tokens: as if it had been sampled with that limit."""
+    if len(completion.ids) <= most:
+        return completion
+    kept = (values[:most] for values in (completion.ids, completion.behaviour_logp, completion.kept_logmass))
+    return Completion(*kept, stopped=False)
 
 
 def no_room(tokens: int, sampler: Sampler) -> str:

@@ -325,7 +325,8 @@ class Lifecycle(Updating):
 
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
-        reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None)
+        bounded = self.tasks.max_episode_tokens is not None
+        reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None, bounded=bounded)
         if not self.rollouts_ahead:
             self.count_sampling()
         self.metrics.add("train/iteration", self.iteration)

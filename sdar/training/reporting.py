@@ -17,11 +17,15 @@ from sdar.training.host import Host
 from sdar.types import Batch, Episode, Status, Turn
 
 
-def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool) -> None:
-    """Success, reward, lengths, validity, statuses and retrievals; all but the last two of what was played to an end."""
+def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool, bounded: bool = False) -> None:
+    """Success, reward, lengths, validity, statuses and retrievals; all but the last two of what was played to an end.
+
+    Args:
+        bounded: The tokens of an episode have a bound.
+    """
     played = finished(all_episodes)
     for status in Status:
-        if status != Status.DONE:
+        if status != Status.DONE and (bounded or status != Status.TOKEN_LIMIT):
             metrics.values(f"rollout/{status}_share", [e.status == status for e in all_episodes])
     metrics.add("rollout/tokens_per_second", sum(e.response_tokens for e in all_episodes), 0)
     _responses(metrics, [t for e in played for t in e.turns if t.trainable])

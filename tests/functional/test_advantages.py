@@ -15,6 +15,7 @@ from sdar.functional import (
     dr_grpo_advantages,
     episode_group_advantages,
     group_advantages,
+    overlong,
     reinforce_pp_advantages,
     rloo_advantages,
     similar_anchors,
@@ -322,3 +323,10 @@ def test_two_rewards_are_one_standard_deviation_by_hand() -> None:
 def test_a_similarity_above_one_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"similarity threshold is 1\.5"):
         similar_anchors(["a"], torch.tensor([0]), 1.5)
+
+
+def test_the_last_tokens_cost_more_and_more():
+    """SOD's settings: 1,024 of 20,480, factor 1."""
+    lengths = torch.tensor([0, 19456, 19968, 20480, 20992])
+    assert overlong(lengths, 20480, 1024, 1.0).tolist() == [0.0, 0.0, 0.5, 1.0, 1.5]
+    assert overlong(lengths, 20480, 1024, 0.2).tolist() == pytest.approx([0.0, 0.0, 0.1, 0.2, 0.3])

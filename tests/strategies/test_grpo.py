@@ -8,10 +8,11 @@ import torch
 from one_step import HALF, Did, acted, assert_equal, by_layout, near, one_step, playing, turn_by_turn
 from played import batch_of, episode, gathered, turn
 
-from sdar.credit import GiGPOAdvantage, GroupAdvantage
+from sdar.credit import GiGPOAdvantage, GroupAdvantage, NoAdvantage
 from sdar.errors import ConfigError
 from sdar.parts import Judge
 from sdar.retrievers import NoRetriever
+from sdar.rollout.loop import length
 from sdar.strategies import GRPO, CriticSearch, GiGPO
 from sdar.teachers import SkillView
 
@@ -42,6 +43,47 @@ def test_a_token_far_below_the_initial_policy_has_no_gradient_unless_wished(smal
 def test_a_clamp_of_nothing_explains_itself(small, clamp):
     with pytest.raises(ConfigError, match=r"model\.kl_clamp is .*Use e\.g\. 10 \(published\), or null for no bound"):
         small.strategy(GRPO, kl_clamp=clamp)
+
+
+# ------------------------------------------------------------------ the penalty for long episodes
+
+
+@by_layout
+def test_of_two_successes_the_one_that_fills_its_tokens_loses_reward(small, layout):
+    """The short one ends where the buffer begins: rewards 1 and 1 - penalty, advantages of half a reward's distance from their mean."""
+    play = playing([Did("look", reward=1.0)], ["look", Did("go to shelf 1", reward=1.0)])
+    settings = {"advantage": GroupAdvantage("episode"), "kl_coef": 0.0}
+    plain = one_step(small, small.strategy(GRPO, **settings), small.data(layout=layout), play)
+    assert plain.metrics["reward/flat_group_share"] == 1 and not plain.batch.advantages.any()
+    short, long = (length(e.turns, layout) for e in plain.episodes)
+    data = small.data(layout=layout, max_episode_tokens=long)
+    strategy = small.strategy(GRPO, overlong_buffer=long - short, overlong_penalty=0.5, drop_flat_groups=True, **settings)
+    seen = one_step(small, strategy, data, play)
+    by_hand = 0.25 / (0.5 * math.sqrt(0.5) + 1e-6)
+    assert gathered(seen.batch, seen.batch.advantages) == near(
+        turn_by_turn(seen.batch, lambda e, t, gap: (by_hand, -by_hand)[e])
+    )
+    assert seen.metrics["reward/overlong_penalty"] == 0.25 and seen.metrics["reward/overlong_share"] == 0.5
+    assert seen.metrics["reward/mean"] == 1 and seen.metrics["rollout/token_limit_share"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "most", "message"),
+    [
+        (
+            {"overlong_buffer": 8},
+            None,
+            r"model\.overlong_buffer is 8: .* data\.max_episode_tokens is not set\. Set it to more",
+        ),
+        ({"overlong_buffer": 8}, 8, r"data\.max_episode_tokens is 8\. Set it to more"),
+        ({"overlong_buffer": 8, "advantage": NoAdvantage()}, 99, "model.advantage is NoAdvantage, which looks at none"),
+        ({"overlong_buffer": -1}, 99, r"model\.overlong_buffer is -1"),
+        ({"overlong_penalty": 0.0}, 99, r"model\.overlong_penalty is 0\.0"),
+    ],
+)
+def test_a_penalty_for_long_episodes_that_could_not_work_is_refused(small, settings, most, message):
+    with pytest.raises(ConfigError, match=message):
+        one_step(small, small.strategy(GRPO, **settings), small.data(max_episode_tokens=most))
 
 
 # ------------------------------------------------------------------ GiGPO
