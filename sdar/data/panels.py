@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -12,6 +13,9 @@ from sdar.errors import PanelError
 from sdar.parts import Environment
 from sdar.paths import resolve
 from sdar.reading import convert, excerpt, read_json, read_name
+
+Size = int | Literal["all"]
+"""How many tasks a panel has."""
 
 
 class _PanelFile(msgspec.Struct):
@@ -89,6 +93,31 @@ class Panel:
     def generate(cls, env: Environment, split: str, count: int, seed: int) -> "Panel":
         """The panel of a split, made from a seed."""
         return cls(split, tuple(env.task_ids(split, count, seed)))
+
+
+def size_of(env: Environment, split: str, asked: Size | Mapping[str, Size]) -> int:
+    """How many tasks the panel of a split gets.
+
+    Args:
+        asked: A number, ``all`` tasks that the world has of the split, or one of them for each panel by its name.
+
+    Raises:
+        PanelError: nothing is asked for this panel, or all tasks where there is no end of them.
+    """
+    if isinstance(asked, Mapping):
+        if split not in asked:
+            raise PanelError(
+                f"it has no size for the panel {split!r}, only for {', '.join(asked) or 'none'}: give it a number, or all."
+            )
+        asked = asked[split]
+    if asked != "all":
+        return int(asked)
+    size = env.size(split)
+    if size is None:
+        raise PanelError(
+            f"{type(env).__name__} makes as many tasks of {split!r} as are asked for: give a number instead of all."
+        )
+    return size
 
 
 def check_disjoint(*panels: Panel) -> None:

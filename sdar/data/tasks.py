@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import sdar.envs  # noqa: F401  (its protocols are registered)
 from sdar.arguments import checked
-from sdar.data.panels import Panel, check_disjoint
+from sdar.data.panels import Panel, Size, check_disjoint, size_of
+from sdar.data.set_means import check_means
 from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
 from sdar.registry import did_you_mean, part_name, parts
@@ -73,9 +74,12 @@ class TaskModule(LightningDataModule):
         max_episode_tokens: Most tokens of an episode behind its first prompt, in training and validation: all responses and, with
             ``layout: trajectory``, what the world answers between them, as verl counts its response length. The response that would be
             longer is cut there, the world judges what is left of it, and the episode ends (``rollout/token_limit_share``). None: no bound.
-        train_tasks: Size of the training panel.
-        val_tasks: Size of each validation panel.
+        train_tasks: Size of the training panel; ``all``: every task that the world has.
+        val_tasks: Size of each panel that is measured; ``all``: every task that the world has of it; or the size of each by its name
+            (``{aime24: all, math500: 100}``).
         val_splits: Which validation panels there are.
+        val_means: Means over data sets, by the name that each is logged under (``success_mean/<name>``): panels (``aime24``), a family of
+            a panel (``seen/nq``), or all of them (``unseen/*``). Each set counts alike, however many tasks it has.
         test_splits: Which panels ``sdar test`` and ``sdar predict`` play, kept apart from training also in a run that only trains;
             null: ``unseen``, where the world has so many tasks of it.
         val_attempts: Attempts at each validation task.
@@ -97,8 +101,8 @@ class TaskModule(LightningDataModule):
         protocol: Protocol | None = None,
         layout: Literal["trajectory", "turn"] = "turn",
         history: int = 2,
-        train_tasks: int = 4096,
-        val_tasks: int = 128,
+        train_tasks: int | Literal["all"] = 4096,
+        val_tasks: int | Literal["all"] | dict[str, int | Literal["all"]] = 128,
         val_splits: list[str] = ["seen", "unseen"],  # noqa: B006  (a fresh list is made below)
         test_splits: list[str] | None = None,
         val_attempts: int = 1,
@@ -110,6 +114,7 @@ class TaskModule(LightningDataModule):
         threads: int = 0,
         deadline: float | None = None,
         max_episode_tokens: int | None = None,
+        val_means: dict[str, list[str]] | None = None,
     ):
         super().__init__()
         check_least("data", 1, tasks_per_step=tasks_per_step, group_size=group_size)
@@ -136,11 +141,13 @@ class TaskModule(LightningDataModule):
         self.left_out = frozenset(leave_out)
         self._untested: PanelError | None = None  # who named no test splits hears of them when they are played
         self._make_panels(train_tasks, val_tasks, val_splits, test_splits, panel_seed, dict(panel_files or {}))
+        self.val_means = {name: list(sets) for name, sets in (val_means or {}).items()}
+        check_means(self.val_means, [panel.name for panel in self.measured])
 
     def _make_panels(
         self,
-        train_tasks: int,
-        val_tasks: int,
+        train_tasks: Size,
+        val_tasks: Size | dict[str, Size],
         val_splits: list[str],
         test_splits: list[str] | None,
         seed: int,
@@ -161,10 +168,17 @@ class TaskModule(LightningDataModule):
                 f"data.panel_files names {sorted(unknown)}, which no panel of this run uses: remove it or correct the split."
             )
 
-        def panel(name: str, count: int, settings: str) -> Panel:
+        named = [*val_splits, *tested]
+        if isinstance(val_tasks, dict) and (strange := sorted({*val_tasks} - {*named})):
+            raise ConfigError(
+                f"data.val_tasks has a size for {strange[0]!r}, which no panel is called.{did_you_mean(strange[0], named)} Correct it, or "
+                "measure it (data.val_splits)."
+            )
+
+        def panel(name: str, size: Size | dict[str, Size], settings: str) -> Panel:
             if name not in files:
                 try:
-                    return Panel.generate(env, name, count, seed)
+                    return Panel.generate(env, name, size_of(env, name, size), seed)
                 except PanelError as error:
                     raise PanelError(f"{settings}: {error}") from error
             loaded = Panel.load(files[name])

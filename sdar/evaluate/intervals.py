@@ -47,6 +47,21 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     return Estimate(mean, max(0.0, mean - half), min(1.0, mean + half), n)
 
 
+def macro_mean(sets: Sequence[Estimate]) -> Estimate:
+    """The mean over data sets, each of which counts alike; `n` is the number of tasks in all of them.
+
+    The distances of its ends from it are those of the sets' own ends, squared and added up (MOVER, Zou and Donner 2008): tasks of
+    different sets are independent, and the sets are all that is asked about, no sample of others.
+    """
+    if not sets:
+        raise ValueError("there is no mean over 0 sets: name at least 1.")
+    k = len(sets)
+    mean = sum(of.mean for of in sets) / k
+    low = mean - math.sqrt(sum((of.mean - of.low) ** 2 for of in sets)) / k
+    high = mean + math.sqrt(sum((of.high - of.mean) ** 2 for of in sets)) / k
+    return Estimate(mean, max(0.0, low), min(1.0, high), sum(of.n for of in sets))
+
+
 def paired_difference(after: Sequence[float], before: Sequence[float]) -> Estimate:
     """Mean of per-task differences, each in [-1, 1], on the same tasks in the same order.
 

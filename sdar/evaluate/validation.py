@@ -13,8 +13,9 @@ from torchmetrics import Metric
 
 from sdar.data import TaskBatch
 from sdar.data.panels import Panel
+from sdar.data.set_means import metrics_of
 from sdar.errors import ConfigError
-from sdar.evaluate.intervals import Estimate, mean_interval, paired_difference
+from sdar.evaluate.intervals import Estimate, macro_mean, mean_interval, paired_difference
 from sdar.metrics.base import EpisodeMetric
 from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
 from sdar.rollout import Rollout
@@ -72,6 +73,7 @@ class Validation:
         """Log, print and write what was played since the last report."""
         module, played, self._played = self.module, self._played, defaultdict(lambda: defaultdict(list))
         tasks, self._tasks = self._tasks, defaultdict(list)
+        successes: dict[str, Estimate] = {}
         for name, actors in played.items():
             panel = Panel(name, tuple(tasks[name]))  # what was played: a limit of the Trainer may leave a part
             asked = len(by_group(actors["policy"])[0])
@@ -87,10 +89,39 @@ class Validation:
                     metrics[f"teacher/lift/{name}"] = lift
             summary = {key: told(metric) for key, metric in metrics.items()}
             self._log(name, metrics, summary, len(panel))
+            successes |= {key: of for key, of in summary.items() if key.startswith("success") and isinstance(of, Estimate)}
             if module.trainer.is_global_zero:
                 self._tell(panel, asked, summary, actors)
                 for actor, of_actor in actors.items():
                     reporting.write_episodes(module.trainer, f"{name}-{actor}-{module.iteration:06d}", of_actor)
+
+        self._report_means(successes)
+
+    def _report_means(self, successes: dict[str, Estimate]) -> None:
+        """Log, print and write the means over data sets of which all were played.
+
+        Args:
+            successes: Of panels and their families, by the names of their metrics.
+        """
+        module, lines = self.module, []
+        for name, sets in module.tasks.val_means.items():
+            of = metrics_of(sets, [*successes])
+            missing = [key.partition("/")[2] for key in of if key not in successes]
+            if len(missing) == len(of):  # in a test, perhaps
+                continue
+            if missing:
+                rank_zero_warn(f"success_mean/{name} is not reported: no task of {missing[0]!r} was played.")
+                continue
+            mean = macro_mean([successes[key] for key in of])
+            key = f"success_mean/{name}"
+            numbers = {key: mean.mean, f"success_mean_low/{name}": mean.low, f"success_mean_high/{name}": mean.high}
+            module.log_dict(numbers, batch_size=mean.n, add_dataloader_idx=False)
+            self._log_at_once({"train/iteration": module.iteration, "train/env_steps": module.env_steps} | numbers)
+            lines.append(f"  {key} {mean} over {len(of)} sets")
+            if module.trainer.is_global_zero:
+                reporting.write_validation(module, {"sets": [key.partition("/")[2] for key in of], key: list(mean[:3])})
+        if lines and module.trainer.is_global_zero:
+            bars.say(module.trainer, "\n".join(["", f"means over data sets after {module.iteration} iterations", *lines]))
 
     def first(self) -> dict[str, dict[str, Any]]:
         """The run's first measurement of each panel, as plain data: a run that goes on compares its last one with it."""
@@ -131,11 +162,15 @@ class Validation:
         module.log_dict(numbers | {"step": float(module.iteration)}, batch_size=tasks, add_dataloader_idx=False)
         for key, metric in metrics.items():
             module.log(key, metric, batch_size=tasks, add_dataloader_idx=False, metric_attribute=key)
-        if module.trainer.sanity_checking:
-            numbers |= {key: found.mean if isinstance(found, Estimate) else found for key, found in summary.items()}
-            for logger in module.trainer.loggers:
-                logger.log_metrics(numbers, step=module.iteration)
-                logger.save()
+        self._log_at_once(
+            numbers | {key: found.mean if isinstance(found, Estimate) else found for key, found in summary.items()}
+        )
+
+    def _log_at_once(self, numbers: dict[str, float]) -> None:
+        """Give loggers what Lightning keeps to itself: numbers from before the first step."""
+        for logger in self.module.trainer.loggers if self.module.trainer.sanity_checking else ():
+            logger.log_metrics(numbers, step=self.module.iteration)
+            logger.save()
 
     def _tell(self, panel: Panel, attempts: int, summary: Summary, actors: dict[str, list[Episode]]) -> None:
         module, whole = self.module, self._panels[panel.name]

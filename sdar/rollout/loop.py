@@ -235,8 +235,8 @@ def first_tokens(completion: Completion, most: int) -> Completion:
     """A completion with at most so many tokens: as if it had been sampled with that limit."""
     if len(completion.ids) <= most:
         return completion
-    kept = (values[:most] for values in (completion.ids, completion.behaviour_logp, completion.kept_logmass))
-    return Completion(*kept, stopped=False)
+    ids, logp, kept = completion.ids, completion.behaviour_logp, completion.kept_logmass
+    return Completion(ids[:most], logp[:most], kept[:most], stopped=False)
 
 
 def no_room(tokens: int, sampler: Sampler) -> str:

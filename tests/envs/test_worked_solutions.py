@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sdar.data import TaskModule
 from sdar.envs import CodeEnv, MathEnv, ScienceEnv
 from sdar.envs.math_checking import is_correct
 from sdar.envs.worked_solutions import beginning
@@ -127,3 +128,17 @@ def test_real_files_are_read(name, tmp_path):
         told = [env.solution(task) for task in tasks]
         assert not any("<<" in text or "####" in text for text in told) and all(t.facts["answer"].isascii() for t in tasks)
         assert {task.facts["answer"] for task in tasks} <= {row["answer"].rpartition("#### ")[2] for row in rows}
+
+
+def test_files_are_panels_of_their_own_sizes(tmp_path):
+    many, few = ([{"problem": f"{name} {n}", "answer": str(n)} for n in range(count)] for name, count in (("a", 5), ("b", 3)))
+    files = {
+        "train": jsonl(tmp_path, *many),
+        "aime24": jsonl(tmp_path, *few),
+        "math500": jsonl(tmp_path, *few[:2], {"problem": "c", "answer": 1}),
+    }
+    settings = {"train_tasks": "all", "val_splits": ["aime24"], "test_splits": ["math500"]}
+    data = TaskModule(MathEnv(files=files, runner=AutoRunner()), val_tasks={"aime24": "all", "math500": 2}, **settings)
+    assert [len(panel) for panel in (data.train_panel, *data.val_panels, *data.test_panels)] == [5, 3, 2]
+    data = TaskModule(MathEnv(files=files, runner=AutoRunner()), val_tasks="all", **settings)
+    assert [len(panel) for panel in data.measured] == [3, 3]
