@@ -10,6 +10,7 @@ from sdar.faces import lazy
 
 if TYPE_CHECKING:
     from sdar.cli.trainer import AgentTrainer as AgentTrainer
+    from sdar.data import ChatModule as ChatModule
     from sdar.data import TaskModule as TaskModule
     from sdar.envs import ALFWorldEnv as ALFWorldEnv
     from sdar.envs import CompactProtocol as CompactProtocol
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from sdar.strategies import RLSD as RLSD
     from sdar.strategies import SDAR as SDAR
     from sdar.strategies import SDPO as SDPO
+    from sdar.strategies import SFT as SFT
     from sdar.strategies import SOD as SOD
     from sdar.strategies import TCOD as TCOD
     from sdar.strategies import TIP as TIP

@@ -35,13 +35,17 @@ class Scorer:
         forbidden_ids: What a turn may not emit.
         vocab_size: ``len(tokenizer)``; rows that pad the embedding never count.
         chunk: Tokens per piece of the head.
+        packed: Rows go through the network one behind the other, without padding; position ids tell it where each begins.
     """
 
-    def __init__(self, temperature: float, forbidden_ids: Sequence[int], vocab_size: int, chunk: int = 1024):
+    def __init__(
+        self, temperature: float, forbidden_ids: Sequence[int], vocab_size: int, chunk: int = 1024, packed: bool = False
+    ):
         self.temperature = temperature or 1.0  # a greedy rollout is trained at temperature 1
         self.forbidden_ids = tuple(forbidden_ids)
         self.vocab_size = vocab_size
         self.chunk = chunk
+        self.packed = packed
 
     def __call__(
         self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor
@@ -49,8 +53,13 @@ class Scorer:
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
         predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
         positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-        states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-        hidden = states.last_hidden_state[:, :-1][predicts]
+        if self.packed:
+            filled = attention_mask.bool()
+            states = model.base_model(input_ids=ids[filled][None], position_ids=positions[filled][None], use_cache=False)
+            hidden = states.last_hidden_state[0][nn.functional.pad(predicts, (0, 1))[filled]]
+        else:
+            states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+            hidden = states.last_hidden_state[:, :-1][predicts]
         targets = ids[:, 1:][predicts]
 
         def project(hidden: Tensor) -> tuple[Tensor, ...]:
@@ -110,7 +119,7 @@ class Scorer:
         """
         device = next(model.parameters()).device
         out: Scored | None = None
-        pieces = list(micro_batches(attention_mask.sum(1), max_tokens))
+        pieces = list(micro_batches(attention_mask.sum(1), max_tokens, self.packed))
         spare = attention_mask.sum(1).argmin()[None]
         for rows in ranks.shard(pieces, spare):
             length = int(attention_mask[rows].sum(1).max())
@@ -155,6 +164,29 @@ class Scorer:
         elif signal == TeacherSignal.FULL:
             found["hidden"] = _spread(now.hidden, now.predicts)
         return found
+
+    @torch.no_grad()
+    def check_packing(self, model: "PreTrainedModel") -> None:
+        """Compare rows one behind the other with the same rows one by one.
+
+        Raises:
+            PolicyError: more than 1e-3 nats and what rounding explains apart: a row attends to the one before it.
+        """
+        device = next(model.parameters()).device
+        ids = torch.arange(24, device=device).view(3, 8) % self.vocab_size
+        ones = torch.ones_like(ids)
+        apart = torch.cat(
+            [Scorer(1.0, (), self.vocab_size)(model, i[None], o[None], o[None]).logp for i, o in zip(ids, ones, strict=True)]
+        )
+        together = Scorer(1.0, (), self.vocab_size, packed=True)(model, ids, ones, ones).logp
+        off = float((apart - together).abs().max())
+        rounding = 64 * torch.finfo(next(model.parameters()).dtype).eps * float(apart.abs().max())
+        if not off < 1e-3 + rounding:
+            raise PolicyError(
+                f"{type(model).__name__} with attention {model.config._attn_implementation!r} gives tokens of packed rows other "
+                f"log-probabilities than the same rows alone ({off:.3g} nats apart): a row would attend to the ones before it. Set "
+                "model.packed to false, or use another attention (policy.attention)."
+            )
 
     @torch.no_grad()
     def check(self, model: "PreTrainedModel") -> None:
@@ -354,14 +386,17 @@ def _spread(values: Tensor, predicts: Tensor) -> Tensor:
     return out.index_put((index[0], index[1] + 1), values)
 
 
-def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Row indices in pieces of similar length, each at most `max_tokens` tokens after padding (or a single row)."""
+def micro_batches(lengths: Tensor, max_tokens: int, packed: bool = False) -> Iterator[Tensor]:
+    """Row indices in pieces of similar length, each at most `max_tokens` tokens (or a single row): after padding, or, if they are packed,
+    without."""
     order = lengths.argsort(stable=True, descending=True).tolist()
     piece: list[int] = []
+    tokens = 0
     for row in order:
-        if piece and int(lengths[piece[0]]) * (len(piece) + 1) > max_tokens:
+        tokens = tokens + int(lengths[row]) if packed else int(lengths[(piece or [row])[0]]) * (len(piece) + 1)
+        if piece and tokens > max_tokens:
             yield torch.tensor(piece)
-            piece = []
+            piece, tokens = [], int(lengths[row])
         piece.append(row)
     if piece:
         yield torch.tensor(piece)

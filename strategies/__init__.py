@@ -13,6 +13,7 @@ from sdar.strategies.rlsd import RLSD as RLSD
 from sdar.strategies.sd_search import SDSearch as SDSearch
 from sdar.strategies.sdar import SDAR as SDAR
 from sdar.strategies.sdpo import SDPO as SDPO
+from sdar.strategies.sft import SFT as SFT
 from sdar.strategies.skill_grpo import SkillGRPO as SkillGRPO
 from sdar.strategies.skill_prompt import SkillPrompt as SkillPrompt
 from sdar.strategies.skill_sd import SkillSD as SkillSD

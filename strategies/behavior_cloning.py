@@ -12,22 +12,21 @@ is lost, like an episode whose world failed.
 import random
 
 from jsonargparse import lazy_instance
-from torch import Tensor
 
 from sdar.data import TaskBatch
 from sdar.errors import ConfigError, PolicyError, check_share
-from sdar.module import AgentModule
+from sdar.imitation import Imitation
 from sdar.parts import PrivilegedView, Retriever
 from sdar.registry import register
 from sdar.rollout import Request
 from sdar.rollout.border import admissible_of, observation_of, result_of
-from sdar.scoring import Scorer, StudentOutput
+from sdar.scoring import Scorer
 from sdar.teachers import SkillView
-from sdar.types import Batch, Episode, Status
+from sdar.types import Episode, Status
 
 
 @register("bc")
-class BehaviorCloning(AgentModule):
+class BehaviorCloning(Imitation):
     """Cross-entropy on an expert's actions.
 
     Value and gradient: of the mean negative log-likelihood of the expert's tokens, in nats, at temperature 1 whatever the sampler's
@@ -103,15 +102,6 @@ class BehaviorCloning(AgentModule):
             if result.done:
                 break
         episode.final_observation = observation
-
-    def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
-        return -now.logp
-
-    def score(self, batch: Batch, episodes: list[Episode]) -> None:
-        """Nothing to score: the loss needs no log-probabilities from before the update."""
-
-    def scoring_passes(self) -> dict[str, float]:
-        return {}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chats import sums, written
 from fact_bank import write_fact_bank
 
 import sdar
@@ -59,6 +60,7 @@ REST = {  # what a piece of a setting needs before it
     "scale/quickstart_judge.yaml": ["env/quickstart.yaml", "method/critic_search.yaml", "scale/quickstart.yaml"],
 }
 METHODS = sorted(p.stem for p in (CONF / "method").glob("*.yaml"))
+PLAYING = [m for m in METHODS if m not in ("skill_prompt", "sft")]  # the others do not train, or on what nobody plays
 SMALL = """
 model:
   init_args:
@@ -117,6 +119,8 @@ def command(file, policy, folder):
         model["teacher"] = {"class_path": "ExternalTeacher", "init_args": {"policy": tiny}}
     if "Judge" in told:
         model["judge"] = {"class_path": "EvidenceJudge", "init_args": {"policy": tiny}}
+    if "ChatModule" in told:
+        small["data"]["init_args"]["files"] = [written(folder / "chats.jsonl", *sums(4))]
     last = folder / "small.yaml"
     last.write_text(yaml.safe_dump(small))
     parts = [part for name in (*(f"conf/{name}" for name in files), str(last)) for part in ("-c", name)]
@@ -124,9 +128,7 @@ def command(file, policy, folder):
 
 
 OWN = [f for f in FILES if "SDAR/" not in (CONF / f).read_text()]  # the others need a checkout of somebody else's code
-ALONE = [
-    f for f in OWN if f not in {f"method/{m}.yaml" for m in METHODS if m != "skill_prompt"}
-]  # methods train and resume below
+ALONE = [f for f in OWN if f not in {f"method/{m}.yaml" for m in PLAYING}]  # methods train and resume below
 
 
 @pytest.mark.parametrize("file", ALONE)
@@ -190,7 +192,7 @@ def benchmark():
 
 
 def test_the_benchmark_knows_every_method():
-    assert sorted(benchmark().METHODS) == [m for m in METHODS if m != "skill_prompt"]
+    assert sorted(benchmark().METHODS) == PLAYING
 
 
 def on_the_quickstart_world(method, folder, steps, small=""):
@@ -222,7 +224,7 @@ def checked(lines, capfd, recwarn):
     assert [str(w.message) for w in recwarn if not issubclass(w.category, quiet)] == []
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "skill_prompt"])
+@pytest.mark.parametrize("method", PLAYING)
 def test_a_method_trains_and_resumes_on_the_quickstart_world_without_a_warning(method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     small = """
@@ -239,7 +241,7 @@ trainer: {val_check_interval: 1}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "skill_prompt"])
+@pytest.mark.parametrize("method", PLAYING)
 def test_a_method_trains_ten_steps_in_full_size(method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     checked([*on_the_quickstart_world(method, tmp_path, 10), "--data.val_tasks", "16"], capfd, recwarn)

@@ -31,7 +31,7 @@ COMMANDS = [
     for k, c in enumerate(commands(text))
     if k
     or name not in PAGES
-    or name == "skill_prompt"  # the first of a method is the benchmark's, which tests/test_conf.py runs
+    or name in ("skill_prompt", "sft")  # the first of a method is the benchmark's, which tests/test_conf.py runs
 ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sdar.curricula import BackToFront
+from sdar.data.conversations import read_conversations
 from sdar.data.panels import Panel
 from sdar.envs import code_files, household_files, household_official, mathematics, search_questions, webshop_data
 from sdar.envs.code_livecodebench import Window
@@ -89,10 +90,20 @@ CHECK = {
     "prompt": "def f(x):\n    'Twice.'\n", "canonical_solution": "    return x", "entry_point": "f", "query": "Double.",
     "test": "def check(candidate):\n    assert candidate(1) == 2", "meta": {"difficulty": "Easy"},
 }  # fmt: skip
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+CHAT = {
+    "messages": [
+        {"role": "system", "content": "Be."}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "weight": 1}, {"role": "tool", "content": "2", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Two.", "reasoning_content": "So."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+}  # fmt: skip
 FORMATS = {
     "questions": (QUESTION, lambda f, t: search_questions.file_questions(
         (), ((str(write(f, "q.jsonl", t)), len(t), hash(t)),), ("nq",))),
     "problems": (PROBLEM, lambda f, t: mathematics._file_problems.__wrapped__(str(write(f, "m.jsonl", t)))),
+    "conversations": (CHAT, lambda f, t: read_conversations([str(write(f, "s.jsonl", t))], "data.files")),
     "contests": (CONTEST, lambda f, t: code_files.file_problems.__wrapped__(str(write(f, "c.jsonl", t)), Window(since="2024-01-01"))),
     "checks": (CHECK, lambda f, t: code_files.file_problems.__wrapped__(str(write(f, "h.jsonl", t)), Window())),
     "products": ([PRODUCT], lambda f, t: webshop(f, t, "items_shuffle_1000.json")),

@@ -20,7 +20,7 @@ from sdar.training.manner import compare_manner, manner, write_manner
 
 
 def data(protocol=None, layout="turn", history=2) -> SimpleNamespace:
-    return SimpleNamespace(protocol=protocol or CompactProtocol(), layout=layout, history=history)
+    return SimpleNamespace(protocol=protocol or CompactProtocol(), layout=layout, history=history, has_world=True)
 
 
 def policy(folder: Path, **chat_options: object) -> SimpleNamespace:
@@ -89,3 +89,14 @@ def test_a_model_that_speaks_in_special_tokens_is_told_of_before_training() -> N
         UserWarning, match=r"gives 50% of its probability to tokens that sampler.forbid takes from it \(.*\[\] forbids none"
     ):
         probe._look_at_forbidden(module, torch.tensor([0.5, 0.5]).log())
+
+
+def test_of_conversations_that_nobody_plays_only_the_template_s_options_are_kept_and_compared(tmp_path):
+    files, thinking = SimpleNamespace(has_world=False), policy(tmp_path, enable_thinking=True)
+    write_manner(str(tmp_path), manner(thinking, files))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compare_manner(thinking, data())
+        compare_manner(thinking, files)
+    with pytest.warns(UserWarning, match="chat_options"):
+        compare_manner(policy(tmp_path, enable_thinking=False), data())

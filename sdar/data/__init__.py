@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from sdar.faces import lazy
 
 if TYPE_CHECKING:
+    from sdar.data.chats import ChatModule as ChatModule
     from sdar.data.panels import Panel as Panel
     from sdar.data.panels import check_disjoint as check_disjoint
     from sdar.data.tasks import Pieces as Pieces

@@ -213,6 +213,9 @@ class TaskModule(LightningDataModule):
         self.measured = list(measured.values())
         check_disjoint(self.train_panel, *self.measured)
 
+    has_world = True
+    """False where nothing can be played."""
+
     def panels(self) -> list[Panel]:
         """Every panel of the run."""
         return [self.train_panel, *self.val_panels]
@@ -280,12 +283,16 @@ class TaskModule(LightningDataModule):
         """Tasks of an iteration: the panel in an order drawn anew for each pass. A function of its arguments alone."""
         panel = self.train_panel
         wanted = []
-        for k in range(iteration * self.tasks_per_step, (iteration + 1) * self.tasks_per_step):
+        for k in self._positions(iteration):
             epoch, position = divmod(k, len(panel))
             task_id = panel.task_ids[_order(len(panel), seed, epoch)[position]]
             if task_id not in self.left_out:
                 wanted.append((task_id, epoch))
         return self._step(panel, wanted, self.group_size)
+
+    def _positions(self, iteration: int) -> range:
+        """Which of the tasks that a run takes one after the other, pass after pass, an iteration has."""
+        return range(iteration * self.tasks_per_step, (iteration + 1) * self.tasks_per_step)
 
 
 def protocol_of(env: Environment, protocol: Protocol | None) -> Protocol:

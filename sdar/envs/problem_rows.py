@@ -1,4 +1,4 @@
-"""Rows of files of problems: JSONL, CSV or parquet, their columns in any case."""
+"""Rows of files of problems and of conversations: JSONL, CSV or parquet, their columns in any case."""
 
 import csv
 import gzip
@@ -17,11 +17,15 @@ LONGEST_FIELD = 1 << 20
 """Characters of a field of a CSV file."""
 
 
-def file_rows(path: str) -> tuple[list[tuple[str, Any]], str]:
+def file_rows(path: str, option: str = "env.files", noun: str = "problem") -> tuple[list[tuple[str, Any]], str]:
     """Place (``FILE, row 3``) and value of every row of a file, and a digest of the file's content.
 
     A column is called by its name in lower case; where a file has two that differ in case only, the one in lower case counts. A row
     that is no object stays what it is.
+
+    Args:
+        option: The setting that names the file.
+        noun: What a row holds.
 
     Raises:
         ConfigError: the file is none, or cannot be read; it names the line or row.
@@ -29,7 +33,7 @@ def file_rows(path: str) -> tuple[list[tuple[str, Any]], str]:
     file = Path(path)
     if not file.is_file():
         fault = "is no file" if file.exists() else "does not exist"
-        raise ConfigError(f"env.files names {path}, which {fault}. Give the path of a JSONL, CSV or parquet file.")
+        raise ConfigError(f"{option} names {path}, which {fault}. Give the path of a JSONL, CSV or parquet file.")
     if file.suffix == ".parquet":
         rows: Iterator[Any] | list[Any] = _parquet(file)
     elif file.name.endswith((".csv", ".csv.gz")):
@@ -38,7 +42,7 @@ def file_rows(path: str) -> tuple[list[tuple[str, Any]], str]:
         rows = (row for _, row in read_json_lines(file))
     found = [(f"{path}, row {number}", _in_lower_case(row)) for number, row in enumerate(rows, 1)]
     if not found:
-        raise ConfigError(f"env.files: {path} holds no problem. Give a file with one row a problem.")
+        raise ConfigError(f"{option}: {path} holds no {noun}. Give a file with one row a {noun}.")
     with file.open("rb") as content:
         return found, hashlib.file_digest(content, "sha256").hexdigest()
 

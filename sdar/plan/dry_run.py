@@ -258,7 +258,8 @@ class _Watch(Callback):
         if kwargs.get("use_cache"):
             self.sampled |= self.counts and self.trainer.training
         elif self.counts and not torch.is_grad_enabled():
-            self.scored += float(kwargs["attention_mask"].sum())
+            mask = kwargs.get("attention_mask")  # none where rows are packed
+            self.scored += float(kwargs["input_ids"].numel() if mask is None else mask.sum())
 
     def seen(self) -> TextStats | None:
         if not self.count or not self.row_tokens:

@@ -223,7 +223,7 @@ class ChatFormat:
         if piece.endswith(text):  # in full, behind whatever the template puts in front
             head, response = piece.removesuffix(text), list(sampled)
         else:
-            head = _common(piece, before)
+            head = common_start(piece, before)
             response = self._told_ids(piece.removeprefix(head), text, sampled)
         return [*self.encode_control(head), *response, *self._told(after, content)]
 
@@ -270,7 +270,7 @@ class ChatFormat:
         if plain.startswith(before) and plain.endswith(after) and len(plain) >= len(whole):
             self.default_system = plain[len(before) : len(plain) - len(after)]
             return self.control.isdisjoint(self.encode_control(self.default_system))  # what is told anew is told as text
-        kept = len(_common(plain, whole))  # nothing of it is lost where the message and its tags are put into it
+        kept = len(common_start(plain, whole))  # nothing of it is lost where the message and its tags are put into it
         return plain[kept:] == whole[len(whole) - len(plain) + kept :]
 
     def _accepts(self, roles: tuple[str, ...]) -> bool:
@@ -319,6 +319,6 @@ def _slots(roles: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"sdar{i}slot" for i in range(len(roles)))
 
 
-def _common(a: str, b: str) -> str:
+def common_start(a: str, b: str) -> str:
     """What both texts begin with."""
     return "".join(x for x, _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))

@@ -339,7 +339,12 @@ class Lifecycle(Updating):
         self.log_dict(metrics, batch_size=max(1, len(episodes)))
         if self.retriever is not None and self.trainer.is_global_zero:
             reporting.write_retrievals(self.trainer, self.iteration, episodes)
-        if self.log_episodes_every and self.iteration % self.log_episodes_every == 0 and self.trainer.is_global_zero:
+        if (
+            episodes
+            and self.log_episodes_every
+            and self.iteration % self.log_episodes_every == 0
+            and self.trainer.is_global_zero
+        ):
             reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
 
     def measure(self, episodes: list[Episode]) -> dict[str, float]:

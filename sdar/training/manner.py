@@ -21,7 +21,10 @@ FILE = "sdar.json"
 
 
 def manner(policy: Policy, data: "TaskModule") -> dict[str, Any]:
-    """Protocol, layout, exchanges in a prompt (turn layout), options of the chat template, and tools that it tells of, if any."""
+    """Protocol, layout, exchanges in a prompt (turn layout), options of the chat template, and tools that it tells of, if any; where
+    nothing is played the options alone."""
+    if not data.has_world:
+        return {"chat_options": dict(policy.chat_options)}
     manner = {"protocol": part_name(data.protocol), "layout": data.layout, "chat_options": dict(policy.chat_options)}
     tools = [tool["function"]["name"] for tool in data.protocol.tools]
     return manner | ({"history": data.history} if data.layout == "turn" else {}) | ({"tools": tools} if tools else {})
@@ -44,7 +47,10 @@ def compare_manner(policy: Policy, data: "TaskModule") -> None:
     known, now = read_json(file, PolicyError, advice="Export the policy anew, or remove the file."), manner(policy, data)
     if not isinstance(known, dict):
         raise PolicyError(f"{file} is no JSON object: it does not say how the policy was spoken to. Remove the file.")
-    different = [key for key in sorted({*known, *now}) if known.get(key) != now.get(key)]
+    told = (
+        {*known, *now} if "protocol" in known and data.has_world else {*known} & {*now}
+    )  # conversations of files have no protocol
+    different = [key for key in sorted(told) if known.get(key) != now.get(key)]
     if different:
         pairs = "; ".join(f"{key} {known.get(key)!r}, here {now.get(key)!r}" for key in different)
         rank_zero_warn(

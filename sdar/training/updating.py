@@ -44,7 +44,7 @@ class Updating(Rows):
         """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
         that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
         lengths = batch.attention_mask.sum(1)
-        pieces = list(micro_batches(lengths, self.micro_batch_tokens))
+        pieces = list(micro_batches(lengths, self.micro_batch_tokens, self.scorer.packed))
         self.ranks.check_same(
             (len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches"
         )

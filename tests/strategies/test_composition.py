@@ -56,6 +56,7 @@ ADDED = {
 }
 """Methods with a distillation term."""
 APART = {
+    "sft": "it learns from files, and nobody plays",
     "opd": "its advantages are the gap alone",
     "sod": "its advantages are the group's plus the gap",
     "tcod": "OPD over a part of the episode",

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from chats import sums, written
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import TRAINING, DoublePolicy, rewarded
 
 from sdar import registry
 from sdar.credit import GroupAdvantage
+from sdar.data import ChatModule
 from sdar.errors import ConfigError, NonFiniteLossError, PanelError
 from sdar.functional import masked_mean
 from sdar.gates import ConstantGate, GapGate
@@ -24,6 +26,7 @@ from sdar.shaping import BeliefRevision
 from sdar.strategies import (
     GRPO,
     SDAR,
+    SFT,
     BehaviorCloning,
     GatedOPSD,
     GRPOWithOPSD,
@@ -58,7 +61,7 @@ def weights(strategy):
 
 
 def test_every_registered_training_strategy_is_tested_here():
-    assert set(TRAINING) | {"skill_prompt"} == set(registry.parts("strategies"))
+    assert set(TRAINING) | {"skill_prompt", "sft"} == set(registry.parts("strategies"))  # which nobody plays for in training
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -359,13 +362,16 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
     pattern = "|".join(re.sub(r"<[^>]*>", ".+", name) for name in documented)
     runs = {name: make(small) for name, make in TRAINING.items()}
     runs["transformed"] = small.strategy(SDAR, retriever=FactRetriever(), transforms=[BeliefRevision()], overlong_buffer=5)
+    runs["sft"] = small.strategy(SFT)
+    files = [written(small.folder / f"{n}.jsonl", *sums(2, n)) for n in (0, 2)]
     bounded = {"max_episode_tokens": 400}
     logged = set()
     for name, strategy in runs.items():
-        trainer = small.fit(strategy, steps=1, data=small.data(**bounded), limit_val_batches=None, val_check_interval=1)
+        data = ChatModule(files[:1], files[1:], tasks_per_step=2) if name == "sft" else small.data(**bounded)
+        trainer = small.fit(strategy, steps=1, data=data, limit_val_batches=None, val_check_interval=1)
         found = set(trainer.callback_metrics) - {"step"}  # what loggers number rows by
         assert [m for m in sorted(found) if not re.fullmatch(pattern, m)] == [], name
-        if name != "bc" and strategy.teacher is not None:
+        if name not in ("bc", "sft") and strategy.teacher is not None:
             assert {"gap/mean", "teacher/lift/unseen", "teacher/extra_tokens"} <= found, name
         logged |= found
     package = Path(__file__).parents[2] / "sdar"
