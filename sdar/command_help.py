@@ -8,7 +8,7 @@ from jsonargparse import ActionSubCommands, ArgumentParser, DefaultHelpFormatter
 
 TITLES = {
     "Base of every strategy": "Training method and its parts (sdar list strategies; the arguments of one: --model.help SDAR)",
-    "Panels of tasks and the world they are played in": "Tasks and the world they are played in (arguments: --data.help)",
+    "Panels of tasks and where they are played, in one world or several": "Tasks and the world they are played in (arguments: --data.help)",
     "Keeps one checkpoint, ``last.ckpt``, from which ``--ckpt_path last`` continues": "Checkpoints",
     "Runs the full optimization routine": "Going on from a checkpoint",
     "The Trainer of the `sdar` command": "Lightning's Trainer",

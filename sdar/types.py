@@ -33,6 +33,8 @@ class Task:
     seed: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
     """What a teacher may be told and a student may not: hidden facts, a solution, a hint."""
+    world: str = ""
+    """Name of its world in a run that has several."""
 
 
 class Status(StrEnum):

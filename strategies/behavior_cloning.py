@@ -67,7 +67,7 @@ class BehaviorCloning(Imitation):
         astray_chance = self.astray_chance if rng.random() < self.astray_share else 0.0
         episode = request.begin()
         episode.privileged = informed
-        episode.privileged_text = self.view.text(episode, (), 0, self.tasks.env) if informed else ""
+        episode.privileged_text = self.view.text(episode, (), 0, self.env_of(request.task)) if informed else ""
         try:
             self.play_out(episode, rng, astray_chance)
         except (ConfigError, PolicyError):
@@ -78,7 +78,7 @@ class BehaviorCloning(Imitation):
 
     def play_out(self, episode: Episode, rng: random.Random, astray_chance: float) -> None:
         """Play an episode until it is over, does not fit the context, or cannot be gone on with."""
-        rollout, env = self.rollout, self.tasks.env
+        rollout, env = self.rollout.of(episode.task), self.env_of(episode.task)
         observation = observation_of(env, env.reset(episode.task))
         expert = env.expert(episode.task.facts if episode.privileged else {}, rng)
         context: list[int] = []  # [tokens] that the model would have been told and said so far
@@ -90,7 +90,7 @@ class BehaviorCloning(Imitation):
             if len(prompt) + len(said.ids) > self.context:
                 rollout.end_for_context(episode, prompt)
                 break
-            turn = rollout.turn(context, prompt, said, self.tasks.protocol.write(action), observation, action)
+            turn = rollout.turn(context, prompt, said, rollout.protocol.write(action), observation, action)
             turn.trainable = not astray
             context = prompt + said.ids
             result = result_of(env, env.step(action))

@@ -67,7 +67,7 @@ class CriticSearch(GRPO):
         compared = batch.select(attempts)
         turns = Turns(compared)
         seen = turns.episode.unique().tolist()
-        answers = [self.view.text(episodes[e], (), 0, self.env) for e in seen]
+        answers = [self.view.text(episodes[e], (), 0, self.env_of(episodes[e].task)) for e in seen]
         if blank := [episodes[e].task.id for e, answer in zip(seen, answers, strict=True) if not answer.strip()]:
             raise ConfigError(
                 f"{part_name(self.view)} has no gold answer for {len(blank)} of {len(seen)} tasks, such as {blank[0]}: the judge would "

@@ -105,7 +105,8 @@ class GRPO(AgentModule):
             raise ConfigError(
                 "model.overlong_buffer lowers rewards, and model.advantage is NoAdvantage, which looks at none. Take one of them out."
             )
-        most = self.tasks.max_episode_tokens
+        bounds = [world.max_episode_tokens for world in self.tasks.worlds.values()]
+        most = min((bound for bound in bounds if bound is not None), default=None)
         if self.overlong_buffer and (most is None or most <= self.overlong_buffer):
             raise ConfigError(
                 f"model.overlong_buffer is {self.overlong_buffer}: the last so many tokens of an episode cost reward, and "
@@ -171,9 +172,14 @@ class GRPO(AgentModule):
         """What each episode loses of its reward for its length, ``[episodes]``."""
         if not self.overlong_buffer:
             return torch.zeros(len(episodes), dtype=torch.float64)
-        lengths = torch.tensor([length(e.turns, self.rollout.layout) for e in episodes])
-        most: int = self.tasks.max_episode_tokens  # type: ignore[assignment]  # looked at in setup
-        return functional.overlong(lengths, most, self.overlong_buffer, self.overlong_penalty)
+        lost = torch.zeros(len(episodes), dtype=torch.float64)
+        for name, world in self.tasks.worlds.items():
+            mine = [number for number, e in enumerate(episodes) if e.task.world == name]
+            if mine and world.max_episode_tokens is not None:
+                lengths = torch.tensor([length(episodes[number].turns, world.layout) for number in mine])
+                bounds = (world.max_episode_tokens, self.overlong_buffer, self.overlong_penalty)
+                lost[mine] = functional.overlong(lengths, *bounds).double()
+        return lost
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if self.transforms:

@@ -100,7 +100,7 @@ class Notes:
 def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() -> None:
     data = module()
     step = data.step(0, 3)  # the second visit of a task is among them
-    strategy = SimpleNamespace(retriever=Notes(), controller=None, iteration=0, view=SkillView(), env=data.env)
+    strategy = SimpleNamespace(retriever=Notes(), controller=None, iteration=0, view=SkillView(), env_of=lambda task: data.env)
     for privileged in (True, False):
         requests = AgentModule.requests(strategy, step, privileged)
         notes = [f"{t.id}, visit {v}" for t, v in zip(step.tasks, step.visits, strict=True) for _ in range(2)]
@@ -118,7 +118,7 @@ def test_privileged_requests_are_told_what_the_view_tells_before_an_episode() ->
 def test_a_curriculum_changes_the_attempts_of_training_alone() -> None:
     data = module()
     step = data.step(0, 0)
-    strategy = SimpleNamespace(retriever=None, controller=FrontToBack(every=2), iteration=5, env=data.env)
+    strategy = SimpleNamespace(retriever=None, controller=FrontToBack(every=2), iteration=5, env_of=lambda task: data.env)
     assert {r.max_turns for r in AgentModule.requests(strategy, step, False)} == {3}
     assert {r.max_turns for r in AgentModule.requests(strategy, step, False, training=False)} == {None}
     strategy.controller = BackToFront(every=5, start=2)
@@ -134,7 +134,7 @@ def test_informed_requests_repeat_the_attempts_with_what_the_view_tells_of_each(
         for g in range(2):
             turn = Turn([1], [2], [0.0], [0.0], action=f"{task.id} {g}")
             played.append(Episode(task, g, [turn], success=g == 1, retrieval=Retrieval(("s",), "skill")))
-    strategy = SimpleNamespace(view=SiblingView(), env=data.env)
+    strategy = SimpleNamespace(view=SiblingView(), env_of=lambda task: data.env)
     requests = AgentModule.privileged_requests(strategy, [played[:2], played[2:]], extra=True)
     a, b = (e.task.id for e in played[::2])
     assert [r.privileged_text for r in requests] == [f"{a} 1", "", f"{b} 1", ""]

@@ -20,7 +20,8 @@ from sdar.training.manner import compare_manner, manner, write_manner
 
 
 def data(protocol=None, layout="turn", history=2) -> SimpleNamespace:
-    return SimpleNamespace(protocol=protocol or CompactProtocol(), layout=layout, history=history, has_world=True)
+    world = SimpleNamespace(protocol=protocol or CompactProtocol(), layout=layout, history=history, has_world=True)
+    return SimpleNamespace(worlds={"": world})
 
 
 def policy(folder: Path, **chat_options: object) -> SimpleNamespace:
@@ -92,7 +93,8 @@ def test_a_model_that_speaks_in_special_tokens_is_told_of_before_training() -> N
 
 
 def test_of_conversations_that_nobody_plays_only_the_template_s_options_are_kept_and_compared(tmp_path):
-    files, thinking = SimpleNamespace(has_world=False), policy(tmp_path, enable_thinking=True)
+    files = SimpleNamespace(worlds={"": SimpleNamespace(has_world=False)})
+    thinking = policy(tmp_path, enable_thinking=True)
     write_manner(str(tmp_path), manner(thinking, files))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

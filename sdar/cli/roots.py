@@ -15,6 +15,8 @@ from sdar.cli.words import Source, asks_for_help, find_command, sources
 
 TASKS = "sdar.data.TaskModule"
 """What stands at ``data`` where a configuration names nothing."""
+SOURCE = "sdar.data.TaskSource"
+"""What may stand there."""
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -63,11 +65,11 @@ def checked_settings(words: list[str]) -> Settings:
 
 def _of_run(command: str) -> dict[str, Argument]:
     """The arguments of a command that makes a model, the world and a Trainer."""
-    strategy, world = registry.kinds()["strategies"], registry.locate(TASKS)
+    strategy, source = registry.kinds()["strategies"], registry.locate(SOURCE)
     trainer = registry.locate("sdar.cli.trainer.AgentTrainer")
     given = [
         Argument("model", strategy | None, True, None, Expected((strategy,))),
-        Argument("data", world, False, Namespace(class_path=TASKS), Expected((world,))),
+        Argument("data", source, False, Namespace(class_path=TASKS), Expected((source,))),
         Argument("trainer", expected=Expected(group=trainer)),
         Argument("checkpoint", expected=Expected(group=registry.locate("sdar.training.checkpoints.RunCheckpoint"))),
         Argument("seed_everything", bool | int),

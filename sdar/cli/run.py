@@ -36,7 +36,7 @@ from sdar.cli.roots import TRAINER_DEFAULTS, checked_settings
 from sdar.cli.trainer import AgentTrainer
 from sdar.cli.words import find_config_files
 from sdar.command_help import HelpFormatter
-from sdar.data import TaskModule
+from sdar.data import TaskSource
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
@@ -115,7 +115,7 @@ class AgentCLI(LightningCLI):
         ]
         super().__init__(
             AgentModule,
-            TaskModule,
+            TaskSource,
             subclass_mode_model=True,
             subclass_mode_data=True,
             parser_class=Parser,

@@ -9,7 +9,7 @@ from jsonargparse import ActionConfigFile
 
 from sdar import outline, registry
 from sdar.cli.commands import COMMANDS
-from sdar.cli.roots import GIVEN_BY_US, TASKS, TRAINER_DEFAULTS
+from sdar.cli.roots import GIVEN_BY_US, SOURCE, TRAINER_DEFAULTS
 from sdar.command_help import HelpFormatter, Ordered
 
 CONFIG = "Path to a configuration file in json or yaml format."
@@ -25,7 +25,7 @@ def help_of_run(command: str) -> str:
     """
     trainer = _stand_in(registry.locate("sdar.cli.trainer.AgentTrainer"), command)
     checkpoint = _stand_in(registry.locate("sdar.training.checkpoints.RunCheckpoint"))
-    method, tasks = registry.kinds()["strategies"], registry.locate(TASKS)
+    method, tasks = registry.kinds()["strategies"], registry.locate(SOURCE)
     parser = Ordered(
         prog=f"sdar {command}",
         description=COMMANDS[command].text,

@@ -192,9 +192,9 @@ def named(name: str, bases: Iterable[type]) -> type | None:
 
 def kind_of(bases: Iterable[type]) -> str:
     """What a user calls such a part."""
-    words = [base.__name__ for base in bases]
     strategies = kinds().get("strategies")
-    return " or ".join("strategy" if strategies and word == strategies.__name__ else word for word in words) or "class"
+    called = {"TaskSource": "data module"} | ({strategies.__name__: "strategy"} if strategies else {})
+    return " or ".join(called.get(base.__name__, base.__name__) for base in bases) or "class"
 
 
 def imported(path: str) -> Any:

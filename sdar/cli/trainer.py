@@ -20,7 +20,7 @@ from sdar.training.export import check_export, write_policy
 from sdar.training.manner import manner, write_manner
 
 if TYPE_CHECKING:
-    from sdar.data import TaskModule
+    from sdar.data import TaskSource
     from sdar.module import AgentModule
 
 
@@ -56,8 +56,8 @@ class AgentTrainer(Trainer):
         """
         path = ckpt_path
         check_export("--to", to)
-        policy, data = cast("AgentModule", model).policy, cast("TaskModule", datamodule)
-        policy.bind_env(data.env)
+        policy, data = cast("AgentModule", model).policy, cast("TaskSource", datamodule)
+        data.bind(policy)
         network = policy.load_model()
         weights, state = read_run(path)
         stored = {name.removeprefix("model."): v for name, v in weights.items() if name.startswith("model.")}
@@ -110,8 +110,8 @@ class AgentTrainer(Trainer):
         plan_path = None if json is None else Path(json)
         if plan_path is not None and not plan_path.parent.is_dir():
             raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
-        module, data = cast("AgentModule", model), cast("TaskModule", datamodule)
-        module.policy.bind_env(data.env)
+        module, data = cast("AgentModule", model), cast("TaskSource", datamodule).only
+        data.bind(module.policy)
         expected = Expected(row_tokens, turns, response_tokens)
         run = describe(module, data, launch, None, expected, configs)  # mistakes first
         if dry_run:

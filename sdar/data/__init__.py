@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from sdar.faces import lazy
 
 if TYPE_CHECKING:
+    from sdar.data.batches import Pieces as Pieces
+    from sdar.data.batches import Played as Played
+    from sdar.data.batches import TaskBatch as TaskBatch
     from sdar.data.chats import ChatModule as ChatModule
     from sdar.data.panels import Panel as Panel
     from sdar.data.panels import check_disjoint as check_disjoint
-    from sdar.data.tasks import Pieces as Pieces
-    from sdar.data.tasks import Played as Played
-    from sdar.data.tasks import TaskBatch as TaskBatch
     from sdar.data.tasks import TaskModule as TaskModule
+    from sdar.data.tasks import TaskSource as TaskSource
     from sdar.data.tasks import TrainingSteps as TrainingSteps
     from sdar.data.tasks import protocol_of as protocol_of
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sdar.arguments import checked
+from sdar.data.batches import Pieces, TaskBatch
 from sdar.data.conversations import Conversation, read_conversations, shared_contents, words
 from sdar.data.panels import Panel, check_disjoint
-from sdar.data.tasks import Pieces, TaskBatch, TaskModule
+from sdar.data.tasks import TaskModule
 from sdar.data.transcripts import Transcript
 from sdar.errors import ConfigError, check_least
 from sdar.parts import Environment
@@ -132,8 +133,8 @@ class ChatModule(TaskModule):
         positions = super()._positions(iteration)
         return positions if self.epochs is None else positions[: self.epochs * len(self.train_panel) - positions.start]
 
-    def _pieces(self, panel: Panel) -> Pieces:
-        return super()._pieces(panel.without(self.left_out) if panel is self.held_out else panel)
+    def pieces(self, panel: Panel) -> Pieces:
+        return super().pieces(panel.without(self.left_out) if panel is self.held_out else panel)
 
     def _step(self, panel: Panel, wanted: list[tuple[str, int]], attempts: int) -> TaskBatch:
         if panel.name not in (self.chat_panel.name, HELD_OUT):

@@ -22,7 +22,7 @@ def check_means(means: Mapping[str, Sequence[str]], panels: Sequence[str]) -> No
             raise ConfigError(f"data.val_means.{name} names {twice[0]!r} twice: a set counts once. Remove one.")
         for one in sets:
             panel = one.partition("/")[0]
-            if panel not in panels:
+            if not any(one == known or one.startswith(f"{known}/") for known in panels):
                 raise ConfigError(
                     f"data.val_means.{name} names {one!r}, and no panel {panel!r} is measured.{did_you_mean(panel, panels)} Panels: "
                     f"{', '.join(panels)}."
@@ -38,9 +38,9 @@ def metrics_of(sets: Sequence[str], measured: Sequence[str]) -> list[str]:
     """
     names = []
     for one in sets:
-        panel, _, family = one.partition("/")
         if one.endswith(EACH):
-            names += [name for name in measured if name.startswith(f"success_by_family/{panel}/")]
+            names += [name for name in measured if name.startswith(f"success_by_family/{one.removesuffix(EACH)}/")]
         else:
-            names.append(f"success_by_family/{panel}/{family}" if family else f"success/{panel}")
+            panel = f"success/{one}"
+            names.append(panel if panel in measured or "/" not in one else f"success_by_family/{one}")
     return names

@@ -1,7 +1,9 @@
 """TaskModule: which tasks an iteration gets, and the rollout that plays them."""
 
 import random
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import count
 from typing import Any, Literal
@@ -11,57 +13,132 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 import sdar.envs  # noqa: F401  (its protocols are registered)
 from sdar.arguments import checked
+from sdar.data.batches import Pieces, TaskBatch
 from sdar.data.panels import Panel, Size, check_disjoint, size_of
 from sdar.data.set_means import check_means
 from sdar.errors import ConfigError, PanelError, check_least
-from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
+from sdar.parts import Environment, Policy, PrivilegedView, Protocol, Retriever, Sampler
 from sdar.registry import did_you_mean, part_name, parts
 from sdar.rollout import EnvPool, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.pool import make_pool
 from sdar.training.lightning_checks import check_trainer
-from sdar.types import Episode, Task
+from sdar.types import Task
 
 
-class TaskBatch:
-    """Tasks of one iteration (or one piece of a validation panel). No dataclass: Lightning would take it apart to cast tensors.
+class TrainingSteps:
+    """Endless iterations. Where they stand is known to the method alone, so that whoever begins to read anew (a resumed run, another of
+    Lightning's epochs) goes on where it stopped."""
 
-    Args:
-        panel: Where the tasks are from.
-        tasks: The tasks.
-        visits: How often each had been taken before in this run; with `attempts` it numbers attempts.
-        attempts: Attempts at each.
-        unreadable: Tasks that belong here and could not be made, with the world's error.
+    def __init__(self, data: "TaskSource"):
+        self.data = data
+
+    def __iter__(self) -> Iterator[TaskBatch]:
+        trainer: Any = self.data.trainer
+        module = trainer.lightning_module
+        for iteration in count(module.iteration):
+            yield self.data.step(module.seed, iteration)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: Lightning asks for it before it believes that reading can go on in the middle of an epoch."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to undo."""
+
+
+class TaskSource(LightningDataModule, ABC):
+    """Panels of tasks and where they are played, in one world or several.
+
+    Whoever needs a world asks for that of a task (`of`).
     """
 
-    def __init__(
-        self, panel: Panel, tasks: list[Task], visits: list[int], attempts: int, unreadable: dict[str, str] | None = None
-    ):
-        self.panel, self.tasks, self.visits, self.attempts = panel, tasks, visits, attempts
-        self.unreadable = unreadable or {}
+    val_means: dict[str, list[str]]
+    """Means over data sets that validation reports."""
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, TaskBatch) and vars(self) == vars(other)
+    def __init__(self) -> None:
+        super().__init__()
 
-    # it holds lists
-    __hash__ = None  # type: ignore[assignment]
+    @property
+    @abstractmethod
+    def worlds(self) -> Mapping[str, "TaskModule"]:
+        """Each world by its name, with its panels and how it is told. The only world of a run is called ""."""
 
+    @property
+    @abstractmethod
+    def only(self) -> "TaskModule":
+        """The only world of the run.
 
-class Played:
-    """Episodes that ``Trainer.predict`` returns, one after the other. No list: Lightning would take it apart to move tensors."""
+        Raises:
+            ConfigError: there are several.
+        """
 
-    def __init__(self, episodes: list[Episode]):
-        self.episodes = episodes
+    @property
+    @abstractmethod
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        """Functions that the model is told of, whatever its task."""
 
-    def __iter__(self) -> Iterator[Episode]:
-        return iter(self.episodes)
+    @abstractmethod
+    def step(self, seed: int, iteration: int) -> TaskBatch:
+        """Tasks of an iteration. A function of its arguments alone."""
 
-    def __len__(self) -> int:
-        return len(self.episodes)
+    @abstractmethod
+    def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> Rollout:
+        """The agent loop; the worlds' processes are shared by all rollouts of a run."""
+
+    def of(self, task: Task) -> "TaskModule":
+        """The world of a task."""
+        return self.worlds[task.world]
+
+    def panels(self) -> list[Panel]:
+        """Every panel of the run."""
+        return [panel for world in self.worlds.values() for panel in (world.train_panel, *world.val_panels)]
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """`Environment.conditions` of the worlds."""
+        return {
+            f"{name}/{what}" if name else what: value
+            for name, world in self.worlds.items()
+            for what, value in world.env.conditions.items()
+        }
+
+    def bind(self, policy: Policy, retriever: Retriever | None = None) -> None:
+        """Tell parts that are made for a world which one they are in."""
+        for world in self.worlds.values():
+            policy.bind_env(world.env)
+            if retriever is not None:
+                retriever.bind_env(world.env)
+
+    def some_tasks(self) -> Iterator[Task]:
+        """The first tasks of training in each world, as far as it can make them."""
+        for world in self.worlds.values():
+            yield from world.first_tasks()
+
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer is not None:
+            check_trainer(self.trainer)  # here, for this comes before the callbacks' own
+        for world in self.worlds.values():
+            world.check(stage)
+
+    def train_dataloader(self) -> TrainingSteps:
+        return TrainingSteps(self)
+
+    def val_dataloader(self) -> list[Pieces]:
+        return [world.pieces(panel) for world in self.worlds.values() for panel in world.val_panels]
+
+    def test_dataloader(self) -> list[Pieces]:
+        return [world.pieces(panel) for world in self.worlds.values() for panel in world.test_panels]
+
+    predict_dataloader = test_dataloader
+
+    def teardown(self, stage: str) -> None:
+        for world in self.worlds.values():
+            world.close()
 
 
 @checked
-class TaskModule(LightningDataModule):
+class TaskModule(TaskSource):
     """Panels of tasks and the world they are played in.
 
     Args:
@@ -117,6 +194,8 @@ class TaskModule(LightningDataModule):
         val_means: dict[str, list[str]] | None = None,
     ):
         super().__init__()
+        self.world = ""
+        """Its name in a run that has several."""
         check_least("data", 1, tasks_per_step=tasks_per_step, group_size=group_size)
         check_least("data", 1, val_attempts=val_attempts, val_batch=val_batch)
         check_least("data", 0, history=history, workers=workers, threads=threads)
@@ -216,20 +295,28 @@ class TaskModule(LightningDataModule):
     has_world = True
     """False where nothing can be played."""
 
-    def panels(self) -> list[Panel]:
-        """Every panel of the run."""
-        return [self.train_panel, *self.val_panels]
+    @property
+    def worlds(self) -> Mapping[str, "TaskModule"]:
+        return {self.world: self}
+
+    @property
+    def only(self) -> "TaskModule":
+        return self
+
+    @property
+    def tools(self) -> Sequence[Mapping[str, Any]]:
+        return self.protocol.tools
 
     def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> Rollout:
         """The agent loop in this world; the worlds' processes are shared by all rollouts of a run."""
         if self._pool is None:
             self._pool = make_pool(self.env, self.workers, self.deadline, self.threads)
         horizon, most = self.env.horizon, self.max_episode_tokens
+        chat = chat.telling(self.protocol.tools)
         return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed, most)
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" and self.trainer is not None:
-            check_trainer(self.trainer)  # here, for this comes before the callbacks' own
+    def check(self, stage: str) -> None:
+        """Look at the world before a command begins, and warn of tasks that are measured and trained on."""
         if stage in ("test", "predict") and self._untested is not None:
             raise self._untested
         self.env.check()
@@ -241,28 +328,19 @@ class TaskModule(LightningDataModule):
                         "numbers tell in part what was learned by heart. A larger world repeats itself less."
                     )
 
-    def train_dataloader(self) -> "TrainingSteps":
-        return TrainingSteps(self)
-
-    def val_dataloader(self) -> list["Pieces"]:
-        return [self._pieces(p) for p in self.val_panels]
-
-    def test_dataloader(self) -> list["Pieces"]:
-        return [self._pieces(p) for p in self.test_panels]
-
-    predict_dataloader = test_dataloader
-
-    def teardown(self, stage: str) -> None:
+    def close(self) -> None:
+        """Let go of the world's processes."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
         self.env.close()
 
-    def _pieces(self, panel: Panel) -> "Pieces":
+    def pieces(self, panel: Panel) -> Pieces:
+        """A panel to be measured, in pieces that are played at once."""
         pieces = [panel.task_ids[i : i + self.val_batch] for i in range(0, len(panel), self.val_batch)]
         return Pieces([self._step(panel, [(task_id, 0) for task_id in piece], self.val_attempts) for piece in pieces])
 
-    def some_tasks(self, most: int = 256) -> Iterator[Task]:
+    def first_tasks(self, most: int = 256) -> Iterator[Task]:
         """The first tasks of training, as far as the world can make them."""
         return iter(self._step(self.train_panel, [(task_id, 0) for task_id in self.train_panel.task_ids[:most]], 1).tasks)
 
@@ -271,7 +349,7 @@ class TaskModule(LightningDataModule):
         tasks, visits, unreadable = [], [], {}
         for task_id, visit in wanted:
             try:
-                tasks.append(self.env.task(task_id))
+                tasks.append(self.task(task_id))
                 visits.append(visit)
             except ConfigError:
                 raise
@@ -281,9 +359,18 @@ class TaskModule(LightningDataModule):
 
     def step(self, seed: int, iteration: int) -> TaskBatch:
         """Tasks of an iteration: the panel in an order drawn anew for each pass. A function of its arguments alone."""
+        return self.drawn(seed, self._positions(iteration))
+
+    def task(self, task_id: str) -> Task:
+        """The task of an id, which knows its world."""
+        task = self.env.task(task_id)
+        return replace(task, world=self.world) if self.world else task
+
+    def drawn(self, seed: int, places: range) -> TaskBatch:
+        """The tasks at these places of those that a run takes one after the other, pass after pass."""
         panel = self.train_panel
         wanted = []
-        for k in self._positions(iteration):
+        for k in places:
             epoch, position = divmod(k, len(panel))
             task_id = panel.task_ids[_order(len(panel), seed, epoch)[position]]
             if task_id not in self.left_out:
@@ -329,38 +416,3 @@ def _order(length: int, seed: int, epoch: int) -> list[int]:
     order = list(range(length))
     random.Random(f"{seed}/tasks/{epoch}").shuffle(order)
     return order
-
-
-class Pieces:
-    """Steps in order, the same on every rank. Not a DataLoader: Lightning would deal its items to the ranks, and a step is divided
-    when it is played."""
-
-    def __init__(self, steps: list[TaskBatch]):
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[TaskBatch]:
-        return iter(self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-class TrainingSteps:
-    """Endless iterations. Where they stand is known to the method alone, so that whoever begins to read anew (a resumed run, another of
-    Lightning's epochs) goes on where it stopped."""
-
-    def __init__(self, data: TaskModule):
-        self.data = data
-
-    def __iter__(self) -> Iterator[TaskBatch]:
-        trainer: Any = self.data.trainer
-        module = trainer.lightning_module
-        for iteration in count(module.iteration):
-            yield self.data.step(module.seed, iteration)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: Lightning asks for it before it believes that reading can go on in the middle of an epoch."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to undo."""

@@ -18,6 +18,7 @@ from sdar.errors import ConfigError
 from sdar.evaluate.intervals import Estimate, macro_mean, mean_interval, paired_difference
 from sdar.metrics.base import EpisodeMetric
 from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
+from sdar.parts import Environment
 from sdar.rollout import Rollout
 from sdar.rollout.groups import by_group, describe_lost, finished
 from sdar.training import bars, reporting
@@ -51,16 +52,16 @@ class Validation:
             task = Task(task_id, "unreadable", "")
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
         acts = module.retriever is not None if module.teacher is None else not module.teacher.is_remote
-        if acts and self._tells(task_batch.panel):
+        if acts and task_batch.tasks and self._tells(task_batch.panel, module.env_of(task_batch.tasks[0])):
             played["privileged"] += module.play_as_teacher(
                 self.rollout, module.privileged_requests(by_group(finished(attempts)))
             )
 
-    def _tells(self, panel: Panel) -> bool:
+    def _tells(self, panel: Panel, env: Environment) -> bool:
         """Whether the view can tell the teacher of every task of a panel; says why not."""
         if panel.name not in self._told:
             try:
-                self.module.view.check_tasks(self.module.env, panel.task_ids)
+                self.module.view.check_tasks(env, panel.task_ids)
                 self._told[panel.name] = True
             except ConfigError as error:
                 self._told[panel.name] = False
@@ -186,7 +187,7 @@ class Validation:
                 lines.append(
                     f"  MISSING: faults of the world ended {lost}. They are in no number above; {actor} played the others."
                 )
-        if what == "test" and panel.hash in (p.hash for p in module.tasks.val_panels):
+        if what == "test" and panel.hash in (p.hash for world in module.tasks.worlds.values() for p in world.val_panels):
             lines.append(
                 "  Validation measures these tasks, too: a policy that was chosen by it is not tested by them. For a number of its own "
                 "give a split that is not in data.val_splits, or a panel file, as data.test_splits."

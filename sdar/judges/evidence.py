@@ -52,8 +52,7 @@ class EvidenceJudge(Judge):
         self.check()
         assert self.model is not None
         labels: list[list[float | None]] = [[None] * len(e.turns) for e in episodes]
-        layout = "turn" if any(e.turn_messages for e in episodes) else "trajectory"
-        rows = [r for r in make_rows(episodes, layout) if any(r.response_mask)]
+        rows = [r for r in make_rows(episodes) if any(r.response_mask)]
         if not rows:
             return labels
         self.view.solutions = {id(e): answer for e, answer in zip(episodes, solutions, strict=True)}

@@ -68,7 +68,7 @@ def rehearse(
         def least(owner: Any, name: str, value: int, tell: str) -> None:
             put(owner, name, min(getattr(owner, name), value), tell)
 
-        module.policy.bind_env(data.env)
+        data.bind(module.policy)
         if module.teacher is not None and module.teacher.is_remote:
             put(module, "teacher", at_home(module.teacher))
             cut.append("model.teacher: the policy's own weights stand for those of the servers, which are not asked")

@@ -56,7 +56,7 @@ class ChatFormat:
                 f"{name} has no chat template: an agent's conversation cannot be told to this model. Use an instruction-tuned "
                 "model, or give the policy a `chat_template` file."
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.given, self.tools = tokenizer, options, tools
         self.options = {**(options or {}), **({"tools": [dict(tool) for tool in tools]} if tools else {})}
         self.name = name
         self._check_tools()
@@ -85,6 +85,10 @@ class ChatFormat:
         history = self._control_pieces(("user", "assistant", "user"), True)
         self.rewrites_history = opened != history[:2] or history[2][:1] != (self.end_of_turn,) or not self._repeats(THOUGHT)
         """True when a past assistant turn is not told as it was generated (thinking removed, say)."""
+
+    def telling(self, tools: Sequence[Mapping[str, Any]]) -> "ChatFormat":
+        """The same format with other tools; itself where they are those that it has."""
+        return self if [*tools] == [*self.tools] else ChatFormat(self.tokenizer, self.given, self.name, tools)
 
     def prompt(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation, ready for the model to answer.

@@ -12,7 +12,7 @@ from sdar.parts import PrivilegedView, Protocol, Sampler
 from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import EnvPool, EnvReply
 from sdar.rollout.rows import messages_of
-from sdar.types import Completion, Episode, History, Request, SampleKey, Status, Turn
+from sdar.types import Completion, Episode, History, Request, SampleKey, Status, Task, Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,6 +60,15 @@ class Rollout:
         self._chat_is_checked = False
         self.progress: Callable[[int, int], None] = lambda ended, of: None
         """Told after each turn how many episodes have ended, and of how many."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """Names of the spans that a response may hold."""
+        return self.protocol.tags
+
+    def of(self, task: Task) -> "Rollout":
+        """The agent loop that plays a task."""
+        return self
 
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         """Play all requests; the order of the result is theirs."""

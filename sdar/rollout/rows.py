@@ -19,16 +19,20 @@ from sdar.rollout.chat import ChatFormat
 from sdar.types import Batch, Episode, Row, Turn
 
 
-def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], list[int]] | None = None) -> list[Row]:
+def make_rows(
+    episodes: Sequence[Episode], layout: str | None = None, spans: Callable[[Episode, Turn], list[int]] | None = None
+) -> list[Row]:
     """Rows in episode order, then turn order. Episodes without a turn (a fault at reset) give none.
 
     Args:
-        spans: The number of the tag that each response token stands in, where somebody asks for it.
+        layout: Of all episodes; None: that in which each was played.
+        spans: The number of the tag that each response token of a turn stands in, where somebody asks for it.
     """
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
+        by_turn = bool(episode.turn_messages) if layout is None else layout == "turn"
         for t, turn in enumerate(episode.turns):
-            if layout == "turn" or t == 0 or turn.starts_row:
+            if by_turn or t == 0 or turn.starts_row:
                 rows.append(Row([], [], [], [], [], episode=e, turn=t))
             row, prompt, response = rows[-1], turn.prompt_ids, turn.response_ids
             row.ids += [*prompt, *response]
@@ -37,7 +41,7 @@ def make_rows(episodes: Sequence[Episode], layout: str, spans: Callable[[Turn], 
             row.behaviour_logp += [0.0] * len(prompt) + turn.behaviour_logp
             row.kept_logmass += [0.0] * len(prompt) + turn.kept_logmass
             if spans is not None:
-                row.spans += [0] * len(prompt) + spans(turn)
+                row.spans += [0] * len(prompt) + spans(episode, turn)
     return rows
 
 

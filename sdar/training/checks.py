@@ -6,14 +6,14 @@ import time
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sdar.corrections import NoCorrection
-from sdar.data import TaskModule
+from sdar.data import TaskModule, TaskSource
 from sdar.errors import ConfigError
 from sdar.registry import part_name
 from sdar.training.host import Host
 from sdar.types import Episode, TeacherSignal
 
 
-def check_settings(module: Host, data: TaskModule) -> None:
+def check_settings(module: Host, data: TaskSource) -> None:
     """Look at a strategy and its tasks.
 
     Raises:
@@ -38,7 +38,8 @@ def check_settings(module: Host, data: TaskModule) -> None:
             "see nothing more than the student. Give a retriever, or another view."
         )
     if module.retriever is not None and module.retriever.bank is not None:
-        module.retriever.bank.check_world(data.some_tasks())
+        for world in data.worlds.values():
+            module.retriever.bank.check_world(world.first_tasks())
 
 
 def check_teacher_context(module: Host) -> None:
@@ -48,7 +49,7 @@ def check_teacher_context(module: Host) -> None:
         ConfigError: not even a response and one token before it.
     """
     data, longest = module.tasks, module.sampler.max_new_tokens
-    tasks = {task.family: task for task in data.some_tasks()}
+    tasks = {(task.world, task.family): task for task in data.some_tasks()}
     contexts = {module.teacher_context(task) for task in tasks.values()}
     if (least := min(contexts, default=module.context)) <= longest:
         raise ConfigError(
@@ -62,9 +63,14 @@ def check_teacher_context(module: Host) -> None:
         )
 
 
-def check_first_prompts(module: Host, data: TaskModule, seconds: float = 2.0) -> None:
+def check_first_prompts(module: Host, data: TaskSource, seconds: float = 2.0) -> None:
     """Warn of tasks whose first prompt cannot fit, even before the world has said anything. Of each panel those with the longest
-    instructions are looked at, for at most so many `seconds`: what is found later ends one episode."""
+    instructions are looked at, in each world for at most so many `seconds`: what is found later ends one episode."""
+    for world in data.worlds.values():
+        _check_first_prompts(module, world, seconds)
+
+
+def _check_first_prompts(module: Host, data: TaskModule, seconds: float) -> None:
     room = module.sampler.context - module.sampler.max_new_tokens
     if (most := data.env.longest_instruction) is not None and 2 * most <= room:
         return
@@ -76,9 +82,9 @@ def check_first_prompts(module: Host, data: TaskModule, seconds: float = 2.0) ->
         if task_id in data.left_out:
             continue
         with contextlib.suppress(Exception):  # one that cannot be made is told when it is wanted
-            task = data.env.task(task_id)
+            task = data.task(task_id)
             if 2 * len(task.instruction.encode(errors="replace")) > room:  # fewer bytes are fewer tokens
-                length = len(module.rollout.prompt(Episode(task, 0), [], "", []))
+                length = len(module.rollout.of(task).prompt(Episode(task, 0), [], "", []))
                 if length > room:
                     found[task_id] = length
     if found:

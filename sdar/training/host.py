@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sdar.data import TaskBatch, TaskModule
+from sdar.data import TaskBatch, TaskSource
 from sdar.distributed.communicator import Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError
@@ -80,7 +80,6 @@ class Host(LightningModule, OldNames):
     val_sampler: Sampler
     correction: Correction
     view: PrivilegedView
-    env: Environment
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
     # networks, there from `configure_model` on
@@ -138,9 +137,18 @@ class Host(LightningModule, OldNames):
         return [n for n in (self.model, self.initial, *teachers) if n is not None]
 
     @property
-    def tasks(self) -> TaskModule:
+    def tasks(self) -> TaskSource:
         """The tasks of the run: Lightning's ``trainer.datamodule``, which `setup` has looked at."""
         return cast(Any, self.trainer).datamodule
+
+    @property
+    def env(self) -> Environment:
+        """The world of a run that has one; `env_of` a task works in every run."""
+        return self.tasks.only.env
+
+    def env_of(self, task: Task) -> Environment:
+        """The world of a task."""
+        return self.tasks.of(task).env
 
     def teacher_network(self, task: Task) -> PreTrainedModel | RemoteModel:
         """The network that is the teacher of a task, for a strategy that has a teacher."""
@@ -162,9 +170,9 @@ class Host(LightningModule, OldNames):
             for g in range(task_batch.attempts):
                 request = Request(task, visit * task_batch.attempts + g, retrieval, privileged)
                 if privileged:
-                    request.privileged_text = self.view.text(request.begin(), (), 0, self.env)
+                    request.privileged_text = self.view.text(request.begin(), (), 0, self.env_of(task))
                 if training and self.controller is not None:
-                    request = self.controller(request, iteration, self.env)
+                    request = self.controller(request, iteration, self.env_of(task))
                 wanted.append(request)
         return wanted
 
@@ -174,7 +182,7 @@ class Host(LightningModule, OldNames):
         """The same attempts (at most `most` of each group) once more, with the same random numbers, by somebody who is told what the
         view tells of each: hindsight, if it has some."""
         return [
-            Request(e.task, e.attempt, e.retrieval, True, self.view.text(e, group, 0, self.env), extra=extra)
+            Request(e.task, e.attempt, e.retrieval, True, self.view.text(e, group, 0, self.env_of(e.task)), extra=extra)
             for group in groups
             for e in group[:most]
         ]
@@ -191,16 +199,16 @@ class Host(LightningModule, OldNames):
 
     def inside(self, batch: Batch, tag: str) -> Tensor:
         """Bool ``[batch, time]``: the response tokens inside a tag of the protocol."""
-        return batch.response_mask & (batch.spans == 1 + self.rollout.protocol.tags.index(tag))
+        return batch.response_mask & (batch.spans == 1 + self.rollout.tags.index(tag))
 
     def check_span(self, tag: str | None) -> None:
         """Raises ConfigError where no response has the tag."""
-        tags = self.rollout.protocol.tags
-        if tag is not None and tag not in tags:
-            raise ConfigError(
-                f"the span is {tag!r}, but responses of {part_name(self.rollout.protocol)} hold "
-                f"{' and '.join(tags) or 'no tags'}: no token would be chosen. Use one of them."
-            )
+        for protocol in (world.protocol for world in self.tasks.worlds.values()):
+            if tag is not None and tag not in protocol.tags:
+                raise ConfigError(
+                    f"the span is {tag!r}, but responses of {part_name(protocol)} hold {' and '.join(protocol.tags) or 'no tags'}: no "
+                    "token would be chosen. Use one of them."
+                )
 
     def unsaved(self) -> set[str]:
         """Names in the state dict that no checkpoint holds: weights that never change and come from elsewhere."""

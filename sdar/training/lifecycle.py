@@ -14,7 +14,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
 from sdar.corrections import NoCorrection
-from sdar.data import Played, TaskBatch, TaskModule
+from sdar.data import Played, TaskBatch, TaskSource
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator, TorchCommunicator
 from sdar.distributed.sharding import Sharding, sharding_of
 from sdar.errors import ConfigError, StoppedError, check_least
@@ -153,13 +153,14 @@ class Lifecycle(Updating):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, TaskModule):
+        if not isinstance(data, TaskSource):
             raise ConfigError(
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
         check_settings(self, data)
         if stage == "fit":
-            self.view.check_tasks(data.env, [task_id for task_id in data.train_panel.task_ids if task_id not in data.left_out])
+            for world in data.worlds.values():
+                self.view.check_tasks(world.env, [i for i in world.train_panel.task_ids if i not in world.left_out])
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
             self.ranks = TorchCommunicator(cast(Any, self.trainer.strategy).deadline)
@@ -168,13 +169,10 @@ class Lifecycle(Updating):
             with self.ranks.error_context("the folder of model.export"):
                 if self.trainer.is_global_zero:
                     check_export("model.export", self.export)
-        self.env = data.env
-        self.policy.bind_env(data.env)
-        if self.retriever is not None:
-            self.retriever.bind_env(data.env)
+        data.bind(self.policy, self.retriever)
         tokenizer = self.policy.load_tokenizer()
         compare_manner(self.policy, data)
-        self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name, data.protocol.tools)
+        self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name, data.tools)
         self.context = self.policy.context()
         for sampler in (self.sampler, self.val_sampler):
             sampler.ranks = self.ranks
@@ -325,7 +323,7 @@ class Lifecycle(Updating):
 
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
-        bounded = self.tasks.max_episode_tokens is not None
+        bounded = any(world.max_episode_tokens is not None for world in self.tasks.worlds.values())
         reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None, bounded=bounded)
         if not self.rollouts_ahead:
             self.count_sampling()

@@ -49,7 +49,7 @@ class Prefetcher:
         """
         module = self.module
         if self._rollout is None:  # tokenizers are not made for two threads: this one has its own
-            own = ChatFormat(copy.deepcopy(module.chat.tokenizer), module.chat.options, module.policy.name)
+            own = ChatFormat(copy.deepcopy(module.chat.tokenizer), module.chat.given, module.policy.name, module.chat.tools)
             self._rollout = module.tasks.rollout(own, module.sampler, module.view, module.seed)
         self._requests, self._iteration = requests, iteration
         mine = self._requests[module.ranks.rank :: module.ranks.world_size]

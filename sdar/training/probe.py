@@ -78,7 +78,7 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
             episodes = module.ranks.map_over_ranks(
                 lambda mine: rollout(actor, mine), requests, "the comparison of the sampler"
             )
-        rows = [r for r in make_rows(episodes, rollout.layout) if any(r.response_mask)]
+        rows = [r for r in make_rows(episodes) if any(r.response_mask)]
         if not rows:
             return torch.zeros(0), torch.zeros(0), describe_lost(episodes)
         batch = collate(rows, episodes, list(range(len(episodes))))

@@ -127,7 +127,7 @@ def write_validation(module: Host, numbers: dict[str, Any]) -> None:
         "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
         "iteration": module.iteration,
         "env_steps": module.env_steps,
-        **module.env.conditions,
+        **module.tasks.conditions,
     }
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "validation.jsonl").open("a", encoding="utf-8") as out:

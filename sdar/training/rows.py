@@ -18,15 +18,11 @@ class Rows(Playing):
     def rows(self, episodes: list[Episode]) -> Batch | None:
         """Training rows of all episodes whose world did not fail."""
         group_of = group_numbers(episodes)
-        rows = [
-            r
-            for r in make_rows(episodes, self.rollout.layout, self.spans if self.needs_spans else None)
-            if not episodes[r.episode].lost
-        ]
+        rows = [r for r in make_rows(episodes, spans=self.spans if self.needs_spans else None) if not episodes[r.episode].lost]
         rows = [r for r in rows if any(r.response_mask)]
         if not rows:
             return None
-        rows = [without_privilege(r, episodes[r.episode], self.chat) if episodes[r.episode].extra else r for r in rows]
+        rows = [self._as_student(r, episodes[r.episode]) if episodes[r.episode].extra else r for r in rows]
         if not self.hears_teacher():
             rows = [replace(r, teacher_ids=None) for r in rows]
         else:
@@ -35,11 +31,27 @@ class Rows(Playing):
                 if not (e.extra or e.lost):
                     members.setdefault(g, []).append(e)
             contexts = [self.teacher_context(e.task) for e in episodes]
-            inputs = (self.chat, self.view, self.env, contexts)
-            too_long = add_teacher_view(rows, episodes, [members.get(g, []) for g in group_of], *inputs)
+            too_long = self._add_teacher_views(rows, episodes, [members.get(g, []) for g in group_of], contexts)
             self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
             rows = self._readable(rows, contexts, too_long)
         return collate(rows, episodes, group_of) if rows else None
+
+    def _as_student(self, row: Row, episode: Episode) -> Row:
+        return without_privilege(row, episode, self.rollout.of(episode.task).chat)
+
+    def _add_teacher_views(
+        self, rows: list[Row], episodes: list[Episode], groups: list[list[Episode]], contexts: list[int]
+    ) -> dict[int, str]:
+        """`add_teacher_view`, of each world with its own conversation format."""
+        too_long: dict[int, str] = {}
+        for name, world in self.tasks.worlds.items():
+            places = [place for place, row in enumerate(rows) if episodes[row.episode].task.world == name]
+            if places:
+                chat = self.rollout.of(episodes[rows[places[0]].episode].task).chat
+                mine = [rows[place] for place in places]
+                found = add_teacher_view(mine, episodes, groups, chat, self.view, world.env, contexts)
+                too_long |= {places[place]: text for place, text in found.items()}
+        return too_long
 
     def _readable(self, rows: list[Row], contexts: Sequence[int], too_long: dict[int, str]) -> list[Row]:
         """The rows that their teachers can read: where the privileged text is too much without it, as if there were none; the others
@@ -54,9 +66,12 @@ class Rows(Playing):
                 rows[place] = replace(rows[place], teacher_ids=rows[place].ids, is_privileged=False)
         return [row for row in rows if len(row.teacher_ids or ()) <= contexts[row.episode]]
 
-    def spans(self, turn: Turn) -> list[int]:
-        """The tag that each response token stands in."""
-        return response_spans(turn.response_ids, self.chat.tokenizer, self.rollout.protocol, self.chat.stop_ids)
+    def spans(self, episode: Episode, turn: Turn) -> list[int]:
+        """For each response token 0, or 1 + the number of the tag (of `Rollout.tags`) that it stands in."""
+        protocol = self.rollout.of(episode.task).protocol
+        numbers = [0, *(1 + self.rollout.tags.index(tag) for tag in protocol.tags)]
+        found = response_spans(turn.response_ids, self.chat.tokenizer, protocol, self.chat.stop_ids)
+        return [numbers[number] for number in found]
 
     def tell_unreadable(self, task_batch: TaskBatch) -> None:
         """Tasks of a step that could not be made are left out of it, told and counted."""

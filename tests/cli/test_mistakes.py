@@ -46,7 +46,7 @@ MISTAKES = {
     "choice": (["--model.gate.mode", "sotf"], "model.gate.mode: must be one of soft, hard, not 'sotf'. Did you mean 'soft'?"),
     "number": (["--model.gate.slope", "steep"], "model.gate.slope: must be float, not 'steep'."),
     "data key": (["--data.group_sise", "2"], "data.group_sise: TaskModule takes no 'group_sise'. Did you mean 'group_size'?"),
-    "data class": (["--data", "TaskModul"], "data: there is no TaskModule 'TaskModul'. Did you mean 'TaskModule'?"),
+    "data class": (["--data", "TaskModul"], "data: there is no data module 'TaskModul'. Did you mean 'TaskModule'?"),
     "top-level key": (["--modl.coef", "1"], "modl: there is no 'modl'. Did you mean 'model'?"),
     "command key": (["--ckpt_pth", "last"], "ckpt_pth: there is no 'ckpt_pth'. Did you mean 'ckpt_path'?"),
     "trainer key": (

@@ -231,7 +231,7 @@ def test_a_privileged_episode_is_read_by_the_student_without_the_privilege(
 ) -> None:
     """And by the teacher as it was played. The responses are the same ids behind either beginning."""
     chat = CHATS[chat_name]()
-    spans = lambda turn: list(range(1, 1 + len(turn.response_ids)))  # noqa: E731
+    spans = lambda _, turn: list(range(1, 1 + len(turn.response_ids)))  # noqa: E731
     plain = make_rows(played(chat, layout, SECRETS), layout, spans)
     episodes = played(chat, layout, SECRETS, True, placement, extra=True)
     rows = make_rows(episodes, layout, spans)
@@ -358,7 +358,7 @@ def test_spans_stand_on_the_tokens_of_their_tag(layout: str) -> None:
     [episode] = rollout(None, [Request(Task("t", "faulty", "begin"), 0, replay=("look",))])
     assert len(episode.turns) == 4 and episode.success
     rows = make_rows(
-        [episode], layout, lambda turn: response_spans(turn.response_ids, chat.tokenizer, protocol, chat.stop_ids)
+        [episode], layout, lambda _, turn: response_spans(turn.response_ids, chat.tokenizer, protocol, chat.stop_ids)
     )
 
     def under(tag: str) -> list[str]:
@@ -383,7 +383,7 @@ def test_spans_stand_on_the_tokens_of_their_tag(layout: str) -> None:
 
 
 def test_a_batch_is_padded_on_the_right() -> None:
-    batch = batch_of(make_rows([drawn()], "turn", lambda turn: [1] * len(turn.response_ids)), [drawn()])
+    batch = batch_of(make_rows([drawn()], "turn", lambda _, turn: [1] * len(turn.response_ids)), [drawn()])
     assert batch.ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 8, 20, 21, 9], [10, 11, 12, 13, 14, 30, 31, 32, 9, 0, 0]]
     assert batch.attention_mask.tolist() == [[1] * 11, [1] * 9 + [0, 0]]
     assert batch.response_mask.tolist() == [[False] * 8 + [True] * 3, [False] * 5 + [True] * 4 + [False] * 2]
