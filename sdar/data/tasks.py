@@ -19,7 +19,7 @@ from sdar.data.set_means import check_means
 from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, Policy, PrivilegedView, Protocol, Retriever, Sampler
 from sdar.registry import did_you_mean, part_name, parts
-from sdar.rollout import EnvPool, Rollout
+from sdar.rollout import AgentLoop, EnvPool, Rollout
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.pool import make_pool
 from sdar.training.lightning_checks import check_trainer
@@ -83,7 +83,7 @@ class TaskSource(LightningDataModule, ABC):
         """Tasks of an iteration. A function of its arguments alone."""
 
     @abstractmethod
-    def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> Rollout:
+    def rollout(self, chat: ChatFormat, sampler: Sampler, view: PrivilegedView, seed: int) -> AgentLoop:
         """The agent loop; the worlds' processes are shared by all rollouts of a run."""
 
     def of(self, task: Task) -> "TaskModule":
@@ -196,6 +196,8 @@ class TaskModule(TaskSource):
         super().__init__()
         self.world = ""
         """Its name in a run that has several."""
+        self.max_new_tokens: int | None = None
+        """Most tokens of a response, in a run that has several; None: as many as the sampler's."""
         check_least("data", 1, tasks_per_step=tasks_per_step, group_size=group_size)
         check_least("data", 1, val_attempts=val_attempts, val_batch=val_batch)
         check_least("data", 0, history=history, workers=workers, threads=threads)
@@ -313,7 +315,9 @@ class TaskModule(TaskSource):
             self._pool = make_pool(self.env, self.workers, self.deadline, self.threads)
         horizon, most = self.env.horizon, self.max_episode_tokens
         chat = chat.telling(self.protocol.tools)
-        return Rollout(self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed, most)
+        return Rollout(
+            self._pool, self.protocol, chat, sampler, view, self.layout, self.history, horizon, seed, most, self.max_new_tokens
+        )
 
     def check(self, stage: str) -> None:
         """Look at the world before a command begins, and warn of tasks that are measured and trained on."""

@@ -19,7 +19,7 @@ from sdar.evaluate.intervals import Estimate, macro_mean, mean_interval, paired_
 from sdar.metrics.base import EpisodeMetric
 from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
 from sdar.parts import Environment
-from sdar.rollout import Rollout
+from sdar.rollout import AgentLoop
 from sdar.rollout.groups import by_group, describe_lost, finished
 from sdar.training import bars, reporting
 from sdar.training.playing import Playing
@@ -32,7 +32,7 @@ Summary = dict[str, Estimate | float]
 class Validation:
     """Plays panels piece by piece and sums them up."""
 
-    def __init__(self, module: Playing, rollout: Rollout):
+    def __init__(self, module: Playing, rollout: AgentLoop):
         self.module = module
         self.rollout = rollout
         self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))

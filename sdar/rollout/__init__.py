@@ -1,5 +1,6 @@
 """The agent loop: environments in one process or many, finished episodes leave at once, every episode ends with a status."""
 
+from sdar.rollout.loop import AgentLoop as AgentLoop
 from sdar.rollout.loop import Request as Request
 from sdar.rollout.loop import Rollout as Rollout
 from sdar.rollout.pool import EnvPool as EnvPool

@@ -1,8 +1,11 @@
 """The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
 
+import copy
 import sys
-from collections.abc import Callable, Collection, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,10 +21,35 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LAYOUTS = ("trajectory", "turn")
+Asked = tuple[list[list[int]], list[SampleKey]]
+"""Prompts that wait for a response, and the names of the responses."""
 
 
-class Rollout:
-    """Plays episodes with a sampler.
+class AgentLoop(ABC):
+    """Plays episodes with a sampler, in one world or in several."""
+
+    sampler: Sampler
+    seed: int
+    """The run's; with task, attempt, turn and position it names every random number."""
+    progress: Callable[[int, int], None]
+    """Told after each turn how many episodes have ended, and of how many."""
+
+    @property
+    @abstractmethod
+    def tags(self) -> tuple[str, ...]:
+        """Names of the spans that a response may hold."""
+
+    @abstractmethod
+    def of(self, task: Task) -> "Rollout":
+        """The loop that plays a task."""
+
+    @abstractmethod
+    def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
+        """Play all requests; the order of the result is theirs."""
+
+
+class Rollout(AgentLoop):
+    """Plays episodes of one world.
 
     Args:
         pool: Where the worlds run.
@@ -35,6 +63,7 @@ class Rollout:
         seed: The run's seed; with task, attempt, turn and position it names every random number.
         max_tokens: Most tokens of an episode behind its first prompt (`length`): the response that passes the bound is cut there, the
             world gets what is left of it, and there is no further turn. None: no bound.
+        max_new_tokens: Most tokens of a response, where that is less than the sampler's.
     """
 
     def __init__(
@@ -49,6 +78,7 @@ class Rollout:
         horizon: int = 50,
         seed: int = 0,
         max_tokens: int | None = None,
+        max_new_tokens: int | None = None,
     ):
         if layout not in LAYOUTS:
             raise ConfigError(f"layout is {layout!r}: the two row layouts are {' and '.join(LAYOUTS)}.")
@@ -56,23 +86,28 @@ class Rollout:
             _say_that_rows_split(chat)
         self.pool, self.protocol, self.chat, self.sampler, self.view = pool, protocol, chat, sampler, view
         self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
-        self.max_tokens = max_tokens
+        self.max_tokens, self._max_new_tokens = max_tokens, max_new_tokens
         self._chat_is_checked = False
-        self.progress: Callable[[int, int], None] = lambda ended, of: None
-        """Told after each turn how many episodes have ended, and of how many."""
+        self.progress = lambda ended, of: None
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Names of the spans that a response may hold."""
         return self.protocol.tags
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest response, in tokens."""
+        most = self.sampler.max_new_tokens
+        return most if self._max_new_tokens is None else min(most, self._max_new_tokens)
+
     def of(self, task: Task) -> "Rollout":
-        """The agent loop that plays a task."""
         return self
 
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
-        """Play all requests; the order of the result is theirs."""
-        self.sampler.reset()
+        return play_together(model, self.sampler, [(self, requests)])[0]
+
+    def play(self, requests: Sequence[Request]) -> Generator[Asked, list[Completion], list[Episode]]:
+        """Play all requests, in the hands of somebody who samples: each turn's prompts are given out for their responses."""
         episodes = [r.begin() for r in requests]
         limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
         contexts: list[list[int]] = [[] for _ in requests]  # [slots][tokens] that the model was told and said so far
@@ -82,7 +117,7 @@ class Rollout:
             prompts: dict[int, list[int]] = {}  # slot -> [tokens], of the slots that go on
             for slot in live:
                 prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
-                if len(prompt) + self.sampler.max_new_tokens > self.sampler.context:
+                if len(prompt) + self.max_new_tokens > self.sampler.context:
                     self.end_for_context(episodes[slot], prompt)
                 elif self.left(episodes[slot], contexts[slot], prompt) <= 0:
                     self.end_before_turn(episodes[slot], Status.TOKEN_LIMIT)
@@ -96,7 +131,7 @@ class Rollout:
             keys = [SampleKey(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
             completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}  # slot -> [tokens]
             if acting:
-                sampled = self.sampler.sample(model, [prompts[s] for s in acting], keys)
+                sampled = yield [prompts[s] for s in acting], keys
                 completions |= dict(zip(acting, sampled, strict=True))
             actions: dict[int, str] = {}
             for slot in live:
@@ -161,7 +196,7 @@ class Rollout:
     def end_for_context(self, episode: Episode, prompt: list[int]) -> None:
         """End an episode whose next prompt does not fit: nobody is given it."""
         if not episode.turns:
-            episode.error = no_room(len(prompt), self.sampler)
+            episode.error = no_room(len(prompt), self.max_new_tokens, self.sampler.context)
         self.end_before_turn(episode, Status.CONTEXT)
 
     def end_before_turn(self, episode: Episode, status: Status) -> None:
@@ -248,11 +283,48 @@ def first_tokens(completion: Completion, most: int) -> Completion:
     return Completion(ids[:most], logp[:most], kept[:most], stopped=False)
 
 
-def no_room(tokens: int, sampler: Sampler) -> str:
+def play_together(
+    model: "PreTrainedModel", sampler: Sampler, shares: Sequence[tuple[Rollout, Sequence[Request]]]
+) -> list[list[Episode]]:
+    """Play the requests of several worlds at once: in each turn one call of the sampler answers the prompts of all (one for each limit of
+    new tokens), so that no world waits for the end of another."""
+    samplers = {rollout.max_new_tokens: sampler for rollout, _ in shares}
+    for most in samplers:
+        if most != sampler.max_new_tokens:
+            samplers[most] = copy.copy(sampler)
+            samplers[most].max_new_tokens = most
+        samplers[most].reset()
+    loops = [rollout.play(requests) for rollout, requests in shares]
+    played: list[list[Episode]] = [[] for _ in shares]
+    asked: dict[int, Asked] = {}  # number of a loop that goes on -> what it waits for
+
+    def go_on(number: int, answers: list[Completion] | None) -> None:
+        try:
+            asked[number] = next(loops[number]) if answers is None else loops[number].send(answers)
+        except StopIteration as end:
+            played[number] = end.value
+
+    for number in range(len(loops)):
+        go_on(number, None)
+    while asked:
+        waiting, answers = dict(asked), dict[int, list[Completion]]()
+        asked.clear()
+        for most, one in samplers.items():
+            mine = [n for n in waiting if shares[n][0].max_new_tokens == most]
+            if mine:
+                prompts, keys = ([each for n in mine for each in waiting[n][part]] for part in (0, 1))
+                completions = iter(one.sample(model, prompts, keys))  # type: ignore[arg-type]
+                answers |= {n: list(islice(completions, len(waiting[n][0]))) for n in mine}
+        for number in waiting:
+            go_on(number, answers[number])
+    return played
+
+
+def no_room(tokens: int, most: int, context: int) -> str:
     """Why an episode ends before its first turn."""
     return (
-        f"its first prompt has {tokens} tokens and may get {sampler.max_new_tokens} more, but the context is {sampler.context}: nothing is "
-        "cut. Leave the task out (data.leave_out), use a model with a longer context or shorter responses."
+        f"its first prompt has {tokens} tokens and may get {most} more, but the context is {context}: nothing is cut. Leave the task out "
+        "(data.leave_out), use a model with a longer context or shorter responses."
     )
 
 

@@ -48,10 +48,11 @@ def check_teacher_context(module: Host) -> None:
     Raises:
         ConfigError: not even a response and one token before it.
     """
-    data, longest = module.tasks, module.sampler.max_new_tokens
+    data = module.tasks
     tasks = {(task.world, task.family): task for task in data.some_tasks()}
-    contexts = {module.teacher_context(task) for task in tasks.values()}
-    if (least := min(contexts, default=module.context)) <= longest:
+    room = {(module.teacher_context(task), module.rollout.of(task).max_new_tokens) for task in tasks.values()}
+    least, longest = min(room, key=lambda pair: pair[0] - pair[1], default=(module.context, module.sampler.max_new_tokens))
+    if least <= longest:
         raise ConfigError(
             f"the teacher's context is {least} tokens and sampler.max_new_tokens is {longest}: a response alone would fill it, and "
             "nothing is cut. Use a teacher (or start its server) with a longer context, or shorter responses."
@@ -71,7 +72,8 @@ def check_first_prompts(module: Host, data: TaskSource, seconds: float = 2.0) ->
 
 
 def _check_first_prompts(module: Host, data: TaskModule, seconds: float) -> None:
-    room = module.sampler.context - module.sampler.max_new_tokens
+    most_new = min(module.sampler.max_new_tokens, data.max_new_tokens or module.sampler.max_new_tokens)
+    room = module.sampler.context - most_new
     if (most := data.env.longest_instruction) is not None and 2 * most <= room:
         return
     found: dict[str, int] = {}
@@ -92,7 +94,7 @@ def _check_first_prompts(module: Host, data: TaskModule, seconds: float) -> None
         named = ", ".join([*found][:10]) + (", ..." if len(found) > 10 else "")
         rank_zero_warn(
             f"{len(found)} tasks have a first prompt that does not fit: the longest, of {longest}, has {found[longest]} tokens, there is "
-            f"room for {room} (context {module.sampler.context}, sampler.max_new_tokens {module.sampler.max_new_tokens}). They end "
+            f"room for {room} (context {module.sampler.context}, sampler.max_new_tokens {most_new}). They end "
             f"without a turn, and count as failed. Leave them out with data.leave_out: [{named}]"
         )
 

@@ -28,7 +28,7 @@ from sdar.parts import (
 )
 from sdar.registry import part_name
 from sdar.renamed import OldNames, Renamed
-from sdar.rollout import Request, Rollout
+from sdar.rollout import AgentLoop, Request
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
 from sdar.training import bars
@@ -38,7 +38,7 @@ from sdar.types import Batch, Episode, Retrieval, Task, TeacherSignal
 class Measurements(Protocol):
     """What validation keeps between two of its reports, as checkpoints see it."""
 
-    rollout: Rollout
+    rollout: AgentLoop
 
     def first(self) -> dict[str, Any]:
         """What was measured first, by panel."""
@@ -95,7 +95,7 @@ class Host(LightningModule, OldNames):
     context: int
     """Tokens that the policy can read."""
     scorer: Scorer
-    rollout: Rollout
+    rollout: AgentLoop
     ranks: Communicator
     sharding: Sharding
     # where the run stands

@@ -23,7 +23,7 @@ from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
 from sdar.metrics.means import Metrics
 from sdar.metrics.tasks import average
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler, SharedWeights
-from sdar.rollout import Rollout
+from sdar.rollout import AgentLoop
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.groups import by_group, finished
 from sdar.samplers import TorchSampler
@@ -182,7 +182,7 @@ class Lifecycle(Updating):
         self.validation = Validation(self, self._rollout(self.val_sampler))
         check_first_prompts(self, data)
 
-    def _rollout(self, sampler: Sampler) -> Rollout:
+    def _rollout(self, sampler: Sampler) -> AgentLoop:
         rollout = self.tasks.rollout(self.chat, sampler, self.view, self.seed)
         rollout.progress = lambda ended, of: bars.note(self.trainer, f"{ended}/{of} episodes")
         return rollout

@@ -9,7 +9,7 @@ from sdar.data import TaskBatch
 from sdar.errors import ConfigError
 from sdar.lora import plain_weights
 from sdar.parts import RemoteModel, Sampler, SharedWeights
-from sdar.rollout import Request, Rollout
+from sdar.rollout import AgentLoop, Request
 from sdar.training.host import Host
 from sdar.training.prefetch import Prefetcher
 from sdar.types import Completion, Episode, SampleKey
@@ -23,7 +23,7 @@ class Playing(Host):
 
     ahead: Prefetcher
 
-    def play(self, rollout: Rollout, network: "PreTrainedModel | RemoteModel", requests: list[Request]) -> list[Episode]:
+    def play(self, rollout: AgentLoop, network: "PreTrainedModel | RemoteModel", requests: list[Request]) -> list[Episode]:
         """Episodes played by a network, in the order of the requests; each rank plays a share."""
         with self.synced(rollout.sampler, network) as actor:
             episodes = self.ranks.map_over_ranks(lambda mine: rollout(actor, mine), requests, "episodes")
@@ -54,7 +54,7 @@ class Playing(Host):
         finally:
             sampler.release()
 
-    def play_as_teacher(self, rollout: Rollout, requests: list[Request]) -> list[Episode]:
+    def play_as_teacher(self, rollout: AgentLoop, requests: list[Request]) -> list[Episode]:
         """Episodes played by each task's teacher (by the policy where there is none), in the order of the requests."""
         whose = [self.model if self.teacher is None else self.teacher_network(r.task) for r in requests]
         played: dict[int, Episode] = {}

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING
 
-from sdar.rollout import Request, Rollout
+from sdar.rollout import AgentLoop, Request
 from sdar.rollout.chat import ChatFormat
 from sdar.training.host import Host
 from sdar.types import Episode
@@ -34,7 +34,7 @@ class Prefetcher:
 
     def __init__(self, module: Host):
         self.module = module
-        self._rollout: Rollout | None = None
+        self._rollout: AgentLoop | None = None
         self._thread: threading.Thread | None = None
         self._requests: Sequence[Request] = []
         self._iteration = -1
@@ -79,7 +79,7 @@ class Prefetcher:
         self.wait()
         self._iteration = -1
 
-    def _play(self, rollout: Rollout, actor: "PreTrainedModel", requests: Sequence[Request]) -> None:
+    def _play(self, rollout: AgentLoop, actor: "PreTrainedModel", requests: Sequence[Request]) -> None:
         try:
             self._played = rollout(actor, requests)
         except BaseException as error:
