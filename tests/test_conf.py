@@ -50,6 +50,11 @@ REST = {  # what a piece of a setting needs before it
     "env/webshop_gigpo.yaml": ["env/webshop_tiny.yaml", "method/gigpo.yaml", "env/webshop_rl.yaml"],
     "env/webshop_skills.yaml": ["env/webshop_tiny.yaml", "method/sdar.yaml"],
     "env/math_rl.yaml": ["env/math_tiny.yaml", "method/sod.yaml"],
+    "env/math_long.yaml": ["env/math_tiny.yaml", "method/grpo.yaml"],
+    "env/math_text.yaml": ["method/grpo.yaml"],
+    "env/math_grpo.yaml": ["env/math_tiny.yaml", "method/grpo.yaml", "env/math_rl.yaml"],
+    "env/math_opd.yaml": ["env/math_tiny.yaml", "method/opd.yaml", "env/math_long.yaml"],
+    "env/math_topk.yaml": ["env/math_tiny.yaml", "method/top_k_opd.yaml", "env/math_long.yaml"],
     "env/math_opsd.yaml": ["env/math_tiny.yaml", "method/opsd.yaml"],
     "env/alfworld_opd.yaml": ["env/alfworld.yaml", "method/opd.yaml"],
     "scale/tiny.yaml": ["env/search_tiny.yaml", "method/grpo.yaml"],
@@ -67,7 +72,7 @@ model:
     sampler: {init_args: {max_new_tokens: 4}}
     val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 4}}
 data:
-  init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, env: {init_args: {horizon: 2}}}
+  init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, val_attempts: 2, env: {init_args: {horizon: 2}}}
 trainer: {max_steps: 2, val_check_interval: 1, enable_progress_bar: false, enable_model_summary: false}
 """
 

@@ -52,19 +52,19 @@ def parser() -> Parser:
 
 
 @cache
-def composed(*files: str) -> Any:
-    """The settings that these files give together."""
-    return parser().parse_args([part for name in files for part in ("-c", str(CONF / f"{name}.yaml"))])
+def composed(*files: str, options: str = "") -> Any:
+    """The settings that these files give together, and options of the command line behind them."""
+    return parser().parse_args([part for name in files for part in ("-c", str(CONF / f"{name}.yaml"))] + options.split())
 
 
 def chosen(env: str, method: str) -> str:
     """The models go round, so that each meets every world and every method."""
-    return POLICIES[(ENVS.index(env) + METHODS.index(method)) % 3]
+    return POLICIES[([*ENVS, "math"].index(env) + METHODS.index(method)) % 3]
 
 
 def filled(files: list[str]) -> list[str]:
     """A run's files with a policy and a scale."""
-    world = re.sub("^env/(quickstart|math|science|code)$", "env/alfworld", files[0]).removeprefix("env/")
+    world = re.sub("^env/(quickstart|math|math_text|science|code)$", "env/alfworld", files[0]).removeprefix("env/")
     method = next(f for f in files if f.startswith("method/")).removeprefix("method/")
     return [{"P": f"policy/{chosen(world, method)}", "S": "scale/8gpu_zero2"}.get(f, f) for f in files]
 
@@ -89,7 +89,7 @@ def value_of(settings: Namespace, key: str) -> Any:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_composed_run_has_the_numbers_of_the_table(run: dict[str, Any]) -> None:
-    settings = composed(*filled(run["files"]))
+    settings = composed(*filled(run["files"]), options=run.get("options", ""))
     wanted = {n["key"]: n.get("ours", n["value"]) for n in run["all"] if "key" in n}
     found = {key: value_of(settings, key) for key in wanted}
     assert {k: v for k, v in found.items() if v != pytest.approx(wanted[k])} == {}
@@ -187,13 +187,15 @@ def check(files: list[str], env: str, method: str, policy: str) -> None:
     named = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())["model"]["class_path"]
     assert settings.model.class_path == f"sdar.{named}"
     assert settings.model.init_args.policy.init_args.path.lower().startswith(f"qwen/{policy}")
-    world = {"alfworld": "HouseholdEnv", "webshop": "WebShopEnv", "search": "SearchEnv"}[env]
+    world = {"alfworld": "HouseholdEnv", "webshop": "WebShopEnv", "search": "SearchEnv", "math": "MathEnv"}[env]
     assert settings.data.init_args.env.class_path == f"sdar.{world}"
     assert settings.trainer.devices == 8 and settings.trainer.strategy == "deepspeed_stage_2"
 
 
 def files_of(env: str, method: str, policy: str) -> list[str]:
-    """The published run of a method in a world, if there is one; else the two files."""
+    """The published run of a method in a world, if there is one; else the two files, and in mathematics the papers' length."""
+    if env == "math":
+        return ["env/math", f"method/{method}", "env/math_long", f"policy/{policy}", "scale/8gpu_zero2"]
     of = [r["files"] for r in TABLE["runs"] if r["files"][:2] == [f"env/{env}", f"method/{method}"]]
     return [
         {"P": f"policy/{policy}", "S": "scale/8gpu_zero2"}.get(f, f)
@@ -202,10 +204,20 @@ def files_of(env: str, method: str, policy: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("env", ["webshop", "search", "math"])  # ALFWorld: the table above, and below
 def test_a_world_goes_with_every_method_and_model(env: str, method: str) -> None:
     policy = chosen(env, method)
     check(files_of(env, method, policy), env, method, policy)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_length_of_the_papers_on_mathematics_changes_nothing_else_of_a_method(method: str) -> None:
+    settings = composed(*files_of("math", method, chosen("math", method)))
+    assert (settings.data.init_args.val_attempts, settings.data.init_args.max_episode_tokens) == (32, 20480)
+    told = yaml.safe_load((CONF / "method" / f"{method}.yaml").read_text())["model"]["init_args"]
+    for name in ("sampler", "val_sampler"):
+        wanted = told.get(name, {}).get("init_args", {}) | {"max_new_tokens": 16384}
+        assert vars(settings.model.init_args[name].init_args).items() >= wanted.items()
 
 
 @pytest.mark.slow
@@ -225,19 +237,26 @@ def test_a_policy_is_the_published_model(policy: str) -> None:
     assert given.gradient_checkpointing is True and given.dtype == "float32"
 
 
-def table_rows() -> list[tuple[list[str], list[str]]]:
-    """(methods, files) of each row of the table of published runs."""
+def table_rows() -> list[tuple[str, list[str], list[str]]]:
+    """(options, methods, files) of each row of the table of published runs."""
     part = (CONF / "README.md").read_text(encoding="utf-8").split("## Published runs")[1].split("## Published numbers")[0]
     rows = [line.split("|")[1:-1] for line in part.splitlines() if line.startswith("| ") and "published run" not in line]
-    return [(re.findall("`([^`]+)`", methods), re.findall("`([^`]+)`", files)) for _, methods, files in rows]
+    code = re.compile("`([^`]+)`")
+    return [
+        (" ".join(o for o in code.findall(run) if o.startswith("--")), code.findall(methods), code.findall(files))
+        for run, methods, files in rows
+    ]
 
 
 def test_the_runs_of_the_readme_are_those_of_the_table_and_cover_every_piece() -> None:
     short = {"policy/P": "P", "scale/S": "S"}
-    told = {tuple(f.replace("method/M", f"method/{m}") for f in files) for methods, files in table_rows() for m in methods}
-    told = {tuple(short.get(f, f) for f in files) for files in told}
-    assert told == {tuple(run["files"]) for run in TABLE["runs"] if run.get("readme", True)}
-    used = {f for files in told for f in files} | {f"policy/{p}" for p in POLICIES}
+    told = {
+        (options, *(short.get(f, f.replace("method/M", f"method/{m}")) for f in files))
+        for options, methods, files in table_rows()
+        for m in methods
+    }
+    assert told == {(run.get("options", ""), *run["files"]) for run in TABLE["runs"] if run.get("readme", True)}
+    used = {f for _, *files in told for f in files} | {f"policy/{p}" for p in POLICIES}
     overlays = {f for run in TABLE["runs"] for n in run["all"] for f in generator().overlays(n, generator().world_of(run))}
     used |= {f"reference/{f}" for f in overlays} | {f for run in TABLE["runs"] for f in run["files"] if "reference" in f}
     pieces = {

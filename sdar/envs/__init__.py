@@ -8,6 +8,7 @@ from sdar.envs.gymnasium import GymnasiumEnv as GymnasiumEnv
 from sdar.envs.household import HouseholdEnv as HouseholdEnv
 from sdar.envs.math_protocol import FencedMathProtocol as FencedMathProtocol
 from sdar.envs.math_protocol import HermesMathProtocol as HermesMathProtocol
+from sdar.envs.math_protocol import TextMathProtocol as TextMathProtocol
 from sdar.envs.mathematics import MathEnv as MathEnv
 from sdar.envs.protocols import CompactProtocol as CompactProtocol
 from sdar.envs.protocols import CountedThinkActProtocol as CountedThinkActProtocol

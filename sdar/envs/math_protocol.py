@@ -15,7 +15,7 @@ from sdar.envs.math_checking import boxed_span, last_boxed
 from sdar.errors import ConfigError
 from sdar.parts import Protocol
 from sdar.reading import parse_json
-from sdar.registry import register
+from sdar.registry import part_name, register
 from sdar.tags import first_pair
 from sdar.types import Task
 
@@ -228,6 +228,36 @@ class FencedMathProtocol(ToolProtocol):
 
     def write_call(self, code: str, stdin: str = "") -> str:
         return fenced(code)
+
+
+@register("text_math")
+class TextMathProtocol(ToolProtocol):
+    r"""No tool: nothing tells of one, and the first response is the final answer, from its last ``\boxed{}``. Programs in it are not run.
+    For mathematics and science.
+
+    Args:
+        instructions: What follows the problem.
+    """
+
+    tags = ("think", "answer")
+
+    def __init__(self, instructions: str = f"Reason step by step. {FINAL}"):
+        super().__init__(instructions)
+
+    def answer(self, observation: str, admissible: Sequence[str]) -> str:
+        return observation
+
+    def call(self, text: str) -> tuple[int, int] | None:
+        return None
+
+    def code(self, call: str) -> tuple[str, str] | None:
+        return None
+
+    def write_call(self, code: str, stdin: str = "") -> str:
+        raise ConfigError(
+            f"data.protocol is {part_name(self)}, which has no tool, and a demonstration calls one. Use a protocol with the tool, "
+            "or demonstrations that only answer."
+        )
 
 
 def final_answer(text: str) -> tuple[int, int] | None:
