@@ -213,6 +213,9 @@ class Teacher(OldNames, ABC):
     is_remote: bool = False
     """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
 
+    lacks: Mapping[int, str] = {}
+    """Added tokens of the student that its vocabulary has not, known from `prepare` on: no row that it reads may hold one."""
+
     elsewhere = Renamed("is_remote")
 
     def prepare(self, live: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:

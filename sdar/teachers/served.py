@@ -76,7 +76,8 @@ class ServedTeacher(Teacher):
                     f"the policy server {replica.url} has the weights {health['version']}, which somebody gave it, and not those that it "
                     "was started with: it would teach what another run has learnt. Start it again, and give samplers servers of their own."
                 )
-            check_same_vocabulary(vocabulary, name, fleet.tokens(replica), replica.url)
+            added = tokenizer.added_tokens_decoder
+            self.lacks = check_same_vocabulary(vocabulary, name, fleet.tokens(replica), replica.url, added)
             if health["vocab_size"] < len(tokenizer):
                 raise PolicyError(
                     f"the teacher {replica.url} has {health['vocab_size']} output rows for the {len(tokenizer)} tokens of {name}: it "

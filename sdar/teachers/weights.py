@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -122,7 +122,8 @@ class StaleTeacher(FollowingTeacher):
 
 @register("external")
 class ExternalTeacher(Teacher):
-    """Another model, frozen. It must read the student's token ids; a vocabulary padded to another size is fine.
+    """Another model, frozen. It must read the student's token ids; a vocabulary padded to another size is fine, and so is one without
+    added tokens of the student that no row holds.
 
     Args:
         policy: Where the model comes from.
@@ -133,7 +134,7 @@ class ExternalTeacher(Teacher):
         self.network: PreTrainedModel | None = None
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
+        self.lacks = check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
         self.network = self.policy.load_model().requires_grad_(False).eval()
         rows = self.network.get_output_embeddings().weight.shape[0]
         if rows < len(tokenizer):
@@ -186,6 +187,7 @@ class RoutedTeacher(Teacher):
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         for teacher in self._all():
             teacher.prepare(live, tokenizer, name)
+            self.lacks = {**self.lacks, **teacher.lacks}
 
     def of(self, task: Task) -> Teacher:
         """The teacher of a task."""
@@ -230,20 +232,23 @@ class RoutedTeacher(Teacher):
 
 def check_same_tokens(
     tokenizer: PreTrainedTokenizerBase, name: str, teacher: PreTrainedTokenizerBase, teacher_name: str
-) -> None:
-    """Every token of the student is the same token for the teacher.
+) -> dict[int, str]:
+    """Every token of the student is the same token for the teacher, but for added ones that the teacher lacks, which are returned.
 
     Raises:
         PolicyError: names both, and the first token that differs.
     """
-    check_same_vocabulary(tokenizer.get_vocab(), name, teacher.get_vocab(), teacher_name)
+    added = tokenizer.added_tokens_decoder
+    return check_same_vocabulary(tokenizer.get_vocab(), name, teacher.get_vocab(), teacher_name, added)
 
 
 def check_same_vocabulary(
-    student_ids: Mapping[str, int], name: str, teacher_ids: Mapping[str, int], teacher_name: str
-) -> None:
-    """`check_same_tokens` of what tokenizers know: token -> id."""
-    differ = sorted((i, token) for token, i in student_ids.items() if teacher_ids.get(token) != i)
+    student_ids: Mapping[str, int], name: str, teacher_ids: Mapping[str, int], teacher_name: str, added: Collection[int] = ()
+) -> dict[int, str]:
+    """`check_same_tokens` of what tokenizers know: token -> id; `added` are the student's ids that its tokenizer was given later."""
+    known = set(teacher_ids.values())
+    lacks = {i: token for token, i in student_ids.items() if i in added and token not in teacher_ids and i not in known}
+    differ = sorted((i, token) for token, i in student_ids.items() if teacher_ids.get(token) != i and i not in lacks)
     if differ:
         number, token = differ[0]
         other = next((t for t, i in teacher_ids.items() if i == number), None)
@@ -252,3 +257,4 @@ def check_same_vocabulary(
             f"differ, the first is id {number}, {token!r} for the student and {other!r} for the teacher. Log-probabilities of the "
             "same ids would be about different texts. Use a teacher of the student's family."
         )
+    return dict(sorted(lacks.items()))

@@ -1,16 +1,18 @@
 """Settings that do not go together are refused before anything is loaded."""
 
 import contextlib
+import json
 import time
+from collections.abc import Iterable, Sequence
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sdar.corrections import NoCorrection
 from sdar.data import TaskModule, TaskSource
-from sdar.errors import ConfigError
+from sdar.errors import ConfigError, PolicyError
 from sdar.registry import part_name
 from sdar.training.host import Host
-from sdar.types import Episode, TeacherSignal
+from sdar.types import Episode, Row, TeacherSignal
 
 
 def check_settings(module: Host, data: TaskSource) -> None:
@@ -62,6 +64,43 @@ def check_teacher_context(module: Host) -> None:
             f"the teacher can read {least} tokens, the policy {module.context}: a longer row is read without its privileged text, or "
             "left out (teacher/overflow_share). Give the teacher a longer context if episodes may become that long."
         )
+
+
+def check_teacher_tokens(module: Host) -> None:
+    """Look at added tokens of the student that the teacher has not: as nothing that it reads may hold them, none may be said, and the
+    chat template may not write them before a response.
+
+    Raises:
+        PolicyError: one may.
+    """
+    lacks = {} if module.teacher is None else dict(module.teacher.lacks)
+    said = [token for i, token in lacks.items() if i not in module.sampler.forbidden_ids]
+    told = [token for i, token in lacks.items() if i in module.chat.generation_ids]
+    if not (said or told):
+        return
+    tokenizer = module.chat.tokenizer
+    forbid = [tokenizer.convert_ids_to_tokens(i) for i in sorted({*module.sampler.forbidden_ids, *lacks})]
+    advice = f"forbid them (model.sampler.forbid: {json.dumps(forbid)}), or use" if not told else "Use"
+    why = f"{module.policy.name}'s template writes {told[0]!r} before every response" if told else "a response may hold them"
+    raise PolicyError(
+        f"the teacher lacks {len(lacks)} added tokens of {module.policy.name} ({', '.join(lacks.values())}), and {why}: the teacher could "
+        f"neither read nor score them. {advice[:1].upper()}{advice[1:]} a teacher of the student's family (conf/teacher)."
+    )
+
+
+def check_teacher_rows(module: Host, rows: Iterable[Row], episodes: Sequence[Episode]) -> None:
+    """
+    Raises:
+        PolicyError: a row holds a token that the teacher lacks.
+    """
+    lacks = {} if module.teacher is None else dict(module.teacher.lacks)
+    for row in rows if lacks else ():
+        if found := lacks.keys() & set(row.teacher_ids or ()):
+            raise PolicyError(
+                f"what the teacher reads of task {episodes[row.episode].task.id} holds {lacks[min(found)]!r}, which its vocabulary has "
+                "not: what it says behind it would mean nothing. Use a teacher of the student's family (conf/teacher), or a protocol and "
+                "template options that do not write it."
+            )
 
 
 def check_first_prompts(module: Host, data: TaskSource, seconds: float = 2.0) -> None:

@@ -31,7 +31,7 @@ from sdar.scoring import Head, Scorer
 from sdar.teachers import SkillView
 from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
-from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context
+from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
 from sdar.training.export import check_export, write_policy
 from sdar.training.lightning_checks import check_optimizer
 from sdar.training.manner import compare_manner, manner, write_manner
@@ -206,6 +206,7 @@ class Lifecycle(Updating):
         if self.teacher is not None:
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
             check_teacher_context(self)
+            check_teacher_tokens(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher.networks().values():
                 self.scorer.check(network)

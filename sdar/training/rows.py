@@ -8,6 +8,7 @@ from sdar.rollout import collate, make_rows
 from sdar.rollout.groups import group_numbers
 from sdar.rollout.rows import add_teacher_view, without_privilege
 from sdar.rollout.spans import response_spans
+from sdar.training.checks import check_teacher_rows
 from sdar.training.playing import Playing
 from sdar.types import Batch, Episode, Row, Turn
 
@@ -33,6 +34,7 @@ class Rows(Playing):
             contexts = [self.teacher_context(e.task) for e in episodes]
             too_long = self._add_teacher_views(rows, episodes, [members.get(g, []) for g in group_of], contexts)
             self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
+            check_teacher_rows(self, rows, episodes)
             rows = self._readable(rows, contexts, too_long)
         return collate(rows, episodes, group_of) if rows else None
 

@@ -1,6 +1,8 @@
 """Distillation of a stronger teacher on what the student said: OPD, its top-K form, SOD and TCOD."""
 
+import copy
 import json
+import re
 
 import pytest
 import torch
@@ -36,8 +38,10 @@ from sdar.credit import GroupAdvantage
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import TopKReverseKL
 from sdar.envs import HouseholdEnv
+from sdar.errors import PolicyError
+from sdar.samplers import TorchSampler
 from sdar.strategies import OPD, SOD, TCOD, TopKOPD
-from sdar.teachers import ExternalTeacher
+from sdar.teachers import ExternalTeacher, PlainView
 
 # ------------------------------------------------------------------ OPD
 
@@ -196,3 +200,46 @@ def test_tcod_replays_a_demonstration_up_to_the_students_turns_and_learns_nothin
         assert set(seen.batch.turn_ids[of_it].tolist()) == set(range(replayed, 6))
         assert of_it.sum() == sum(len(t.response_ids) for t in e.turns if t.trainable)
         assert seen.batch.advantages[of_it].abs().min() > 0
+
+
+def with_token(small, monkeypatch, forbid=None, **kwargs):
+    """OPD whose student has a token more than its teacher, as Qwen3 has ``<think>`` and Qwen2.5 has not."""
+    student, teacher = small.policy(), small.policy()
+    student._tokenizer = copy.deepcopy(student.load_tokenizer())
+    student._tokenizer.add_tokens(["<thought>"])
+    load = teacher.load_model
+
+    def padded():
+        model = load()
+        model.resize_token_embeddings(len(student._tokenizer), mean_resizing=False)
+        return model
+
+    monkeypatch.setattr(teacher, "load_model", padded)
+    return small.strategy(
+        OPD, policy=student, teacher=ExternalTeacher(teacher), sampler=TorchSampler(max_new_tokens=6, forbid=forbid), **kwargs
+    )
+
+
+def test_an_added_token_that_the_teacher_lacks_is_no_harm_where_no_row_holds_it(small, monkeypatch):
+    with pytest.raises(
+        PolicyError, match=r"the teacher lacks 1 added tokens of the fresh policy \(<thought>\), and a response may hold them"
+    ):
+        small.fit(with_token(small, monkeypatch), 1)
+    advice = json.loads(re.search(r"sampler.forbid: (\[.*?\])", str(refused(small, with_token(small, monkeypatch))))[1])
+    assert advice[-1] == "<thought>" and "<|user|>" in advice
+    strategy = with_token(small, monkeypatch, forbid=advice)
+    small.fit(strategy, 1)
+    assert strategy.teacher.lacks == {len(strategy.chat.tokenizer) - 1: "<thought>"}
+    view = PlainView()
+    monkeypatch.setattr(type(view), "prompt", lambda self, chat, messages, text: list(chat.encode_control("<thought>")))
+    monkeypatch.setattr(type(view), "text", lambda self, *_: "told")
+    with pytest.raises(
+        PolicyError, match=r"what the teacher reads of task .* holds '<thought>', which its vocabulary has not"
+    ):
+        small.fit(with_token(small, monkeypatch, forbid=advice, view=view), 1)
+
+
+def refused(small, strategy):
+    with pytest.raises(PolicyError) as error:
+        small.fit(strategy, 1)
+    return error.value

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdar.distributed.communicator import Communicator
 from sdar.errors import ConfigError, EngineFault, PolicyError
-from sdar.policies import PretrainedPolicy
+from sdar.policies import PretrainedPolicy, world_tokenizer
 from sdar.rollout import collate
 from sdar.samplers import ServerSampler
 from sdar.scoring import Scorer, score_with_teachers
@@ -314,15 +314,17 @@ def test_weights_that_somebody_pushed_never_teach(servers, served, live, scorer,
 
 
 def test_a_server_of_other_tokens_is_refused(servers, live, tokenizer):
-    other = copy.deepcopy(tokenizer)
-    other.add_tokens(["<tool>"])
-    last = len(tokenizer)
+    other = world_tokenizer(["Other words make another tokenizer."], [], 300, 512)
+    url, count = servers[0].url, len(other)
     words = (
-        rf"the teacher {servers[0].url} and the student qwen have different tokenizers: 1 of {last + 1} tokens differ, the first is id "
-        rf"{last}, '<tool>' for the student and None for the teacher"
+        rf"the teacher {url} and the student qwen have different tokenizers: \d+ of {count} tokens differ, the first is id "
     )
     with pytest.raises(PolicyError, match=words):
         ServedTeacher([servers[0].url]).prepare(live, other, "qwen")
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["<tool>"])
+    with pytest.raises(PolicyError, match=rf"has {len(tokenizer)} output rows for the {len(more)} tokens of qwen"):
+        ServedTeacher([servers[0].url]).prepare(live, more, "qwen")
 
 
 def test_a_teacher_may_know_more_tokens(tiny_policy_dir, tokenizer, live, tmp_path):
