@@ -58,10 +58,12 @@ class Metrics:
 
     def sync(self, ranks: "Communicator") -> None:
         """Take in what all ranks were told, whose names may be others: one meeting for all names."""
-        every = ranks.all_gather_object({name: (mean.total, mean.count) for name, mean in self._means.items()}, "metrics")
+        # Tensors are slow to pickle
+        sums = {name: (mean.total.item(), mean.count.item()) for name, mean in self._means.items()}
+        every = ranks.all_gather_object(sums, "metrics")
         self.reset()
-        for sums in every:
-            for name, (total, count) in sums.items():
+        for of_rank in every:
+            for name, (total, count) in of_rank.items():
                 self.add(name, total, count)
 
     means = Renamed("compute")
