@@ -156,7 +156,8 @@ class AgentCLI(LightningCLI):
         try:
             # Lightning would write the settings out as it makes the model, and check once more what the parser has just checked
             told = self.parser.dump(self.config, skip_validation=True, skip_link_targets=False, **KEEP_NONE)
-            self.config_dump = yaml.safe_load(told)[self.subcommand]
+            self.config_dump = yaml.load(told, getattr(yaml, "CSafeLoader", yaml.SafeLoader))[self.subcommand]
+            self.save_config_kwargs["dumped"] = self.config_dump
             super().instantiate_classes()
         except MisconfigurationException as error:
             raise SystemExit(fail(2, error, Origin("trainer", str(error)))) from error

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
@@ -12,29 +13,33 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 
-from sdar.reading import parse_yaml
-
 KEEP_NONE = {"skip_unset" if hasattr(ArgumentParser, "instantiate") else "skip_none": False}
 """What jsonargparse calls it, from 4.49 on and before."""
 
 
 class SaveSettings(SaveConfigCallback):
-    """Writes a run's settings without what only its command was given: every other command reads them, too."""
+    """Writes a run's settings without what only its command was given: every other command reads them, too.
+
+    Args:
+        dumped: The settings as plain data.
+    """
+
+    def __init__(self, parser: Any, config: Any, dumped: dict[str, Any], **kwargs: Any):
+        super().__init__(parser, config, **kwargs)
+        of_command = ("ckpt_path", "weights_only", "verbose", "return_predictions")
+        self._settings = {key: value for key, value in dumped.items() if key not in of_command}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         known = cast(Any, trainer)
         known.run_folder = folder = trainer.strategy.broadcast(known.run_folder)  # only the first process knew it
         if trainer.is_global_zero and folder is not None:
-            config = self.config.clone()
-            for key in ("ckpt_path", "weights_only", "verbose", "return_predictions"):
-                config.pop(key, None)
-            text = self.parser.dump(config, skip_validation=True, **KEEP_NONE)  # it was checked when it was parsed
-            (folder / self.config_filename).write_text(text, encoding="utf-8")
-            settings = parse_yaml(text, self.config_filename)
-            for key in ("logger", "callbacks", "plugins"):  # where somebody's key may stand
-                settings["trainer"].pop(key, None)
+            header = "".join(f"# {line}\n" for line in self.parser.dump_header or ())
+            text = yaml.safe_dump(self._settings, sort_keys=False, allow_unicode=True)
+            (folder / self.config_filename).write_text(header + text, encoding="utf-8")
+            somebodys = ("logger", "callbacks", "plugins")  # where a key may stand
+            plain = {key: value for key, value in self._settings["trainer"].items() if key not in somebodys}
             for logger in trainer.loggers:
-                logger.log_hyperparams(settings)
+                logger.log_hyperparams({**self._settings, "trainer": plain})
 
 
 class _Table(ExperimentWriter):
