@@ -19,6 +19,7 @@ from sdar.module import AgentModule
 from sdar.parts import Divergence, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
 from sdar.schedules import scheduled
 from sdar.scoring import StudentOutput
+from sdar.training import reporting
 from sdar.turns import Turns
 from sdar.types import Batch, Episode
 
@@ -45,6 +46,7 @@ class Taught(AgentModule):
         self.metrics.add_tokens("gap/mean", tokens.gap, mask)
         self.metrics.add_tokens("gap/abs", tokens.gap.abs(), mask)
         self.metrics.add_tokens("gap/negative_share", tokens.gap < 0, mask)
+        reporting.signal(self.metrics, batch, tokens, episodes)
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
@@ -108,11 +110,13 @@ class Distillation(Taught):
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
         self.teacher_signal, self.top_k = divergence.needs()
-        self.needs_spans |= span is not None
+        self._tags = {tag for tag in (span, turn_weight and turn_weight.span) if tag is not None}
+        self.needs_spans |= bool(self._tags)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.check_span(self.span)
+        for tag in self._tags:
+            self.check_span(tag)
 
     def hears_teacher(self) -> bool:
         if self.distill_coef(self.iteration) != 0 or not self.learns_everywhere:

@@ -212,7 +212,9 @@ class AgentModule(Lifecycle):
         logp = batch.old_logp if logp is None else logp
         entropy = batch.old_entropy if entropy is None else entropy
         known = {
-            name: getattr(batch, name) for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp") if batch.has(name)
+            name: getattr(batch, name)
+            for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp", "spans")
+            if batch.has(name)
         }
         if batch.has("teacher_logp"):
             known["gap"] = log_prob_gap(batch.teacher_logp, logp.detach())
@@ -226,6 +228,7 @@ class AgentModule(Lifecycle):
             old_logp=batch.old_logp,
             ids=batch.ids,
             group_success=batch.group_success[:, None].expand_as(logp),
+            tags=self.rollout.tags,
             iteration=self.iteration,
             **known,
         )

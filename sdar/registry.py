@@ -43,6 +43,7 @@ PART_MODULES = (
     "sdar.turn_weights",
     "sdar.filters",
     "sdar.metrics.tasks",
+    "sdar.metrics.tools",
     "sdar.curricula",
     "sdar.divergences",
     "sdar.schedules",

@@ -346,6 +346,8 @@ def score_with_teachers(
     whole = cast("list[PreTrainedModel]", distinct) if signal == TeacherSignal.FULL else []  # nobody elsewhere tells so much
     wide = max((network.config.get_text_config().hidden_size for network in whole), default=0)
     fields = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
+    if not any(isinstance(network, RemoteModel) for network in distinct):
+        fields["entropy"] = "teacher_entropy"
     for i, network in enumerate(distinct):
         rows = (batch.teacher_index == i).nonzero()[:, 0]
         ids, attention, mask = (

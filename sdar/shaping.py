@@ -25,6 +25,7 @@ class GapAdvantage(AdvantageTransform):
         turn_weight: Weight of each turn (SOD: StepwiseWeight); None: all alike.
         clip: Largest absolute gap, in nats; None: no bound.
         discount: What the gap of the episode's next token counts for a token: 0 (token level) to 1 (sequence level).
+        span: Only gaps of tokens inside this tag of the protocol, such as ``code``, the tool calls of mathematics; None: all.
     """
 
     gradient_estimand = (
@@ -39,6 +40,7 @@ class GapAdvantage(AdvantageTransform):
         turn_weight: TurnWeight | None = None,
         clip: float | None = None,
         discount: float = 0.0,
+        span: str | None = None,
     ):
         self.coef, self.turn_weight = scheduled(coef), turn_weight
         if clip is not None and clip <= 0:
@@ -48,7 +50,10 @@ class GapAdvantage(AdvantageTransform):
                 f"transform.discount is {discount}: the gap of the k-th next token counts discount^k. Use a number from 0, each token by "
                 "itself, to 1, the whole episode."
             )
-        self.clip, self.discount = clip, discount
+        self.clip, self.discount, self.span = clip, discount, span
+
+    def tags(self) -> set[str]:
+        return super().tags() | ({self.turn_weight.span} if self.turn_weight and self.turn_weight.span else set())
 
     def weight(self, iteration: int) -> float:
         return self.coef(iteration)
@@ -61,6 +66,8 @@ class GapAdvantage(AdvantageTransform):
         if self.discount == 0:
             return functional.additive_gap(advantages, *sides, coef, weights, self.clip)
         gaps = functional.additive_gap(torch.zeros_like(advantages), *sides, coef, weights, self.clip)
+        if self.span is not None:
+            gaps = gaps.where(tokens.in_span, 0.0)
         where = (tokens.response_mask, tokens.turn_ids, turns.episode_of_row)
         return advantages + functional.gap_returns(gaps, *where, self.discount)
 

@@ -16,7 +16,7 @@ from enum import StrEnum
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -87,6 +87,8 @@ class Turn:
     """False for turns that somebody else took: they carry no loss."""
     starts_row: bool = False
     """True where `prompt_ids` does not go on from the turn before, in the trajectory layout: the turn begins a row."""
+    tool_ok: bool | None = None
+    """Whether the tool that the action called worked; None: it called none."""
 
     imitated = Renamed("trainable")
     restarts = Renamed("starts_row")
@@ -181,6 +183,8 @@ class StepResult:
     """Numbers in [0, 1] about the episode so far, beside `success`: a partial score, F1. The last answer's are reported."""
     truncated: bool = False
     """`done` for no other reason than that the actions of the episode are used up: the world itself would go on."""
+    tool_ok: bool | None = None
+    """Of an action that called a tool: whether the call was understood and ran without an error. None: it called none."""
 
 
 @dataclass
@@ -338,6 +342,8 @@ class Batch(Filled):
     """[batch, time, k] over the whole vocabulary, so that what is missing to 1 is the tail."""
     teacher_hidden: Tensor = later("the rows were not scored with TeacherSignal.FULL.")
     """[batch, time, hidden] states that the teacher predicts each token from."""
+    teacher_entropy: Tensor = later("a teacher elsewhere tells none.")
+    """[batch, time] of the teacher's next-token distribution, in nats."""
     teacher_index: Tensor = later(NO_TEACHER)
     """[batch] which of several teachers read the row."""
     soft_target_ids: Tensor = later("`TOPD.weigh` fills them in.")
@@ -417,8 +423,16 @@ class TokenView(Filled):
     """``[tokens, vocab]``: log-probabilities of the whole vocabulary (TeacherSignal.FULL)."""
     in_span: Tensor = later("only an advantage transform is told.")
     """Bool: the response tokens that a transform reshapes, those inside its `span`; all where it has none."""
+    spans: Int[Tensor, "*tokens"] = later("set `needs_spans = True` in the method: tags are looked for only then.")
+    """0, or 1 + the number of the tag (of `tags`) that a token stands in."""
+    tags: tuple[str, ...] = ()
+    """Those of the protocol."""
     iteration: int = 0
     """The training iteration, from 0."""
+
+    def inside(self, tag: str) -> Bool[Tensor, "*tokens"]:
+        """The response tokens inside a tag of the protocol."""
+        return self.response_mask.bool() & (self.spans == 1 + self.tags.index(tag))
 
     def at(self, tokens: Any) -> "TokenView":
         """What is known about some tokens: an index (or mask) of the leading axes."""

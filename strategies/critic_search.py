@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from jsonargparse import lazy_instance
+from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional import anchor_advantages
@@ -87,7 +88,16 @@ class CriticSearch(GRPO):
         advantage[known] = anchor_advantages(reward[known], group, torch.zeros_like(group), normalize_std=True)
         self.metrics.add("judge/label", float(reward.sum()), max(float(known.sum()), 1.0))
         self.metrics.add("judge/unlabelled_share", float((~known).sum()), len(known))
+        self.compare_with_outcome(reward[known], compared.success[turns.row][known] > 0)
         kept = 1.0 if self.mix == "sum" else 1.0 - self.turn_coef
         advantages = kept * compared.advantages + self.turn_coef * turns.spread(advantage)
         batch.advantages[attempts, : advantages.shape[1]] = advantages
         return batch
+
+    def compare_with_outcome(self, labels: Tensor, succeeded: Tensor) -> None:
+        """Log how far labels ``[turns]`` go with whether their episode reached the goal: a critic that always says what most episodes are
+        agrees with most of them, and its mean labels of both are equal."""
+        decided = labels != 0
+        self.metrics.add("judge/agreement", float(((labels > 0) == succeeded)[decided].sum()), float(decided.sum()))
+        for name, those in (("success", succeeded), ("failure", ~succeeded)):
+            self.metrics.add(f"judge/label_{name}", float(labels[those].sum()), float(those.sum()))

@@ -87,7 +87,7 @@ class GRPO(AgentModule):
         self.drop_flat_groups = drop_flat_groups
         self.overlong_buffer, self.overlong_penalty = overlong_buffer, overlong_penalty
         self.needs_reference = kl_coef > 0
-        self.needs_spans = any(t.span is not None for t in self.transforms)
+        self.needs_spans = any(t.tags() for t in self.transforms)
 
     def setup(self, stage: str) -> None:
         if self.teacher is None and (asking := [part_name(t) for t in self.transforms if t.needs_teacher]):
@@ -112,8 +112,8 @@ class GRPO(AgentModule):
                 f"model.overlong_buffer is {self.overlong_buffer}: the last so many tokens of an episode cost reward, and "
                 f"data.max_episode_tokens is {'not set' if most is None else most}. Set it to more."
             )
-        for transform in self.transforms:
-            self.check_span(transform.span)
+        for tag in {tag for transform in self.transforms for tag in transform.tags()}:
+            self.check_span(tag)
 
     def hears_teacher(self) -> bool:
         return super().hears_teacher() and (not self.transforms or any(t.weight(self.iteration) != 0 for t in self.transforms))

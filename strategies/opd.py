@@ -40,6 +40,7 @@ class OPD(Taught, GRPO):
         kl_coef: Weight of k3 against the initial policy.
         entropy_coef: Weight of the entropy bonus.
         gap_discount: What the gap of the episode's next token counts for a token, from 0 (token level) to 1 (sequence level).
+        gap_span: Only gaps of tokens inside this tag of the protocol, such as ``code``, the tool calls of mathematics; None: all.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class OPD(Taught, GRPO):
         kl_coef: float = 0.0,
         entropy_coef: float = 0.0,
         gap_discount: float = 0.0,
+        gap_span: str | None = None,
         **kwargs,
     ):
         super().__init__(
             teacher=teacher,
             view=view,
-            transforms=[GapAdvantage(coef, turn_weight, gap_clip, gap_discount)],
+            transforms=[GapAdvantage(coef, turn_weight, gap_clip, gap_discount, gap_span)],
             advantage=advantage,
             policy_loss=policy_loss,
             kl_coef=kl_coef,

@@ -2,12 +2,14 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
+import played
 import pytest
 import torch
 
-from sdar.metrics import Metrics
+from sdar.metrics import Metrics, ToolCalls
 from sdar.rollout.groups import by_group, describe_lost, finished, group_numbers
 from sdar.training import reporting
 from sdar.types import Batch, Episode, Retrieval, Status, Task, Turn
@@ -215,3 +217,51 @@ def test_no_name_out_of_data_falls_on_another_metric_or_between_its_folders() ->
     assert told["reward/mean"] == 2.0 and told["reward_by_family/mean"] == 5.0
     keys = [*told, *of_panel("unseen", names, 1), "success_low/unseen", "success_high/unseen", "pass@1/unseen"]
     assert not [(a, b) for a in keys for b in keys if b.startswith(f"{a}/")]
+
+
+def taught(*tool_ok: bool | None) -> Episode:
+    """An episode whose turns called a tool with an error, with success, or not."""
+    return played.episode(*(replace(played.turn(2), tool_ok=ok) for ok in tool_ok))
+
+
+@pytest.mark.parametrize("layout", played.LAYOUTS)
+def test_distance_and_entropy_are_told_by_what_came_before_a_turn(layout: str) -> None:
+    """After an error, after a result, before any call; the turn behind a turn without a call that comes after one is none of them."""
+    episodes = [taught(None, False, True, None, None), taught(None, None), taught(True, True, None)]
+    batch = played.batch_of(episodes, layout)
+    sizes = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
+    gap = played.spread(batch, [[[s, -s] for s in e] for e in sizes])
+    batch.teacher_entropy = gap.abs() / 10
+    metrics = Metrics()
+    reporting.signal(metrics, batch, played.view_of(batch, gap), episodes)
+    told = metrics.compute()
+    by_what = {"after_error": 3, "after_result": (4 + 9 + 10) / 3, "after_text": (1 + 2 + 6 + 7 + 8) / 5}
+    assert {k: v for k, v in told.items() if k.startswith("turn/")} == pytest.approx(
+        {f"turn/divergence/{what}": mean for what, mean in by_what.items()}
+    )
+    assert {k: v for k, v in told.items() if k.startswith("teacher/")} == pytest.approx(
+        {"teacher/entropy": 0.55} | {f"teacher/entropy/{what}": mean / 10 for what, mean in by_what.items()}
+    )
+    assert told["gap/top10_share"] == pytest.approx(20 / 110) and told["gap/top1_share"] == pytest.approx(10 / 110)
+    assert told["gap/effective_share"] == pytest.approx(110**2 / (20 * 770))
+
+
+def test_without_a_tool_or_a_gap_there_is_nothing_to_divide() -> None:
+    episodes = [taught(None, None)]
+    batch, metrics = played.batch_of(episodes, "turn"), Metrics()
+    reporting.signal(metrics, batch, played.view_of(batch, torch.zeros(batch.ids.shape)), episodes)
+    assert metrics.compute() == {}
+
+
+def test_tool_calls_are_counted_where_there_is_a_tool() -> None:
+    episodes = [taught(None, False, True), taught(None), replace(taught(True), status=Status.TIMEOUT)]
+    found = []
+    for tools in ((), {""}):
+        metrics = Metrics()
+        reporting.episodes(metrics, episodes, retrieves=False, tools=tools)
+        found.append(metrics.compute().get("rollout/tool_calls"))
+    assert found == [None, 1.0]
+    calls = ToolCalls()
+    calls.update(episodes)
+    assert calls.compute() == 1.0 and calls.name == "tool_calls"
+    assert [line["tool_ok"] for line in reporting.record(episodes[0])["turns"]] == [None, False, True]

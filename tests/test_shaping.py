@@ -140,6 +140,9 @@ def test_gap_with_stepwise_weights_golden(layout: str) -> None:
             "turn/divergence": 2.75 / 2,
             "turn/weight": (1 + 7 / 12) / 2,
             "turn/weight_capped_share": 0.0,
+            "turn/pattern_aligned": 0.0,
+            "turn/pattern_recovered": 0.0,
+            "turn/pattern_drifted": 1.0,
         }
     )
 
@@ -369,6 +372,20 @@ def test_what_follows_counts_as_it_is_clipped_and_weighted(layout: str) -> None:
     assert gathered(batch, after)[0] == near([[[1 + 2 * returns[0], 1 + 2 * returns[1]], [1 + 2 * returns[2]]]])[0]
     assert gathered(batch, after)[2] == near([[[-2 + 2 * (-0.6 + 0.5 * 0.05), -2 + 2 * 0.05]]])[0]
     assert metrics["distill/coef"] == 2.0
+
+
+@by_layout
+def test_inside_a_span_only_its_gaps_count_now_and_later(layout: str) -> None:
+    """The strategy puts the old advantages back outside of the span (tests/strategies); here no gap outside of it is credited to what
+    stands before it."""
+    batch = batch_of(EPISODES[:1], layout)
+    view = view_of(batch, spread(batch, GAPS), spread(batch, BEFORE))
+    view = view.including(in_span=spread(batch, [[[1, 0], [1]]]).bool())
+    transform = GapAdvantage(1.0, discount=0.5, span="code")
+    after = transform(view.advantages, view, Turns(batch), 0, Metrics())
+    assert gathered(batch, after)[0][0][0] == pytest.approx(1 + 0.5 + 0.25 * 2)
+    assert transform.tags() == {"code"} and GapAdvantage().tags() == set()
+    assert GapAdvantage(turn_weight=StepwiseWeight(span="think"), span="code").tags() == {"code", "think"}
 
 
 @by_layout

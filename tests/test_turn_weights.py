@@ -1,5 +1,7 @@
 """Turn weights as parts."""
 
+import math
+
 import pytest
 import torch
 from played import LAYOUTS, batch_of, episode, gathered, shuffled, spread, turn, view_of
@@ -8,7 +10,7 @@ from sdar.errors import ConfigError
 from sdar.functional import stepwise_weights
 from sdar.metrics import Metrics
 from sdar.registry import load_parts, parts
-from sdar.turn_weights import ATODWeight, StepwiseWeight
+from sdar.turn_weights import ATODWeight, RandomWeight, StepwiseWeight, ThresholdWeight
 from sdar.turns import Turns
 
 load_parts()
@@ -58,8 +60,9 @@ def test_stepwise_golden(layout: str) -> None:
         [1.0],
         pytest.approx([1.0, 1.2]),
     ]
+    patterns = {"turn/pattern_aligned": 1 / 2, "turn/pattern_recovered": 1 / 2, "turn/pattern_drifted": 0.0}  # of two episodes
     assert metrics.compute() == pytest.approx(
-        {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6}
+        {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6} | patterns
     )
 
 
@@ -75,7 +78,8 @@ def test_atod_golden(layout: str) -> None:
 
 
 def test_defaults_are_the_published_script_s() -> None:
-    assert vars(StepwiseWeight()) == {"epsilon": 1e-6, "delta": 0.2}
+    settings = vars(StepwiseWeight())
+    assert settings == {"epsilon": 1e-6, "delta": 0.2, "divergence": "abs", "span": None, "scope": "step"}
     assert StepwiseWeight(delta=0.0).delta == 0.0
 
 
@@ -98,6 +102,66 @@ def test_where_the_teacher_agrees_everywhere_all_turns_count_alike() -> None:
     batch = batch_of(EPISODES, "turn")
     weights = StepwiseWeight()(view_of(batch, torch.zeros(batch.ids.shape)), Turns(batch), Metrics())
     assert weights.tolist() == [1.0] * 6
+
+
+@by_layout
+@pytest.mark.parametrize(
+    ("settings", "distances"),
+    [
+        ({"divergence": "k2"}, [2.5, 8.0, 0.5, 29 / 6, 8.0, 2.5]),
+        ({"scope": "prefix"}, [2.0, 8 / 3, 9 / 4, 3.0, 4.0, 8 / 3]),  # sums 4, 8, 9 over 2, 3, 4 tokens | | 4, 8 over 1, 3
+        ({"span": "act"}, [3.0, 4.0, 1.0, 2.0, 4.0, 3.0]),  # the second tokens, where there are any
+        ({"span": "act", "scope": "prefix"}, [3.0, 7 / 2, 8 / 3, 2.0, 4.0, 7 / 2]),
+    ],
+)
+def test_the_distance_of_a_turn_is_what_it_is_asked_to_be(settings: dict, distances: list[float], layout: str) -> None:
+    batch, metrics = batch_of(EPISODES, layout), Metrics()
+    view = view_of(batch, spread(batch, GAPS))
+    act = [[[0, 2], [0], [0]], [[0, 2, 1]], [[2, 2], [0], [0, 2]]]
+    view = view.including(spans=spread(batch, act).long(), tags=("think", "act"))
+    found = StepwiseWeight(**settings).distance(view, Turns(batch), metrics)
+    assert found.tolist() == pytest.approx(distances)
+    assert metrics.compute() == {"turn/divergence": pytest.approx(sum(distances) / 6)}
+
+
+def test_the_distance_k3_is_an_estimate_of_the_kl_and_bounded() -> None:
+    batch = batch_of([episode(turn(2), turn(1))], "trajectory")
+    view = view_of(batch, spread(batch, [[[1.0, -1.0], [30.0]]]))
+    found = StepwiseWeight(divergence="k3").distance(view, Turns(batch), Metrics())
+    assert found.tolist() == pytest.approx([(math.e - 2 + 1 / math.e) / 2, 10.0])
+
+
+@by_layout
+def test_threshold_golden(layout: str) -> None:
+    batch, metrics = batch_of(EPISODES, layout), Metrics()
+    weights = ThresholdWeight(2.5, beyond=0.25)(view_of(batch, spread(batch, GAPS)), Turns(batch), metrics)
+    assert weights.tolist() == [1.0, 0.25, 1.0, 0.25, 0.25, 1.0]
+    assert metrics.compute() == pytest.approx({"turn/divergence": 16 / 6, "turn/weight": 3.75 / 6})
+
+
+@by_layout
+def test_random_weights_are_those_of_sod_in_another_order_for_each_iteration(layout: str) -> None:
+    batch = batch_of(EPISODES, layout)
+    turns, view = Turns(batch), view_of(batch, spread(batch, GAPS))
+    stepwise = StepwiseWeight(epsilon=1.0)(view, turns, Metrics()).tolist()
+
+    def dealt(seed: int, iteration: int) -> list[float]:
+        view.iteration = iteration
+        return RandomWeight(seed, epsilon=1.0)(view, turns, Metrics()).tolist()
+
+    found = {(seed, iteration): dealt(seed, iteration) for seed in (0, 1) for iteration in range(3)}
+    assert all(sorted(weights) == sorted(stepwise) for weights in found.values())
+    assert len(set(map(tuple, found.values()))) > 3 and dealt(1, 2) == found[1, 2]
+
+
+def test_weights_that_know_no_such_word_explain_themselves() -> None:
+    with pytest.raises(ConfigError, match=r"turn_weight\.divergence is 'kl': use one of abs, k2, k3\."):
+        StepwiseWeight(divergence="kl")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"turn_weight\.scope is 'call': use one of step, prefix\."):
+        ThresholdWeight(scope="call")  # type: ignore[arg-type]
+    for threshold, beyond in ((0.0, 0.0), (1.0, 1.0)):
+        with pytest.raises(ConfigError, match=rf"turn_weight\.threshold is {threshold}, beyond {beyond}: a distance above 0"):
+            ThresholdWeight(threshold, beyond)
 
 
 @pytest.mark.parametrize(("epsilon", "delta"), [(0.0, 0.2), (-1.0, 0.2), (1e-6, -0.1)])

@@ -4,6 +4,7 @@ from sdar.envs.alfworld import ALFWorldEnv as ALFWorldEnv
 from sdar.envs.code_env import CodeEnv as CodeEnv
 from sdar.envs.code_protocol import FencedCodeProtocol as FencedCodeProtocol
 from sdar.envs.code_protocol import HermesCodeProtocol as HermesCodeProtocol
+from sdar.envs.code_protocol import TextCodeProtocol as TextCodeProtocol
 from sdar.envs.gymnasium import GymnasiumEnv as GymnasiumEnv
 from sdar.envs.household import HouseholdEnv as HouseholdEnv
 from sdar.envs.math_protocol import FencedMathProtocol as FencedMathProtocol

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from sdar.envs.math_protocol import ANSWER, TOOL, FencedMathProtocol, HermesMathProtocol, fenced
+from sdar.envs.math_protocol import ANSWER, TOOL, FencedMathProtocol, HermesMathProtocol, TextMathProtocol, fenced
 from sdar.registry import register
 from sdar.tags import first_pair
 
@@ -91,6 +91,26 @@ class FencedCodeProtocol(FencedMathProtocol):
     def write_answer(self, answer: str) -> str:
         plain = f"<answer>\n{answer}\n</answer>"
         return plain if self.parse(plain, ())[0] == ANSWER + answer else f"<answer>\n{fenced(answer)}\n</answer>"
+
+
+@register("text_code")
+class TextCodeProtocol(TextMathProtocol):
+    """No tool: nothing tells of one, and the last fenced program of the first response behind the thoughts is the final one.
+
+    Args:
+        instructions: What follows the problem.
+    """
+
+    world_kind = "programming"
+
+    def __init__(self, instructions: str = f"Reason step by step. {FINAL}"):
+        super().__init__(instructions)
+
+    def final(self, text: str) -> tuple[int, int] | None:
+        return last_fence(text)
+
+    def write_answer(self, answer: str) -> str:
+        return fenced(answer)
 
 
 def last_fence(text: str) -> tuple[int, int] | None:

@@ -59,6 +59,7 @@ class ProblemEnv(Environment):
     """
 
     action_form = "programs"
+    has_tools = True
     id_prefix: str
     """What task ids begin with."""
     generated_splits: tuple[str, ...]
@@ -157,17 +158,19 @@ class ProblemEnv(Environment):
         attempt.turns += 1
         if action.startswith(ANSWER):
             return self._judge(attempt, action.removeprefix(ANSWER))
-        program = program_of(action)
+        program, worked = program_of(action), False
         if program is None:
             attempt.malformed += 1
             observation = MALFORMED
         elif self.max_tool_calls is not None and attempt.calls >= self.max_tool_calls:
             observation = NO_CALLS_LEFT
         else:
+            failed = attempt.failed
             observation = self._call(attempt, *program)
+            worked = attempt.failed == failed
         if attempt.turns >= self.horizon:
-            return replace(self.unfinished(), observation=observation, valid=program is not None)
-        return StepResult(observation, valid=program is not None, scores=self._scores(attempt))
+            return replace(self.unfinished(), observation=observation, valid=program is not None, tool_ok=worked)
+        return StepResult(observation, valid=program is not None, tool_ok=worked, scores=self._scores(attempt))
 
     def unfinished(self) -> StepResult:
         """As a wrong answer: else a problem that is too hard would be worth more the longer the policy talks."""

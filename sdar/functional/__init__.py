@@ -28,6 +28,8 @@ from sdar.functional.local_support import top_k_ids as top_k_ids
 from sdar.functional.local_support import top_k_jsd as top_k_jsd
 from sdar.functional.local_support import top_k_reverse_kl as top_k_reverse_kl
 from sdar.functional.local_support import top_k_support as top_k_support
+from sdar.functional.masks import concentration as concentration
+from sdar.functional.masks import effective_share as effective_share
 from sdar.functional.masks import first_occurrences as first_occurrences
 from sdar.functional.masks import soft_or_importance as soft_or_importance
 from sdar.functional.masks import token_importance as token_importance
@@ -57,10 +59,12 @@ from sdar.functional.token_stats import vocabulary_log_probs as vocabulary_log_p
 from sdar.functional.transport import transport_plan as transport_plan
 from sdar.functional.transport import window_distance as window_distance
 from sdar.functional.turns import atod_turn_weights as atod_turn_weights
+from sdar.functional.turns import discounted_sums as discounted_sums
 from sdar.functional.turns import iw_opd_weights as iw_opd_weights
 from sdar.functional.turns import stepwise_turn_weights as stepwise_turn_weights
 from sdar.functional.turns import stepwise_weights as stepwise_weights
 from sdar.functional.turns import turn_mean as turn_mean
+from sdar.functional.turns import weight_patterns as weight_patterns
 from sdar.functional.vocabulary import common_vocabulary as common_vocabulary
 from sdar.functional.vocabulary import forward_kl as forward_kl
 from sdar.functional.vocabulary import jsd as jsd

@@ -15,6 +15,28 @@ LAST = -1e6
 """Log-weight of a token with weight 0: behind all others, however lucky its draw."""
 
 
+def concentration(sizes: Float[Tensor, " N"], share: float) -> float:
+    """What the ceil(share N) largest of the sizes are of their sum; NaN where that is 0. As large as `share` if all are alike.
+
+    Args:
+        sizes: not negative.
+
+    Raises:
+        ConfigError: a share outside of (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"the share of the tokens is {share}: a part of them is compared with all. Use e.g. 0.01.")
+    sizes = widen(sizes)
+    most = sizes.topk(math.ceil(share * len(sizes))).values
+    return float(most.sum(dtype=torch.double) / sizes.sum(dtype=torch.double))
+
+
+def effective_share(sizes: Float[Tensor, " N"]) -> float:
+    """(sum of the sizes)^2 / (N sum of their squares): the effective sample size as a share of N, from 1 / N to 1; NaN where all are 0."""
+    sizes = sizes.double()
+    return float(sizes.sum().square() / (len(sizes) * sizes.square().sum()))
+
+
 def first_occurrences(
     ids: Int[Tensor, "batch time"], response_mask: Shaped[Tensor, "batch time"], token_ids: Iterable[int]
 ) -> Bool[Tensor, "batch time"]:

@@ -5,7 +5,7 @@ are any integers, are consecutive. Weights are detached.
 """
 
 import torch
-from jaxtyping import Float, Int, Real, Shaped
+from jaxtyping import Bool, Float, Int, Real, Shaped
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -92,6 +92,25 @@ def atod_turn_weights(
     """
     d, h = (_min_max(widen(values).detach(), trajectory_ids) for values in (divergence, surprise))
     return 1 - (1 - d) * (1 - h)
+
+
+def weight_patterns(
+    weights: Float[Tensor, " turns"], trajectory_ids: Int[Tensor, " turns"]
+) -> tuple[Bool[Tensor, " trajectories"], Bool[Tensor, " trajectories"], Bool[Tensor, " trajectories"]]:
+    """Which trajectories of two or more turns are aligned, recovered, drifted by their weights w_1 = 1, ..., w_K; each is one of them.
+
+    Aligned: no weight is below 1, no turn farther from the teacher than the first. Recovered: some weight is, not the last. Drifted:
+    the last weight is below 1. SOD (arXiv 2605.07725) shows the shares of three patterns over training; neither its abstract nor its code
+    says how they are told apart, so these are ours.
+
+    Raises:
+        ValueError: a trajectory in several pieces.
+    """
+    index, counts = trajectory_index(trajectory_ids)
+    several = counts > 1
+    lowest = weights.new_zeros(len(counts)).scatter_reduce(0, index, weights, "amin", include_self=False)[several]
+    last = weights[counts.cumsum(0) - 1][several]
+    return lowest >= 1, (lowest < 1) & (last >= 1), last < 1
 
 
 def iw_opd_weights(

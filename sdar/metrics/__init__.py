@@ -15,5 +15,6 @@ if TYPE_CHECKING:
     from sdar.metrics.tasks import Success as Success
     from sdar.metrics.tasks import TaskMean as TaskMean
     from sdar.metrics.tasks import TeacherLift as TeacherLift
+    from sdar.metrics.tools import ToolCalls as ToolCalls
 
 __getattr__, __dir__, __all__ = lazy(__name__)

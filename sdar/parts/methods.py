@@ -197,6 +197,10 @@ class AdvantageTransform(Part, ABC):
     span: str | None = None
     """Only tokens inside this tag of the protocol are reshaped, whatever is returned for others (`tokens.in_span`); None: all."""
 
+    def tags(self) -> set[str]:
+        """Tags of the protocol that it has to know: they are looked for only then."""
+        return set() if self.span is None else {self.span}
+
     def weight(self, iteration: int) -> float:
         """How much what the teacher says counts in an iteration; at 0 the transform is not called, nor is the teacher for its sake."""
         return 1.0
@@ -216,6 +220,9 @@ class TurnWeight(Part, ABC):
     """How much each turn counts in the distillation term."""
 
     answers: ClassVar = {"__call__": returned.turn_weights}
+
+    span: str | None = None
+    """A tag of the protocol that it asks for (`tokens.inside`); None: none."""
 
     @abstractmethod
     def __call__(self, tokens: TokenView, turns: "Turns", metrics: "Metrics") -> Float[Tensor, " turns"]:

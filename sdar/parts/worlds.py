@@ -37,6 +37,8 @@ class Environment(ABC):
     world_kind: str = ""
     """What a protocol's words may take it for: ``household``, ``shop``, ``questions``, ``mathematics``, ``programming``,
     ``science``; empty: none of them."""
+    has_tools: bool = False
+    """Whether actions may call a tool (`StepResult.tool_ok`): calls are counted then."""
     fact_template: str = "{thing}: {place}"
     """How one of its tasks' facts is told, where nobody says otherwise."""
     told_by_row: bool = False

@@ -257,6 +257,7 @@ class Rollout(AgentLoop):
         turn, result = episode.turns[-1], seen.result
         turn.reward = result.reward
         turn.valid = turn.valid and result.valid
+        turn.tool_ok = result.tool_ok
         episode.final_observation = result.observation
         episode.reward += result.reward
         episode.success = result.success

@@ -325,7 +325,8 @@ class Lifecycle(Updating):
     def report(self, episodes: list[Episode]) -> None:
         """Log the iteration's metrics; write its episodes when it is their turn."""
         bounded = any(world.max_episode_tokens is not None for world in self.tasks.worlds.values())
-        reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None, bounded=bounded)
+        tools = {name for name, world in self.tasks.worlds.items() if world.env.has_tools}
+        reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None, bounded=bounded, tools=tools)
         if not self.rollouts_ahead:
             self.count_sampling()
         self.metrics.add("train/iteration", self.iteration)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
@@ -10,18 +10,23 @@ from typing import Any, cast
 from torch import Tensor
 
 import sdar
+from sdar.functional import concentration, effective_share
 from sdar.metrics import Metrics
 from sdar.rollout.groups import by_group, finished
 from sdar.scoring import densities
 from sdar.training.host import Host
-from sdar.types import Batch, Episode, Status, Turn
+from sdar.turns import Turns
+from sdar.types import Batch, Episode, Status, TokenView, Turn
 
 
-def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool, bounded: bool = False) -> None:
+def episodes(
+    metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool, bounded: bool = False, tools: Collection[str] = ()
+) -> None:
     """Success, reward, lengths, validity, statuses and retrievals; all but the last two of what was played to an end.
 
     Args:
         bounded: The tokens of an episode have a bound.
+        tools: The worlds (`Task.world`) whose actions may call a tool.
     """
     played = finished(all_episodes)
     for status in Status:
@@ -40,6 +45,9 @@ def episodes(metrics: Metrics, all_episodes: Sequence[Episode], retrieves: bool,
     metrics.values("rollout/response_tokens", [e.response_tokens for e in played])
     metrics.values("rollout/valid_action_rate", [t.valid for e in played for t in e.turns])
     metrics.values("rollout/well_formed_rate", [t.well_formed for e in played for t in e.turns])
+    called = [sum(t.tool_ok is not None for t in e.turns) for e in played if e.task.world in tools]
+    if called:
+        metrics.values("rollout/tool_calls", called)
     for name in dict.fromkeys(name for e in played for name in e.scores):
         metrics.values(f"scores/{name}/train", [e.scores[name] for e in played if name in e.scores])
     if retrieves:
@@ -70,6 +78,35 @@ def sampling_mismatch(metrics: Metrics, batch: Batch, allowed_logmass: Tensor) -
         metrics.add("rollout/mismatch_p99", percentile(off[sampled], 99))
         metrics.add("rollout/mismatch_max", float(off[sampled].max()))
         metrics.add_tokens("rollout/kept_mass", batch.kept_logmass.exp(), sampled)
+
+
+def signal(metrics: Metrics, batch: Batch, tokens: TokenView, all_episodes: Sequence[Episode]) -> None:
+    """On how few tokens the gap lies, the teacher's entropy where it told one, and both by what came before a turn."""
+    sizes = tokens.gap[batch.response_mask].abs()
+    if bool(sizes.any()):  # without a gap there is no share of it
+        metrics.add("gap/top1_share", concentration(sizes, 0.01))
+        metrics.add("gap/top10_share", concentration(sizes, 0.1))
+        metrics.add("gap/effective_share", effective_share(sizes))
+    by_turn = {"turn/divergence": tokens.gap.abs()}
+    if batch.has("teacher_entropy"):
+        metrics.add_tokens("teacher/entropy", batch.teacher_entropy, batch.response_mask)
+        by_turn["teacher/entropy"] = batch.teacher_entropy
+    turns = Turns(batch)
+    places = list(zip(turns.episode.tolist(), turns.turn.tolist(), strict=True))
+    if all(t.tool_ok is None for e in {e for e, _ in places} for t in all_episodes[e].turns):
+        return
+    before = [after(all_episodes[e].turns[:turn]) for e, turn in places]
+    for name, values in by_turn.items():
+        means = turns.mean(values).tolist()
+        for what in ("error", "result", "text"):
+            metrics.values(f"{name}/after_{what}", [mean for mean, was in zip(means, before, strict=True) if was == what])
+
+
+def after(turns: Sequence[Turn]) -> str:
+    """What the turn behind these ones answers: a tool's ``error`` or its ``result``; ``text`` where no tool was called so far."""
+    if turns and turns[-1].tool_ok is not None:
+        return "result" if turns[-1].tool_ok else "error"
+    return "text" if all(t.tool_ok is None for t in turns) else ""
 
 
 def percentile(values: Tensor, percent: int) -> float:
@@ -167,6 +204,7 @@ def record(e: Episode) -> dict[str, Any]:
                 "response": t.text,
                 "action": t.action,
                 "valid": t.valid,
+                "tool_ok": t.tool_ok,
                 "well_formed": t.well_formed,
                 "stopped": t.stopped,
                 "reward": t.reward,

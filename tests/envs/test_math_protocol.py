@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar.envs.math_protocol import ANSWER, PYTHON, FencedMathProtocol, HermesMathProtocol
+from sdar.envs.code_protocol import TextCodeProtocol
+from sdar.envs.math_protocol import ANSWER, PYTHON, FencedMathProtocol, HermesMathProtocol, TextMathProtocol
 from sdar.errors import ConfigError
 from sdar.types import Task
 
@@ -126,3 +127,24 @@ def test_a_window_tells_the_problem_and_the_last_exchanges(protocol):
     late = protocol.window(TASK, [("one", second)], "two", ())[-1]["content"]
     assert TASK.instruction in late and protocol.write(first) not in late and late.endswith("\n".join(told[2:]))
     assert protocol.window(TASK, [], TASK.instruction, ()) == protocol.opening(TASK, TASK.instruction, ())
+
+
+@pytest.mark.parametrize(
+    ("protocol", "answer"),
+    [(TextMathProtocol(), r"\frac{1}{2}"), (TextCodeProtocol(), "print(input())")],
+    ids=["math", "code"],
+)
+def test_without_a_tool_nothing_tells_of_one_and_every_response_is_the_answer(protocol, answer):
+    [told] = protocol.opening(TASK, TASK.instruction, ())
+    assert told["role"] == "user" and told["content"].startswith(TASK.instruction)
+    assert not any(word in told["content"].lower() for word in ("tool", "function", "call", "run"))
+    assert protocol.tools == () and "code" not in protocol.tags
+    assert protocol.parse(f"Let us see.\n{protocol.write(ANSWER + answer)}", ()) == (ANSWER + answer, True)
+    call = HermesMathProtocol().write(PYTHON + "1")
+    assert protocol.parse(call, ()) == (ANSWER, False)
+    with pytest.raises(ConfigError, match="which has no tool, and a demonstration calls one"):
+        protocol.write(PYTHON + "1")
+
+
+def test_a_fence_is_no_call_where_there_is_no_tool():
+    assert TextMathProtocol().parse("```python\n1 + 1\n```\n\\boxed{2}", ()) == (ANSWER + "2", True)

@@ -185,7 +185,8 @@ def test_calls_may_be_fewer_than_turns():
     env = MathEnv(runner=Canned(OK), max_tool_calls=1)
     begin(env)
     assert env.step(PYTHON + "5").observation == "5"
-    assert env.step(PYTHON + "5").observation == NO_CALLS_LEFT
+    none_left = env.step(PYTHON + "5")
+    assert none_left.observation == NO_CALLS_LEFT and none_left.tool_ok is False
     assert len(env.runner.programs) == 1
 
 
@@ -193,10 +194,12 @@ def test_what_went_wrong_with_calls_is_told_and_counted():
     late = Result("timeout", "half\n", "", 10.0, "wall")
     env = MathEnv(runner=Canned(Result("error", "", "ZeroDivisionError: x\n"), late, Result("ok")))
     begin(env)
-    assert env.step(PYTHON + "1/0").observation == "ZeroDivisionError: x"
-    assert env.step(PYTHON + "x").observation == "half\n[stopped: more than the allowed time (wall limit)]"
-    assert env.step(PYTHON + "x = 1").observation == NO_OUTPUT
-    seen = env.step("")
+    raised, slow, fine, seen = (env.step(action) for action in (PYTHON + "1/0", PYTHON + "x", PYTHON + "x = 1", ""))
+    assert raised.observation == "ZeroDivisionError: x"
+    assert slow.observation == "half\n[stopped: more than the allowed time (wall limit)]"
+    assert fine.observation == NO_OUTPUT
+    assert [step.tool_ok for step in (raised, slow, fine, seen)] == [False, False, True, False]
+    assert env.step(ANSWER + "1").tool_ok is None
     assert seen.observation == MALFORMED and not seen.valid and seen.scores["tool_error_share"] == 0.75
     assert tell(Result("killed", layer="signal 11")) == "[the process was killed (signal 11)]"
 

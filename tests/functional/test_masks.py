@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sdar.errors import ConfigError
-from sdar.functional import first_occurrences, soft_or_importance, token_importance, weighted_subset
+from sdar.functional import (
+    concentration,
+    effective_share,
+    first_occurrences,
+    soft_or_importance,
+    token_importance,
+    weighted_subset,
+)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -135,3 +142,26 @@ def test_importance_refuses_settings_without_a_meaning() -> None:
 
 def test_the_whole_is_a_subset() -> None:
     assert weighted_subset(torch.tensor([0.0, 2.0]), torch.ones(2), 1.0).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_concentration_is_what_the_largest_have_of_the_sum(seed: int) -> None:
+    sizes = torch.randn(137, generator=torch.Generator().manual_seed(seed)).abs()
+    in_order = sorted(sizes.tolist(), reverse=True)
+    assert concentration(sizes, 0.1) == pytest.approx(
+        sum(in_order[:14]) / sum(in_order)
+    )  # 13.7 of 137, and not fewer than one
+    assert concentration(sizes, 0.001) == pytest.approx(in_order[0] / sum(in_order))
+    assert concentration(sizes, 1.0) == pytest.approx(1.0)
+    assert effective_share(sizes) == pytest.approx(sum(in_order) ** 2 / (137 * sum(x * x for x in in_order)))
+
+
+def test_alike_sizes_are_spread_and_one_size_is_not() -> None:
+    alike, alone = torch.full((200,), 0.3), torch.zeros(200).index_fill(0, torch.tensor(7), 4.0)
+    assert concentration(alike, 0.1) == pytest.approx(0.1) and effective_share(alike) == pytest.approx(1.0)
+    assert concentration(alone, 0.01) == 1.0 and effective_share(alone) == pytest.approx(1 / 200)
+    assert math.isnan(concentration(torch.zeros(3), 0.5)) and math.isnan(effective_share(torch.zeros(3)))
+    with pytest.raises(
+        ConfigError, match=r"the share of the tokens is 0: a part of them is compared with all\. Use e\.g\. 0\.01"
+    ):
+        concentration(alike, 0)

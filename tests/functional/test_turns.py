@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdar.errors import ConfigError
-from sdar.functional import atod_turn_weights, iw_opd_weights, stepwise_turn_weights, stepwise_weights, turn_mean
+from sdar.functional import (
+    atod_turn_weights,
+    iw_opd_weights,
+    stepwise_turn_weights,
+    stepwise_weights,
+    turn_mean,
+    weight_patterns,
+)
 
 
 def test_turn_mean_golden() -> None:
@@ -163,3 +170,13 @@ def test_turn_weights_of_half_precision_are_wide_and_of_nothing_are_empty() -> N
     assert iw_opd_weights(half, half).dtype == torch.float32
     none, no_ids = torch.zeros(0), torch.zeros(0, dtype=torch.long)
     assert stepwise_turn_weights(none, no_ids).shape == atod_turn_weights(none, none, no_ids).shape == (0,)
+
+
+def test_a_trajectory_is_aligned_recovered_or_drifted() -> None:
+    weights = torch.tensor([1.0, 1.2, 1.0, 1.0, 0.5, 1.0, 1.0, 1.2, 0.9, 1.0, 1.0, 0.2])
+    ids = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 4])  # aligned, recovered, drifted, one turn, drifted
+    aligned, recovered, drifted = (found.tolist() for found in weight_patterns(weights, ids))
+    assert aligned == [True, False, False, False]
+    assert recovered == [False, True, False, False]
+    assert drifted == [False, False, True, True]
+    assert [len(found) for found in weight_patterns(torch.ones(2), torch.arange(2))] == [0, 0, 0]

@@ -118,7 +118,8 @@ class Labels(Judge):
         return self.labels
 
 
-JUDGED = playing(["go to shelf 1", Did("look", reward=1.0)], ["open drawer 1", "close drawer 1"])
+JUDGED_ALONE = ["go to shelf 1", Did("look", reward=1.0)]
+JUDGED = playing(JUDGED_ALONE, ["open drawer 1", "close drawer 1"])
 LABELS = ([1.0, -1.0], [None, 1.0])
 # three labels with mean 1/3 and deviation sqrt(4/3)
 GOOD, BAD = (2 / 3) / math.sqrt(4 / 3), -(4 / 3) / math.sqrt(4 / 3)
@@ -140,6 +141,9 @@ def test_critic_search_adds_the_group_normalised_labels_turn_by_turn(small, layo
     assert found == near([[[a] * len(t) for a, t in zip(*e, strict=True)] for e in zip(by_hand, found, strict=True)])
     assert seen.metrics["judge/unlabelled_share"] == 0.25
     assert seen.metrics["judge/label"] == pytest.approx(1 / 3)
+    # the first attempt reached the goal: of 1, -1 | 1 one label says how its episode went
+    assert seen.metrics["judge/agreement"] == pytest.approx(1 / 3)
+    assert (seen.metrics["judge/label_success"], seen.metrics["judge/label_failure"]) == (0.0, 1.0)
     task = seen.episodes[0].task
     assert judge.told == [(number, task.id, strategy.env.solution(task)) for number in (0, 1)]
 
@@ -147,6 +151,12 @@ def test_critic_search_adds_the_group_normalised_labels_turn_by_turn(small, layo
 def test_a_label_that_is_alone_in_its_group_says_nothing(small):
     seen = one_step(small, small.strategy(CriticSearch, judge=Labels([None, None], [None, 1.0])), play=JUDGED)
     assert gathered(seen.batch, seen.batch.advantages) == near(turn_by_turn(seen.batch, lambda e, t, gap: (HALF, -HALF)[e]))
+
+
+def test_a_label_of_zero_agrees_with_nothing_and_an_outcome_that_nobody_had_has_no_label(small):
+    seen = one_step(small, small.strategy(CriticSearch, judge=Labels([0.0, 0.5])), play=playing(JUDGED_ALONE))
+    assert (seen.metrics["judge/agreement"], seen.metrics["judge/label_success"]) == (1.0, 0.25)
+    assert "judge/label_failure" not in seen.metrics
 
 
 def test_critic_search_asks_no_judge_whose_word_does_not_count(small):

@@ -38,10 +38,12 @@ from sdar.credit import GroupAdvantage
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import TopKReverseKL
 from sdar.envs import HouseholdEnv
-from sdar.errors import PolicyError
+from sdar.errors import ConfigError, PolicyError
 from sdar.samplers import TorchSampler
 from sdar.strategies import OPD, SOD, TCOD, TopKOPD
 from sdar.teachers import ExternalTeacher, PlainView
+from sdar.turn_weights import StepwiseWeight
+from sdar.turns import Turns
 
 # ------------------------------------------------------------------ OPD
 
@@ -168,6 +170,30 @@ def test_sod_without_turn_weights_is_opd_with_group_advantages(small):
     assert gathered(batch, batch.advantages) == near(turn_by_turn(batch, lambda e, t, gap: (HALF, -HALF)[e] + gap))
     opd = with_gaps(small.strategy(OPD, teacher=external(small), advantage=GroupAdvantage()), GAPS)
     assert torch.equal(one_step(small, opd, play=TWO_ATTEMPTS).batch.advantages, batch.advantages)
+
+
+@by_layout
+def test_a_span_is_where_the_gap_teaches_or_what_a_turns_distance_is_of(small, layout):
+    """Actions alone: tags and end of turn keep the reward's advantage; d_k of all tokens and of the actions differ."""
+    settings = {"teacher": external(small), "advantage": GroupAdvantage("episode")}
+    inside = with_gaps(small.strategy(SOD, **settings, turn_weight=None, gap_span="action"), GAPS)
+    seen = one_step(small, inside, small.data(layout=layout), TWO_ATTEMPTS)
+    chosen = seen.batch.response_mask & (seen.batch.spans == 1 + inside.rollout.tags.index("action"))
+    reward = torch.tensor([HALF, -HALF])[seen.batch.episode][:, None]
+    gap = seen.batch.teacher_logp - seen.batch.old_logp
+    expected = torch.where(chosen, reward + gap, reward).where(seen.batch.response_mask, 0.0)
+    torch.testing.assert_close(seen.batch.advantages.where(seen.batch.response_mask, 0.0), expected.float())
+    assert 0 < chosen.sum() < seen.batch.response_mask.sum()
+    measured = with_gaps(small.strategy(SOD, **settings, turn_weight=StepwiseWeight(span="action")), GAPS)
+    told = one_step(small, measured, small.data(layout=layout), TWO_ATTEMPTS).metrics["turn/divergence"]
+    turns = Turns(seen.batch)
+    assert told == pytest.approx(float((turns.sum(gap.abs() * chosen) / turns.sum(chosen.float())).mean()))
+
+
+@pytest.mark.parametrize("settings", [{"gap_span": "code"}, {"turn_weight": StepwiseWeight(span="code")}])
+def test_a_span_that_the_world_does_not_have_is_refused(small, settings):
+    with pytest.raises(ConfigError, match="the span is 'code', but responses of CompactProtocol hold action: no token"):
+        one_step(small, small.strategy(SOD, teacher=external(small), **settings))
 
 
 # ------------------------------------------------------------------ TCOD

@@ -96,9 +96,17 @@ def test_each_familys_teacher_scores_its_own_rows(small):
         family = seen.episodes[int(seen.batch.episode[row.number])].task.family
         network = teacher.routes[family].network if family in teacher.routes else strategy.initial
         its = sampled(log_probs(strategy, network, row.teacher_ids, row.teacher_mask), row)
-        torch.testing.assert_close(seen.batch.teacher_logp[row.number][seen.batch.response_mask[row.number]], its.detach())
+        told, everything = (
+            seen.batch.response_mask[row.number],
+            log_probs(strategy, network, row.teacher_ids, row.teacher_mask),
+        )
+        torch.testing.assert_close(seen.batch.teacher_logp[row.number][told], its.detach())
+        entropy = torch.special.entr(everything.exp()).sum(-1)
+        torch.testing.assert_close(seen.batch.teacher_entropy[row.number][told], entropy.detach())
         asked.add(family)
     assert asked == set(families)
+    mean = seen.batch.teacher_entropy[seen.batch.response_mask].mean()
+    assert seen.metrics["teacher/entropy"] == pytest.approx(float(mean))
 
 
 def test_a_checkpoint_holds_the_moving_average_and_restores_it(small):
