@@ -2,12 +2,18 @@
 
 import importlib
 import re
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+import sdar.envs
 from sdar.cli import main
+from sdar.cli.parser import Parser
+from sdar.data import TaskModule
 from sdar.errors import ConfigError
+from sdar.reading import parse_yaml
+from sdar.registry import load_parts, parts
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "environments.md").read_text(encoding="utf-8")
@@ -56,3 +62,36 @@ def test_what_gymnasium_is_shown_on_the_page_runs():
 def test_what_the_page_names_exists():
     named = set(re.findall(r"`((?:conf|docs|sdar|strategies|tests|benchmarks)/[\w./-]+)`", PAGE))
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def lines_of_data_sets():
+    part = PAGE.split("## The data sets of the papers")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in row.split(" | ")]
+        for row in part.splitlines()
+        if row.startswith("| ") and "data set |" not in row
+    ]
+    return [(name.removeprefix("| "), where, line.removesuffix(" |").strip("`")) for name, where, line in rows]
+
+
+def test_the_lines_of_the_data_sets_are_settings():
+    """Each parses below `data`, and every world of problems, questions, ALFWorld and WebShop that reads files has one."""
+    load_parts()
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(TaskModule, "data", subclass_mode=True)
+    worlds = set()
+    for name, where, line in lines_of_data_sets():
+        given = parse_yaml(line, name)
+        parsed = parser.parse_object({"data": {"class_path": "TaskModule", "init_args": given}})
+        env = parsed.data.init_args.env
+        assert (
+            name
+            and "`" in where
+            and vars(env.init_args).items() >= {k: v for k, v in given["env"]["init_args"].items() if k != "backend"}.items()
+        )
+        worlds.add(env.class_path.rpartition(".")[2])
+    reading = {
+        cls.__name__ for cls in parts("environments").values() if {"files", "data", "url"} & signature(cls).parameters.keys()
+    }
+    assert worlds == {name for name in reading if name in dir(sdar.envs)}
+    assert len(lines_of_data_sets()) > 15
