@@ -1,4 +1,4 @@
-"""Every file in conf/ parses and runs two steps on a tiny policy; files that are a piece of a setting run in a whole one."""
+"""Every file in conf/ parses and runs a step on a tiny policy; files that are a piece of a setting run in a whole one."""
 
 import importlib.util
 import json
@@ -73,7 +73,7 @@ model:
     val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 4}}
 data:
   init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, val_attempts: 2, env: {init_args: {horizon: 2}}}
-trainer: {max_steps: 2, val_check_interval: 1, enable_progress_bar: false, enable_model_summary: false}
+trainer: {max_steps: 1, val_check_interval: 1, num_sanity_val_steps: 0, enable_progress_bar: false, enable_model_summary: false}
 """
 
 
@@ -106,7 +106,7 @@ def skills_of(file):
 
 
 def command(file, policy, folder):
-    """The command that runs two steps of a file, with a last file that makes everything small."""
+    """The command that runs one step of a file and validates, with a last file that makes everything small."""
     files = whole(file)
     settings = yaml.safe_load((CONF / file).read_text())
     told = " ".join((CONF / name).read_text() for name in files)
@@ -137,7 +137,7 @@ ALONE = [f for f in OWN if f not in {f"method/{m}.yaml" for m in PLAYING}]  # me
 
 
 @pytest.mark.parametrize("file", ALONE)
-def test_a_setting_parses_and_runs_two_steps(file, policy, tmp_path, monkeypatch, capsys):
+def test_a_setting_parses_and_runs_a_step(file, policy, tmp_path, monkeypatch, capsys):
     """Every file is checked as it is, before the last one makes everything small."""
     monkeypatch.chdir(tmp_path)  # settings are found where they are installed
     assert main(command(file, policy, tmp_path)) == 0
