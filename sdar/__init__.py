@@ -11,6 +11,7 @@ from sdar.faces import lazy
 if TYPE_CHECKING:
     from sdar.cli.trainer import AgentTrainer as AgentTrainer
     from sdar.data import ChatModule as ChatModule
+    from sdar.data import MultiTaskModule as MultiTaskModule
     from sdar.data import TaskModule as TaskModule
     from sdar.envs import ALFWorldEnv as ALFWorldEnv
     from sdar.envs import CompactProtocol as CompactProtocol

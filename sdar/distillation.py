@@ -43,9 +43,9 @@ class Taught(AgentModule):
             return super().weigh(batch, episodes)
         tokens = self.token_view(batch)
         mask = batch.response_mask
-        self.metrics.add_tokens("gap/mean", tokens.gap, mask)
-        self.metrics.add_tokens("gap/abs", tokens.gap.abs(), mask)
-        self.metrics.add_tokens("gap/negative_share", tokens.gap < 0, mask)
+        self.add_tokens("gap/mean", tokens.gap, mask, batch)
+        self.add_tokens("gap/abs", tokens.gap.abs(), mask, batch)
+        self.add_tokens("gap/negative_share", tokens.gap < 0, mask, batch)
         reporting.signal(self.metrics, batch, tokens, episodes)
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
@@ -151,8 +151,8 @@ class Distillation(Taught):
         self.metrics.add("distill/chosen_share", float(chosen.sum()), float(batch.response_mask.sum()))
         if batch.has("teacher_top_ids"):
             covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)  # [batch, time, k] -> [batch, time]
-            self.metrics.add_tokens("support/covers_sampled", covered, batch.response_mask)
-            self.metrics.add_tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask)
+            self.add_tokens("support/covers_sampled", covered, batch.response_mask, batch)
+            self.add_tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask, batch)
         tokens = self.token_view(batch)
         if self.gate is not None:
             self.gate.observe(tokens, self.metrics)
@@ -187,5 +187,5 @@ class Distillation(Taught):
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now)
-        self.metrics.add_tokens("distill/divergence", divergence, batch.distill_weights > 0)
+        self.add_tokens("distill/divergence", divergence, batch.distill_weights > 0, batch)
         return loss + coef * weights * divergence

@@ -83,6 +83,10 @@ class AgentModule(Lifecycle):
                 batch, last = self.weigh(batch, episodes), "weigh"
         if batch:
             self.observe_tokens(batch)
+            if batch.has("world"):
+                for number, world in enumerate(self.tasks.worlds):
+                    mine = batch.loss_mask[batch.world == number].sum()
+                    self.metrics.add(f"train/token_share/{world}", mine, batch.loss_mask.sum())
             with self.phase("update", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
@@ -169,10 +173,11 @@ class AgentModule(Lifecycle):
     def loss(self, part: Batch, tokens: Tensor) -> Tensor:
         """What a micro-batch adds to the loss; the ranks' gradients will be averaged."""
         now = self.forward_student(part)
-        self.metrics.add_tokens("train/entropy", now.entropy, part.loss_mask)
+        self.add_tokens("train/entropy", now.entropy, part.loss_mask, part)
         loss = self.token_loss(part, now)
         if part.has("importance"):
             loss = part.importance * loss
+        self.add_world_tokens("train/loss", loss, part.loss_mask, part)
         return self.ranks.world_size * masked_mean(loss, part.loss_mask, tokens)
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:

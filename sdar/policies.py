@@ -231,7 +231,8 @@ class FreshPolicy(Policy):
                 "that."
             )
         self.name = "the fresh policy"
-        self.env = env
+        self.env, self._given = env, env is not None
+        self._worlds = [] if env is None else [env]
         self.vocab_size = vocab_size
         self.seed = seed
         self.config: dict[str, Any] = {
@@ -246,7 +247,10 @@ class FreshPolicy(Policy):
         self._tokenizer: PreTrainedTokenizerBase | None = None
 
     def bind_env(self, env: Environment) -> None:
-        self.env = self.env or env
+        if self._given or env is None or any(env is known for known in self._worlds):
+            return
+        self._worlds.append(env)
+        self.env = self._worlds[0]
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.env is None:
@@ -254,7 +258,8 @@ class FreshPolicy(Policy):
                 "policy.env is not set and no run has said what its world is: a fresh tokenizer needs its texts. Give policy.env."
             )
         if self._tokenizer is None:
-            corpus, phrases = self.env.corpus(random.Random(f"corpus/{self.seed}"))
+            told = [world.corpus(random.Random(f"corpus/{self.seed}")) for world in self._worlds]
+            corpus, phrases = ([text for of in told for text in of[part]] for part in (0, 1))
             self._tokenizer = world_tokenizer(corpus, phrases, self.vocab_size, self.config["max_position_embeddings"])
         return self._tokenizer
 

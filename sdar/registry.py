@@ -33,6 +33,7 @@ PART_MODULES = (
     "sdar.search",
     "sdar.sandbox",
     "sdar.envs",
+    "sdar.data.worlds",
     "sdar.teachers",
     "sdar.policies",
     "sdar.lora",

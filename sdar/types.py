@@ -320,6 +320,8 @@ class Batch(Filled):
     """[batch] True where the teacher sees more than the student."""
     extra: Tensor
     """[batch] True where the row's episode was no attempt: it has no policy gradient."""
+    world: Tensor = later("a run with one world has none.")
+    """[batch] number of the world of the row's task, in the order of the run's worlds; where there are several."""
     spans: Tensor = later("set `needs_spans = True` in the method: tags are looked for only then.")
     """0, or 1 + the number of the protocol's tag that a token stands in."""
     teacher_ids: Tensor = later(NO_TEACHER)

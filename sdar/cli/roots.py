@@ -17,6 +17,8 @@ TASKS = "sdar.data.TaskModule"
 """What stands at ``data`` where a configuration names nothing."""
 SOURCE = "sdar.data.TaskSource"
 """What may stand there."""
+SOURCES = (TASKS, "sdar.data.MultiTaskModule", "sdar.data.ChatModule")
+"""Those that come with sdar."""
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -66,6 +68,8 @@ def checked_settings(words: list[str]) -> Settings:
 def _of_run(command: str) -> dict[str, Argument]:
     """The arguments of a command that makes a model, the world and a Trainer."""
     strategy, source = registry.kinds()["strategies"], registry.locate(SOURCE)
+    for name in SOURCES:  # whose short names are known from here on
+        registry.locate(name)
     trainer = registry.locate("sdar.cli.trainer.AgentTrainer")
     given = [
         Argument("model", strategy | None, True, None, Expected((strategy,))),

@@ -15,5 +15,7 @@ if TYPE_CHECKING:
     from sdar.data.tasks import TaskSource as TaskSource
     from sdar.data.tasks import TrainingSteps as TrainingSteps
     from sdar.data.tasks import protocol_of as protocol_of
+    from sdar.data.worlds import MultiTaskModule as MultiTaskModule
+    from sdar.data.worlds import World as World
 
 __getattr__, __dir__, __all__ = lazy(__name__, Step="TaskBatch")

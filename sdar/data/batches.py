@@ -23,11 +23,34 @@ class TaskBatch:
         self.panel, self.tasks, self.visits, self.attempts = panel, tasks, visits, attempts
         self.unreadable = unreadable or {}
 
+    @property
+    def parts(self) -> "list[TaskBatch]":
+        """The tasks of each world, one after the other."""
+        return [self]
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TaskBatch) and vars(self) == vars(other)
 
     # it holds lists
     __hash__ = None  # type: ignore[assignment]
+
+
+class WorldsBatch(TaskBatch):
+    """Tasks of an iteration in several worlds; which panel they are of and how many attempts there are only its parts say.
+
+    Args:
+        parts: The tasks of each world.
+    """
+
+    def __init__(self, parts: list[TaskBatch]):
+        self._parts = parts
+        self.tasks = [task for part in parts for task in part.tasks]
+        self.visits = [visit for part in parts for visit in part.visits]
+        self.unreadable = {task_id: error for part in parts for task_id, error in part.unreadable.items()}
+
+    @property
+    def parts(self) -> list[TaskBatch]:
+        return self._parts
 
 
 class Played:

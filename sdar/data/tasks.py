@@ -107,8 +107,8 @@ class TaskSource(LightningDataModule, ABC):
         """Tell parts that are made for a world which one they are in."""
         for world in self.worlds.values():
             policy.bind_env(world.env)
-            if retriever is not None:
-                retriever.bind_env(world.env)
+        if retriever is not None:
+            retriever.bind_worlds({name: world.env for name, world in self.worlds.items()})
 
     def some_tasks(self) -> Iterator[Task]:
         """The first tasks of training in each world, as far as it can make them."""

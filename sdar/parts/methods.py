@@ -1,7 +1,7 @@
 """What the parts of a method promise: who is told what, how credit is given, how much a token counts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -13,7 +13,7 @@ from sdar.contracts import returned
 from sdar.errors import ConfigError
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
-from sdar.registry import part_kind
+from sdar.registry import part_kind, part_name
 from sdar.renamed import Renamed
 from sdar.types import Episode, Request, Retrieval, StudentTokens, Task, TeacherSignal, TokenView
 
@@ -55,6 +55,24 @@ class Retriever(Part, ABC):
 
     def bind_env(self, env: "Environment") -> None:
         """Called with the run's world before anything is retrieved."""
+
+    def bind_worlds(self, envs: Mapping[str, Environment]) -> None:
+        """Called before anything is retrieved, with the worlds of the run by their names; a run with one world has one without a name.
+
+        Raises:
+            ConfigError: there are several, and it is made for one.
+        """
+        if len(envs) > 1 and type(self).bind_env is not Retriever.bind_env:
+            raise ConfigError(
+                f"model.retriever is {part_name(self)}, which is made for one world, and this run has {', '.join(envs)}: its words would "
+                "be about one of them. Use RoutedRetriever with one for each world."
+            )
+        for env in envs.values():
+            self.bind_env(env)
+
+    def bank_of(self, world: str) -> "SkillBank | None":
+        """The skills that it chooses from for tasks of a world."""
+        return self.bank
 
     @abstractmethod
     def retrieve(self, task: Task, visit: int = 0) -> Retrieval:

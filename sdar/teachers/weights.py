@@ -162,11 +162,11 @@ class ExternalTeacher(Teacher):
 
 @register("routed")
 class RoutedTeacher(Teacher):
-    """Several teachers, one for each task family.
+    """Several teachers, one for each task family or world.
 
     Args:
-        routes: Family -> teacher.
-        default: Teacher of all other families; without one, such a task is an error.
+        routes: Family -> teacher, or, in a run with several worlds, world -> teacher; of a task that has both, its family's.
+        default: Teacher of all other tasks; without one, such a task is an error.
     """
 
     def __init__(self, routes: dict[str, Teacher], default: Teacher | None = None):
@@ -191,11 +191,13 @@ class RoutedTeacher(Teacher):
 
     def of(self, task: Task) -> Teacher:
         """The teacher of a task."""
-        teacher = self.routes.get(task.family, self.default)
+        teacher = self.routes.get(task.family) or self.routes.get(task.world, self.default)
         if teacher is None:
+            where, what = (f" in {task.world}", "worlds and families") if task.world else ("", "families")
             raise ConfigError(
-                f"task {task.id} is of family {task.family!r}, for which teacher.routes names no teacher."
-                f"{did_you_mean(task.family, self.routes)} Routed families: {', '.join(self.routes)}. Add it, or give a default."
+                f"task {task.id} is of family {task.family!r}{where}, for which teacher.routes names no teacher."
+                f"{did_you_mean(task.family, self.routes) or did_you_mean(task.world, self.routes)} Routed {what}: "
+                f"{', '.join(self.routes)}. Add it, or give a default."
             )
         return teacher
 

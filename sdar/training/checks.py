@@ -39,9 +39,9 @@ def check_settings(module: Host, data: TaskSource) -> None:
             f"{part_name(module.view)} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
             "see nothing more than the student. Give a retriever, or another view."
         )
-    if module.retriever is not None and module.retriever.bank is not None:
-        for world in data.worlds.values():
-            module.retriever.bank.check_world(world.first_tasks())
+    for name, world in data.worlds.items():
+        if module.retriever is not None and (bank := module.retriever.bank_of(name)) is not None:
+            bank.check_world(world.first_tasks())
 
 
 def check_teacher_context(module: Host) -> None:

@@ -165,10 +165,10 @@ class Host(LightningModule, OldNames):
         """Every attempt at every task of a step, for an `iteration` (by default this one); attempts of one task share a retrieval."""
         iteration = self.iteration if iteration is None else iteration
         wanted = []
-        for task, visit in zip(task_batch.tasks, task_batch.visits, strict=True):
+        for part, task, visit in ((p, *each) for p in task_batch.parts for each in zip(p.tasks, p.visits, strict=True)):
             retrieval = Retrieval() if self.retriever is None else self.retriever.retrieve(task, visit)
-            for g in range(task_batch.attempts):
-                request = Request(task, visit * task_batch.attempts + g, retrieval, privileged)
+            for g in range(part.attempts):
+                request = Request(task, visit * part.attempts + g, retrieval, privileged)
                 if privileged:
                     request.privileged_text = self.view.text(request.begin(), (), 0, self.env_of(task))
                 if training and self.controller is not None:
@@ -209,6 +209,16 @@ class Host(LightningModule, OldNames):
                     f"the span is {tag!r}, but responses of {part_name(protocol)} hold {' and '.join(protocol.tags) or 'no tags'}: no "
                     "token would be chosen. Use one of them."
                 )
+
+    def add_tokens(self, name: str, values: Tensor, mask: Tensor, batch: Batch) -> None:
+        """Log a per-token quantity ``[batch, time]``; in a run with several worlds also of each, as ``<name>/<world>``."""
+        self.metrics.add_tokens(name, values, mask)
+        self.add_world_tokens(name, values, mask, batch)
+
+    def add_world_tokens(self, name: str, values: Tensor, mask: Tensor, batch: Batch) -> None:
+        """The same for the worlds alone, and for none in a run with one."""
+        for number, world in enumerate(self.tasks.worlds if batch.has("world") else ()):
+            self.metrics.add_tokens(f"{name}/{world}", values, mask & (batch.world == number)[:, None].to(mask.device))
 
     def unsaved(self) -> set[str]:
         """Names in the state dict that no checkpoint holds: weights that never change and come from elsewhere."""

@@ -65,9 +65,11 @@ def both_densities(module: Playing) -> tuple[Tensor, Tensor, str]:
     trainer = module.trainer
     step = module.tasks.step(module.seed, module.iteration)
     requests = [
-        Request(task, visit * step.attempts + g, max_turns=TURNS)
-        for g in range(step.attempts)
-        for task, visit in zip(step.tasks, step.visits, strict=True)
+        Request(task, visit * part.attempts + g, max_turns=TURNS)
+        for g in range(max(part.attempts for part in step.parts))
+        for part in step.parts
+        for task, visit in zip(part.tasks, part.visits, strict=True)
+        if g < part.attempts
     ][:EPISODES]
     sampler = copy.copy(module.sampler)
     sampler.max_new_tokens = min(TOKENS, sampler.max_new_tokens)

@@ -35,21 +35,14 @@ def episodes(
     metrics.add("rollout/tokens_per_second", sum(e.response_tokens for e in all_episodes), 0)
     _responses(metrics, [t for e in played for t in e.turns if t.trainable])
     metrics.values("reward/group_std", [stdev(e.reward for e in group) for group in by_group(played) if len(group) > 1])
-    metrics.values("success/train", [e.success for e in played])
-    metrics.values("reward/mean", [e.reward for e in played])
-    for family in dict.fromkeys(e.task.family for e in played):
-        of_family = [e for e in played if e.task.family == family]
-        metrics.values(f"success_by_family/train/{family}", [e.success for e in of_family])
-        metrics.values(f"reward_by_family/{family}", [e.reward for e in of_family])
-    metrics.values("rollout/episode_length", [len(e.turns) for e in played])
-    metrics.values("rollout/response_tokens", [e.response_tokens for e in played])
-    metrics.values("rollout/valid_action_rate", [t.valid for e in played for t in e.turns])
-    metrics.values("rollout/well_formed_rate", [t.well_formed for e in played for t in e.turns])
     called = [sum(t.tool_ok is not None for t in e.turns) for e in played if e.task.world in tools]
     if called:
         metrics.values("rollout/tool_calls", called)
-    for name in dict.fromkeys(name for e in played for name in e.scores):
-        metrics.values(f"scores/{name}/train", [e.scores[name] for e in played if name in e.scores])
+    _outcomes(metrics, played)
+    for world in dict.fromkeys(e.task.world for e in played):
+        _of_world(metrics, [e for e in played if e.task.world == world], f"{world}/" if world else "")
+        if world:
+            _outcomes(metrics, [e for e in played if e.task.world == world], world)
     if retrieves:
         groups = by_group(all_episodes)
         skills = Counter(skill for group in groups for skill in group[0].retrieval.skill_ids)
@@ -57,6 +50,27 @@ def episodes(
         metrics.values("retrieval/skills_per_task", [len(group[0].retrieval.skill_ids) for group in groups])
         metrics.add("retrieval/distinct_skills", len(skills))
         metrics.add("retrieval/most_used_share", max(skills.values(), default=0), len(groups))
+
+
+def _outcomes(metrics: Metrics, played: Sequence[Episode], world: str = "") -> None:
+    """How episodes went: all of them, or those of one of several worlds."""
+    behind = f"/{world}" if world else ""
+    metrics.values(f"success{behind}/train", [e.success for e in played])
+    metrics.values(f"reward/mean{behind}", [e.reward for e in played])
+    metrics.values(f"rollout/episode_length{behind}", [len(e.turns) for e in played])
+    metrics.values(f"rollout/response_tokens{behind}", [e.response_tokens for e in played])
+    metrics.values(f"rollout/valid_action_rate{behind}", [t.valid for e in played for t in e.turns])
+    metrics.values(f"rollout/well_formed_rate{behind}", [t.well_formed for e in played for t in e.turns])
+
+
+def _of_world(metrics: Metrics, played: Sequence[Episode], prefix: str) -> None:
+    """What the words of a world name: its families and scores."""
+    for family in dict.fromkeys(e.task.family for e in played):
+        of_family = [e for e in played if e.task.family == family]
+        metrics.values(f"success_by_family/{prefix}train/{family}", [e.success for e in of_family])
+        metrics.values(f"reward_by_family/{prefix}{family}", [e.reward for e in of_family])
+    for name in dict.fromkeys(name for e in played for name in e.scores):
+        metrics.values(f"scores/{name}/{prefix}train", [e.scores[name] for e in played if name in e.scores])
 
 
 def _responses(metrics: Metrics, sampled: Sequence[Turn]) -> None:
@@ -189,6 +203,7 @@ def record(e: Episode) -> dict[str, Any]:
     """An episode as plain data."""
     return {
         "task": e.task.id,
+        **({"world": e.task.world} if e.task.world else {}),
         "family": e.task.family,
         "instruction": e.task.instruction,
         "attempt": e.attempt,

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
 from sdar.data import TaskBatch
 from sdar.rollout import collate, make_rows
 from sdar.rollout.groups import group_numbers
@@ -36,7 +38,12 @@ class Rows(Playing):
             self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
             check_teacher_rows(self, rows, episodes)
             rows = self._readable(rows, contexts, too_long)
-        return collate(rows, episodes, group_of) if rows else None
+        if not rows:
+            return None
+        batch = collate(rows, episodes, group_of)
+        if len(worlds := [*self.tasks.worlds]) > 1:
+            batch.world = torch.tensor([worlds.index(episodes[row.episode].task.world) for row in rows])
+        return batch
 
     def _as_student(self, row: Row, episode: Episode) -> Row:
         return without_privilege(row, episode, self.rollout.of(episode.task).chat)

@@ -24,6 +24,8 @@ every_retriever = pytest.mark.parametrize("cls", parts("retrievers").values(), i
 
 
 def make(cls: type[Retriever]) -> Retriever:
+    if "routes" in inspect.signature(cls).parameters:
+        return cls({"": parts("retrievers")["ucb"](BANK)})
     return cls(BANK) if "skills" in inspect.signature(cls).parameters else cls()
 
 

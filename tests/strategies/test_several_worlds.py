@@ -1,0 +1,126 @@
+"""Training in two worlds: one update from the episodes of both, each told and read as its own world has it; goes on bit for bit."""
+
+import json
+
+import pytest
+import torch
+from one_step import one_step
+
+from sdar.data import MultiTaskModule, World
+from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv
+from sdar.errors import ConfigError, SkillBankError
+from sdar.retrievers import NoRetriever, RoutedRetriever, UCBRetriever
+from sdar.samplers import TorchSampler
+from sdar.strategies import GRPO, SkillSD, TopKOPD
+from sdar.teachers import ExternalTeacher, InitialTeacher, LiveTeacher, RoutedTeacher, StaleTeacher
+from sdar.training.checkpoints import RunCheckpoint
+
+FAMILY = ["modular_arithmetic"]
+
+
+def two(house=None, maths=None, **settings):
+    """A household by turns, and problems of mathematics in one conversation with a short answer."""
+    envs = {
+        "house": World(
+            HouseholdEnv(world=5, receptacles=6, distractors=1, horizon=3), **{"protocol": CompactProtocol()} | (house or {})
+        ),
+        "math": World(
+            MathEnv(level="easy", families=FAMILY, horizon=2),
+            **{"protocol": FencedMathProtocol(instructions=""), "layout": "trajectory", "max_new_tokens": 4, "group_size": 3}
+            | {"val_splits": ["unseen"]} | (maths or {}),
+        ),
+    }  # fmt: skip
+    small = {"tasks_per_step": 2, "group_size": 2, "train_tasks": 10, "val_tasks": 3, "val_splits": ["unseen"]}
+    return MultiTaskModule(envs, **small | settings)
+
+
+def policy(small):
+    return small.policy(context=768)
+
+
+def sampler():
+    return TorchSampler(max_new_tokens=6)
+
+
+def test_one_update_is_made_of_rows_of_both_worlds(small):
+    """Each world's episodes have its layout, horizon, length of a response and number of attempts; groups are of one task."""
+    seen = one_step(small, small.strategy(GRPO, policy=policy(small), sampler=sampler()), two())
+    by_world = {w: [e for e in seen.episodes if e.task.world == w] for w in ("house", "math")}
+    assert {w: len(of) for w, of in by_world.items()} == {"house": 2, "math": 3}
+    assert all(len(e.turn_messages) == len(e.turns) == 3 for e in by_world["house"])
+    assert all(not e.turn_messages and len(t.response_ids) <= 4 for e in by_world["math"] for t in e.turns)
+    assert max(len(t.response_ids) for e in by_world["house"] for t in e.turns) == 6
+    batch = seen.scored
+    assert batch.world.tolist() == [0] * 6 + [1] * 3 and batch.group.tolist() == [0] * 6 + [1] * 3
+    tokens = {w: int(batch.response_mask[batch.world == n].sum()) for n, w in enumerate(by_world)}
+    for world, count in tokens.items():
+        assert seen.metrics[f"train/token_share/{world}"] == pytest.approx(count / sum(tokens.values()))
+        assert seen.metrics[f"rollout/episode_length/{world}"] == sum(len(e.turns) for e in by_world[world]) / len(
+            by_world[world]
+        )
+    loss = sum(seen.metrics[f"train/token_share/{w}"] * seen.metrics[f"train/loss/{w}"] for w in by_world)
+    assert loss == pytest.approx(seen.metrics["train/loss"], abs=1e-6)
+    assert {"success/house/train", "success/math/train", "success/train", "reward/mean/math"} <= seen.metrics.keys()
+    assert f"success_by_family/math/train/{FAMILY[0]}" in seen.metrics and "scores/correct/math/train" in seen.metrics
+
+
+def test_each_world_is_judged_by_its_own_teacher(small):
+    """A teacher of other weights for the household, and the policy itself for mathematics, whose gap is then nothing."""
+    teacher = RoutedTeacher({"house": ExternalTeacher(small.policy(seed=9, context=768)), "math": LiveTeacher()})
+    seen = one_step(small, small.strategy(TopKOPD, policy=policy(small), teacher=teacher, sampler=sampler()), two())
+    assert seen.metrics["gap/abs/house"] > 1e-3 and seen.metrics["gap/abs/math"] < 1e-6
+    share = seen.metrics["train/token_share/house"]
+    assert seen.metrics["gap/abs"] == pytest.approx(share * seen.metrics["gap/abs/house"], rel=1e-4)
+
+
+@pytest.mark.parametrize("batching", ["mixed", "sequential"])
+def test_a_run_in_two_worlds_that_goes_on_ends_as_one_that_never_stopped(small, batching):
+    def run(folder, steps, ckpt_path=None):
+        routes = {"house": UCBRetriever("conf/skills/quickstart"), "math": NoRetriever()}
+        strategy = small.strategy(
+            SkillSD, policy=policy(small), sampler=sampler(), retriever=RoutedRetriever(routes),
+            teacher=RoutedTeacher({"house": StaleTeacher(2), "math": InitialTeacher()}),
+        )  # fmt: skip
+        keeps = {"enable_checkpointing": True, "callbacks": [RunCheckpoint(str(small.folder / folder))]}
+        small.fit(strategy, steps, data=two(batching=batching), ckpt_path=ckpt_path, **keeps)
+        return torch.load(small.folder / folder / "last.ckpt", weights_only=True)
+
+    straight = run("straight", 4)
+    run("stopped", 2)
+    resumed = run("stopped", 4, small.folder / "stopped" / "last.ckpt")
+    assert straight["state_dict"].keys() == resumed["state_dict"].keys() and straight["sdar"]["iteration"] == 4
+    assert all(torch.equal(straight["state_dict"][name], value) for name, value in resumed["state_dict"].items())
+    assert straight["sdar"]["retriever"] == resumed["sdar"]["retriever"] and [*straight["sdar"]["retriever"]] == ["house"]
+    assert [*straight["sdar"]["panels"]] == ["house/train", "house/unseen", "math/train", "math/unseen"]
+
+
+def test_validation_plays_each_world_s_panels_and_a_mean_over_worlds(small):
+    data = two(maths={"val_attempts": 2}, val_means={"worlds": ["house/unseen", "math/unseen"]})
+    strategy = small.strategy(GRPO, policy=policy(small), sampler=sampler())
+    [numbers] = [
+        {k: v for n in found for k, v in n.items()}
+        for found in [small.trainer(1, limit_val_batches=1.0).validate(strategy, data, verbose=False)]
+    ]
+    assert {"success/house/unseen", "success/math/unseen", "pass@2/math/unseen", "success_mean/worlds"} <= numbers.keys()
+    assert "pass@2/house/unseen" not in numbers and "scores/correct/math/unseen" in numbers
+    lines = [json.loads(line) for line in (small.folder / "validation.jsonl").read_text().splitlines()]
+    assert [line.get("panel") for line in lines] == ["house/unseen", "math/unseen", None]
+    written = [json.loads(line) for line in next(small.folder.glob("episodes/math/unseen-policy-*")).read_text().splitlines()]
+    assert {e["world"] for e in written} == {"math"} and len(written) == 6
+
+
+@pytest.mark.parametrize(
+    "cls, options, said",
+    [
+        (SkillSD, {"retriever": UCBRetriever("conf/skills/quickstart")}, r"has a skill for 0 of 10 tasks of this run"),
+        (
+            TopKOPD,
+            {"teacher": LiveTeacher(), "span": "action"},
+            r"the span is 'action', but responses of FencedMathProtocol hold",
+        ),
+    ],
+    ids=["skills of one world", "span of one world"],
+)
+def test_what_only_one_of_the_worlds_has_is_refused_before_anything_is_loaded(small, cls, options, said):
+    with pytest.raises((ConfigError, SkillBankError), match=said):
+        small.fit(small.strategy(cls, policy=policy(small), sampler=sampler(), **options), 1, two())
