@@ -249,6 +249,8 @@ class Row:
     """The privileged view: another beginning, the same tail. None until a teacher asks."""
     is_privileged: bool = False
     """True when the teacher's beginning holds something that the student's does not."""
+    view_turn: int | None = None
+    """The turn that the teacher is told about where a row has been made for it alone; None: the first."""
 
     told = Renamed("is_privileged")
 

@@ -41,6 +41,7 @@ REST = {  # what a piece of a setting needs before it
     "reference/top_k_opd.yaml": ["env/alfworld.yaml", "method/top_k_opd.yaml"],
     "reference/tcod.yaml": ["env/alfworld.yaml", "method/tcod.yaml"],
     "reference/rlsd_authors.yaml": ["env/alfworld.yaml", "method/rlsd.yaml"],
+    "env/search_r1.yaml": ["method/grpo.yaml"],
     "env/search_rl.yaml": ["env/search_tiny.yaml", "method/grpo.yaml"],
     "env/search_gigpo.yaml": ["env/search_tiny.yaml", "method/gigpo.yaml", "env/search_rl.yaml"],
     "env/search_greedy.yaml": ["env/search_tiny.yaml", "method/skill_prompt.yaml", "env/search_skills.yaml"],

@@ -64,7 +64,7 @@ def chosen(env: str, method: str) -> str:
 
 def filled(files: list[str]) -> list[str]:
     """A run's files with a policy and a scale."""
-    world = re.sub("^env/(quickstart|math|math_text|science|code)$", "env/alfworld", files[0]).removeprefix("env/")
+    world = re.sub("^env/(quickstart|math|math_text|search_r1|science|code)$", "env/alfworld", files[0]).removeprefix("env/")
     method = next(f for f in files if f.startswith("method/")).removeprefix("method/")
     return [{"P": f"policy/{chosen(world, method)}", "S": "scale/8gpu_zero2"}.get(f, f) for f in files]
 

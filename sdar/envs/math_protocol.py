@@ -60,7 +60,7 @@ FINAL = "Put the final answer into \\boxed{}."
 class ToolProtocol(Protocol):
     """Responses that call the tool, or give the final answer."""
 
-    tags = ("think", "code", "answer")
+    tags: tuple[str, ...] = ("think", "code", "answer")
     action_form = "programs"
 
     def __init__(self, instructions: str):

@@ -123,6 +123,8 @@ class PrivilegedView(Part, ABC):
     answers: ClassVar = {"text": returned.view_text}
 
     own_heading = ""
+    per_turn: bool = False
+    """True: it tells of each turn something else, in a growing conversation too, whose turns then become rows of their own."""
 
     def __init__(self, placement: Placement = "system", heading: str | None = None):
         if placement not in get_args(Placement):

@@ -1,10 +1,12 @@
 """Episodes to training rows: response ids verbatim, everything else masked; the teacher's view is another beginning.
 
 Trajectory layout: one row an episode, and another one from each turn on whose prompt does not go on from what was told and said
-before (`Turn.starts_row`). Turn layout: one row a turn. In all of them only what stands before the first response of the row can
-be privileged, so the teacher's row is ``view.prompt(messages, text) + the same tail``.
+before (`Turn.starts_row`); one a turn where the view tells of each turn something else. Turn layout: one row a
+turn. In all of them only what stands before the first response of the row can be privileged, so the teacher's row is
+``view.prompt(messages, text) + the same tail``.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,13 +22,17 @@ from sdar.types import Batch, Episode, Row, Turn
 
 
 def make_rows(
-    episodes: Sequence[Episode], layout: str | None = None, spans: Callable[[Episode, Turn], list[int]] | None = None
+    episodes: Sequence[Episode],
+    layout: str | None = None,
+    spans: Callable[[Episode, Turn], list[int]] | None = None,
+    one_turn: bool = False,
 ) -> list[Row]:
     """Rows in episode order, then turn order. Episodes without a turn (a fault at reset) give none.
 
     Args:
         layout: Of all episodes; None: that in which each was played.
         spans: The number of the tag that each response token of a turn stands in, where somebody asks for it.
+        one_turn: A row teaches one turn only: in a conversation each turn begins a row of its own, which repeats all that was before it.
     """
     rows: list[Row] = []
     for e, episode in enumerate(episodes):
@@ -34,6 +40,8 @@ def make_rows(
         for t, turn in enumerate(episode.turns):
             if by_turn or t == 0 or turn.starts_row:
                 rows.append(Row([], [], [], [], [], episode=e, turn=t))
+            elif one_turn:
+                rows.append(_behind(rows[-1], t))
             row, prompt, response = rows[-1], turn.prompt_ids, turn.response_ids
             row.ids += [*prompt, *response]
             row.response_mask += [0] * len(prompt) + [int(turn.trainable)] * len(response)
@@ -43,6 +51,13 @@ def make_rows(
             if spans is not None:
                 row.spans += [0] * len(prompt) + spans(episode, turn)
     return rows
+
+
+def _behind(row: Row, turn: int) -> Row:
+    """What the row of a further turn begins with: all of the one before, which is not learned from again."""
+    known = copy.deepcopy(row)
+    known.response_mask, known.view_turn = [0] * len(row.ids), turn
+    return known
 
 
 def messages_of(episode: Episode, turn: int) -> list[dict[str, Any]]:
@@ -96,7 +111,7 @@ def add_teacher_view(
     for place, row in enumerate(rows):
         episode = episodes[row.episode]
         if row.teacher_ids is None:
-            text = view.text(episode, groups[row.episode], row.turn, env)
+            text = view.text(episode, groups[row.episode], row.turn if row.view_turn is None else row.view_turn, env)
             head = len(episode.turns[row.turn].prompt_ids)
             # Another head [prompt], the same tail [time - head].
             prompt_ids = view.prompt(chat, messages_of(episode, row.turn), text) if text else row.ids[:head]

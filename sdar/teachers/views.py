@@ -98,15 +98,28 @@ class HindsightView(PrivilegedView):
 
     Args:
         own: Tell of the attempt itself at all.
+        per_turn: Tell it of every turn of a growing conversation, too, not of its first turn alone: each turn becomes a row that
+            repeats the conversation before it and is credited as rows of ``layout: turn`` are. There it changes nothing.
         asked: Regular expression of the actions that are told; its group is what is told of them. By default every action but
             ``answer[...]``, which a teacher could only copy; `QUERIES`, as SDSearch has it, are search queries alone.
     """
 
     own_heading = "Attempts at this task and their outcomes:"
 
-    def __init__(self, placement: Placement = "system", heading: str | None = None, own: bool = True, asked: str = NO_ANSWER):
+    def __init__(
+        self,
+        placement: Placement = "system",
+        heading: str | None = None,
+        own: bool = True,
+        asked: str = NO_ANSWER,
+        per_turn: bool = False,
+    ):
         super().__init__(placement, heading)
-        self.own = own
+        if per_turn and not own:
+            raise ConfigError(
+                "view.per_turn tells of each turn what the attempt asked before it, and view.own is false. Take one of them out."
+            )
+        self.own, self.per_turn = own, per_turn
         try:
             self.asked = re.compile(asked, re.DOTALL)
         except re.error as error:
@@ -144,6 +157,7 @@ class FirstOf(PrivilegedView):
             raise ConfigError("view.views is empty: FirstOf chooses among at least one view.")
         if any(v.placement != "system" for v in self.views):
             raise ConfigError("view.views sets a placement inside FirstOf: the text has one place. Set FirstOf's placement.")
+        self.per_turn = any(v.per_turn for v in self.views)
 
     def check_tasks(self, env: Environment, task_ids: Sequence[str]) -> None:
         for view in self.views:

@@ -21,7 +21,8 @@ class Rows(Playing):
     def rows(self, episodes: list[Episode]) -> Batch | None:
         """Training rows of all episodes whose world did not fail."""
         group_of = group_numbers(episodes)
-        rows = [r for r in make_rows(episodes, spans=self.spans if self.needs_spans else None) if not episodes[r.episode].lost]
+        made = make_rows(episodes, spans=self.spans if self.needs_spans else None, one_turn=self.view.per_turn)
+        rows = [r for r in made if not episodes[r.episode].lost]
         rows = [r for r in rows if any(r.response_mask)]
         if not rows:
             return None

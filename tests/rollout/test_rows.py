@@ -488,3 +488,13 @@ def test_all_of_a_batch_is_moved(made: Made) -> None:
         assert before.device.type == "cpu" and after.device.type == "meta" and after.shape == before.shape, name
     missing = {"importance", "old_entropy", "ref_logp", "teacher_logp", "soft_target_ids", "soft_target_logp"}
     assert {f.name for f in fields(Batch)} - vars(batch).keys() == missing
+
+
+def test_a_row_of_one_turn_repeats_the_conversation_before_it() -> None:
+    [whole] = make_rows([drawn()], "trajectory")
+    first, second = make_rows([drawn()], "trajectory", one_turn=True)
+    assert second.ids == whole.ids and first.ids == whole.ids[: len(first.ids)] and len(first.ids) == 11
+    assert second.turn_ids == whole.turn_ids and second.behaviour_logp == whole.behaviour_logp
+    assert [a + b for a, b in zip(first.response_mask + [0] * 9, second.response_mask, strict=True)] == whole.response_mask
+    assert sum(first.response_mask) == 3 and sum(second.response_mask) == 4
+    assert (first.turn, first.view_turn, second.turn, second.view_turn) == (0, None, 0, 1)

@@ -7,17 +7,42 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from one_step import LAMP, ON_ACTIONS, double, external, log_probs, one_step, rewarded, rows, sampled, weights
+from one_step import (
+    LAMP,
+    ON_ACTIONS,
+    Did,
+    assert_close,
+    double,
+    external,
+    log_probs,
+    one_step,
+    playing,
+    rewarded,
+    rows,
+    sampled,
+    text_of,
+    weights,
+)  # fmt: skip
 from torch import Tensor
 
+from sdar.credit import GroupAdvantage
 from sdar.data.panels import Panel
-from sdar.envs import FencedMathProtocol, HouseholdEnv, MathEnv
+from sdar.envs import FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import CheckpointError, ConfigError
 from sdar.retrievers import FactRetriever, NoRetriever
 from sdar.sandbox import LimitsOnlyRunner
-from sdar.schedules import LinearSchedule
+from sdar.schedules import LinearSchedule, WindowSchedule
 from sdar.strategies import HDPO, OPD, OPSD, RLSD, SOD, SDSearch, SkillSD
-from sdar.teachers import EMATeacher, HintView, InitialTeacher, LiveTeacher, RoutedTeacher, SolutionView, StaleTeacher
+from sdar.teachers import (
+    EMATeacher,
+    HindsightView,
+    HintView,
+    InitialTeacher,
+    LiveTeacher,
+    RoutedTeacher,
+    SolutionView,
+    StaleTeacher,
+)
 
 
 @pytest.mark.parametrize(
@@ -182,3 +207,21 @@ def test_a_retriever_that_finds_nothing_is_warned_of_once(small, recwarn, retrie
     assert len(said) == times
     if said:
         assert said[0].startswith("4 of 4 rows of iteration 0 have a teacher that was told nothing")
+
+
+def test_rows_of_single_turns_learn_what_the_whole_conversation_learns(small):
+    """Where the teacher's word has no weight and episodes are counted; where it has, it is told other things of each turn."""
+    play = playing([Did("look", reward=1.0), "go to shelf 1"], ["look", "look"])
+
+    def learned(per_turn, coef):
+        settings = {"view": HindsightView(per_turn=per_turn), "distill_coef": coef, "advantage": GroupAdvantage("episode")}
+        strategy = small.strategy(SDSearch, span="action", policy=double(small.policy()), **settings)
+        seen = one_step(small, strategy, small.data(layout="trajectory", protocol=ThinkActProtocol()), play)
+        return seen, strategy
+
+    later = WindowSchedule(1.0, start=50)
+    (whole, _), (parts, _), (taught, strategy) = learned(False, later), learned(True, later), learned(True, 1.0)
+    assert len(whole.batch) == 2 and len(parts.batch) == len(taught.batch) == 4
+    assert_close(parts.gradient, whole.gradient)
+    told = [text_of(strategy, row.teacher_ids) for row in rows(taught.batch)]
+    assert ["This attempt so far: look" in text for text in told] == [False, True, False, True]

@@ -404,22 +404,34 @@ def test_hindsight_knows_neither_present_nor_future_of_the_attempt(lengths: list
             assert f"[act {e}." not in HindsightView(own=False).text(episode, group, turn, Helpful())
 
 
+@pytest.mark.parametrize("per_turn", [False, True])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_hindsight_in_the_rows_leaks_nothing_that_a_teacher_could_copy(layout: str) -> None:
+def test_hindsight_in_the_rows_leaks_nothing_that_a_teacher_could_copy(layout: str, per_turn: bool) -> None:
+    """Of the attempt itself the teacher is told what was asked before the row's first turn, or before the turn that the row is of."""
     chat, env, protocol = chat_of("bytes"), Helpful(), ThinkActProtocol()
     sampler = ScriptedSampler(lambda draw: protocol.write(f"[act {draw.attempt}.{draw.turn}]"), chat)
-    view = HindsightView()
+    view = HindsightView(per_turn=per_turn)
     rollout = Rollout(LocalPool(env), protocol, chat, sampler, view, layout, history=1, horizon=env.horizon)
     group = rollout(None, [Request(TASK, attempt_) for attempt_ in range(3)])
-    rows = make_rows(group, layout)
+    rows = make_rows(group, layout, one_turn=view.per_turn)
+    assert len(rows) == (12 if per_turn or layout == "turn" else 3)
     add_teacher_view(rows, group, [group] * 3, chat, view, env, [4096] * 3)
     for row in rows:
         e = row.episode
         head = len(row.teacher_ids) - len(row.ids) + len(group[e].turns[row.turn].prompt_ids)
         system = read(chat, row.teacher_ids[:head]).partition("<|im_end|>")[0]
         told_ = {(o, t) for o in range(3) for t in range(4) if f"[act {o}.{t}]" in system}
-        assert told_ == {(o, t) for o in range(3) for t in range(4) if o != e or t < row.turn}
+        now = row.turn if row.view_turn is None else row.view_turn
+        learned = {turn for turn, response in zip(row.turn_ids, row.response_mask, strict=True) if response}
+        assert learned == ({now} if per_turn or layout == "turn" else set(range(4)))
+        assert told_ == {(o, t) for o in range(3) for t in range(4) if o != e or t < now}
         assert row.is_privileged
+
+
+def test_hindsight_of_each_turn_without_the_attempt_itself_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"view\.per_turn tells of each turn .*, and view\.own is false"):
+        HindsightView(own=False, per_turn=True)
+    assert FirstOf([FeedbackView(), HindsightView(per_turn=True)]).per_turn and not FirstOf().per_turn
 
 
 # ------------------------------------------------------------------ the first of several
