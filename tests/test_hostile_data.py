@@ -239,3 +239,45 @@ def test_files_with_a_byte_order_mark_are_read(tmp_path):
     assert len(mathematics._file_problems.__wrapped__(str(write(tmp_path, "m.jsonl", mark + json.dumps(PROBLEM))))[0]) == 1
     assert list(read_corpus(write(tmp_path, "c.jsonl", mark + '{"id": 1, "contents": "x"}'))) == [("1", "x")]
     assert list(itertools.islice(webshop_data.read_list(write(tmp_path, "w.json", mark + "[{}]")), 2)) == [{}]
+
+
+GOOD_ROW = {"problems": {"problem": "p", "answer": "1"}, "questions": QUESTION}
+BROKEN = {
+    "problems": {
+        "[]": "list instead of an object",
+        "{": "no JSON",
+        '{"answer": 1}': "has no problem",
+        '{"problem": " ", "answer": 1}': "has no problem",
+        '{"prompt": [{"role": "system", "content": "s"}], "answer": 1}': "has no problem",
+        '{"problem": "q"}': "has no answer",
+        '{"problem": "q", "answer": " "}': "has no answer",
+        '{"problem": "q", "answer": true}': "has no answer",
+        '{"problem": "q", "answer": ["1"]}': "has no answer",
+        '{"problem": "q", "answer": "[\'1\']"}': "has no answer",
+        '{"problem": "q", "answer": "It is 1.\\n####"}': "has no answer",
+        '{"problem": "q", "answer": NaN}': "NaN",
+        '{"problem": "q", "answer": 1, "hint": 5}': "hint is 5 instead of a text",
+        '{"problem": "q", "answer": 1, "data_source": "\\u001b"}': r"data_source holds the character U\+001B",
+    },
+    "questions": {
+        "[]": "is list, not an object",
+        "{": "no JSON",
+        '{"golden_answers": ["a"]}': "has no question",
+        '{"question": " ", "golden_answers": ["a"]}': "has no question",
+        '{"question": "q"}': "has no question or no answers",
+        '{"question": "q", "golden_answers": []}': "has no question or no answers",
+        '{"question": "q", "golden_answers": "[\'a\', \'b\']"}': "a list that was written as one text",
+        '{"question": "q", "golden_answers": [""]}': "has the answer \'\'",
+        '{"question": "q", "golden_answers": [1]}': r"at `\$.golden_answers",
+        '{"question": "q", "golden_answers": ["a"], "reward_model": "x"}': r"at `\$.reward_model`",
+        '{"question": "q", "golden_answers": ["a"], "data_source": "\\u001b"}': r"data_source holds the character U\+001B",
+        '{"question": "q", "golden_answers": ["a"], "id": "a\\nb"}': r"id holds the character U\+000A",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "row"), [(kind, row) for kind, rows in BROKEN.items() for row in rows])
+def test_a_broken_row_is_named_with_its_file(kind, row, tmp_path):
+    text = f"{json.dumps(GOOD_ROW[kind])}\n{row}"
+    with pytest.raises(SdarError, match=rf"[mq]\.jsonl, (row|line) 2.*{BROKEN[kind][row]}"):
+        FORMATS[kind][1](tmp_path, text)
