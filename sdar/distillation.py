@@ -110,7 +110,7 @@ class Distillation(Taught):
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
         self.teacher_signal, self.top_k = divergence.needs()
-        self._tags = {tag for tag in (span, turn_weight and turn_weight.span) if tag is not None}
+        self._tags = {tag for tag in (span, None if turn_weight is None else turn_weight.span) if tag is not None}
         self.needs_spans |= bool(self._tags)
 
     def setup(self, stage: str) -> None:

@@ -99,6 +99,11 @@ examples:
         tool="sdar.contracts.check.check",
     ),
     Command(
+        "write-skills",
+        "episodes to a skill bank",
+        tool="sdar.skills.write.write_skills",
+    ),
+    Command(
         "build-index",
         "passages to a search index",
         tool="sdar.search.index.build_index",

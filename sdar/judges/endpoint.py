@@ -1,52 +1,23 @@
 """A language model behind an OpenAI-compatible endpoint as a judge. Training never waits for it long and never dies of it."""
 
-import json
-import os
 import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
-import msgspec
-from yarl import URL
-
-from sdar import http_client
+from sdar.chat_endpoint import ChatEndpoint, NoAnswerError
 from sdar.errors import ConfigError, check_least, check_positive
-from sdar.http_client import check_url, hide, shown
+from sdar.http_client import shown
 from sdar.judges import prompts
 from sdar.parts import Judge
-from sdar.reading import convert, parse_json
+from sdar.reading import parse_json
 from sdar.registry import register
 from sdar.types import Episode
 
-TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 529}
-LARGEST_ANSWER = 4 * 2**20
-"""Bytes."""
-
-
-class Said(msgspec.Struct):
-    content: str | None = None
-
-
-class Choice(msgspec.Struct):
-    message: Said
-
-
-class Completed(msgspec.Struct):
-    """What is read of a chat completion."""
-
-    choices: list[Choice]
-
-
-class NoVerdictError(Exception):
-    """One request failed; `again` says whether another may succeed, `wait` for how many seconds the endpoint wants to rest."""
-
-    def __init__(self, reason: str, again: bool = True, wait: float = 0.0):
-        super().__init__(reason)
-        self.again, self.wait = again, wait
+R = TypeVar("R")
 
 
 @register("endpoint")
@@ -94,12 +65,9 @@ class EndpointJudge(Judge):
         check_least("judge", 1, concurrency=concurrency)
         check_least("judge", 0, retries=retries)
         check_positive("judge", "seconds", timeout=timeout, patience=patience)
-        self.url = _address(url)
-        self.model = model
-        self.api_key_env = api_key_env
-        self.concurrency = concurrency
-        self.timeout, self.retries, self.patience = timeout, retries, patience
-        self.options = {"temperature": 0.0} | dict(options or {})
+        self.endpoint = ChatEndpoint("judge.", url, model, api_key_env, timeout, retries, options)
+        self.url, self.model = self.endpoint.url, model
+        self.concurrency, self.patience = concurrency, patience
         self.good, self.bad = good, bad
         self.failures = 0
         """Episodes without a verdict so far."""
@@ -113,14 +81,11 @@ class EndpointJudge(Judge):
             ConfigError: it was not answered: a wrong address, model or key, or nobody is there.
         """
         try:
-            self._insist('Answer with the JSON list ["ok"].', None, time.monotonic() + self.patience)
-        except NoVerdictError as error:
-            hint = ""
-            if self.api_key_env and not os.environ.get(self.api_key_env):
-                hint = f" No key was sent: the environment variable {self.api_key_env} is empty."
+            self._insist('Answer with the JSON list ["ok"].', lambda answer: None, time.monotonic() + self.patience)
+        except NoAnswerError as error:
             raise ConfigError(
-                f"the judge {self.model!r} at {shown(self.url)} cannot be asked: {error}.{hint} Training would go on without verdicts. "
-                "Start the endpoint, or correct judge.url, judge.model or the key."
+                f"the judge {self.model!r} at {shown(self.url)} cannot be asked: {error}.{self.endpoint.no_key()} Training would go on "
+                "without verdicts. Start the endpoint, or correct judge.url, judge.model or the key."
             ) from None
         self._checked = True
 
@@ -155,25 +120,13 @@ class EndpointJudge(Judge):
     def _judge(self, text: str, turns: int, deadline: float) -> list[float | None] | str:
         """The labels of an episode, or why there are none."""
         try:
-            return [*self._insist(text, turns, deadline)] if turns else []
-        except NoVerdictError as error:
+            return [*self._insist(text, lambda answer: self._read(answer, turns), deadline)] if turns else []
+        except NoAnswerError as error:
             return str(error)
 
-    def _insist(self, text: str, turns: int | None, deadline: float) -> list[float]:
-        """Ask until there is an answer or no hope. `turns` None: any answer will do."""
-        for attempt in range(self.retries + 1):
-            seconds = min(self.timeout, deadline - time.monotonic())
-            if seconds <= 0:
-                raise NoVerdictError(f"there was no time left of the {self.patience:g} s (judge.patience)")
-            try:
-                answer = self._ask(text, seconds)
-                return [] if turns is None else self._read(answer, turns)
-            except NoVerdictError as error:
-                pause = max(error.wait, 0.5 * 2**attempt)
-                if not error.again or attempt == self.retries or time.monotonic() + pause >= deadline:
-                    raise
-            time.sleep(pause)
-        raise AssertionError("the last attempt returns or raises")
+    def _insist(self, text: str, read: Callable[[str], R], deadline: float) -> R:
+        out_of_time = f"there was no time left of the {self.patience:g} s (judge.patience)"
+        return self.endpoint.insist(text, read, deadline, out_of_time)
 
     def _read(self, answer: str, turns: int) -> list[float]:
         """The last JSON list of as many verdicts as there are turns; models like to talk before."""
@@ -186,47 +139,4 @@ class EndpointJudge(Judge):
             known = [label for label in labels if label is not None]
             if len(known) == len(labels) == turns:
                 return known
-        raise NoVerdictError(f"no list of {turns} verdicts in the answer {_short(hide(answer[:1000], self._key()))!r}")
-
-    def _ask(self, text: str, seconds: float) -> str:
-        """What the model answers. After `seconds` nobody waits any more, whatever the endpoint or the network does."""
-        body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.options}
-        key = self._key()
-        if not (key.isascii() and key.isprintable()):
-            raise NoVerdictError(f"the key in {self.api_key_env} holds characters that no key has", again=False)
-        try:
-            answer = http_client.request(
-                "POST", self.url, json.dumps(body).encode(), timeout=seconds, token=key, largest=LARGEST_ANSWER
-            )
-        except http_client.RequestFailed as error:
-            late = f"no answer within {seconds:.3g} s (judge.timeout)"
-            raise NoVerdictError(late if error.kind in ("timeout", "slow") else str(error)) from None
-        if answer.status != 200:
-            wait = answer.headers.get("Retry-After", "")
-            seconds_to_wait = float(wait) if wait.isascii() and wait.isdecimal() and len(wait) < 10 else 0.0
-            reason = f"it answered {answer.status} {answer.reason}: {answer.said()}"
-            raise NoVerdictError(reason, answer.status in TRY_AGAIN, seconds_to_wait)
-        try:
-            told = convert(parse_json(answer.body, "the answer", ValueError), Completed, "the answer", ValueError)
-            return told.choices[0].message.content or ""
-        except (ValueError, LookupError):
-            raise NoVerdictError(f"it answered with something else than a chat completion: {answer.said()}") from None
-
-    def _key(self) -> str:
-        return os.environ.get(self.api_key_env or "", "").strip()
-
-
-def _address(url: str) -> str:
-    """Where to post questions to."""
-    check_url(url, "judge.url", "http://localhost:8000/v1")
-    parts = URL(url)
-    path = parts.path.rstrip("/")
-    return str(
-        parts.with_fragment(None).with_path(f"{path.removesuffix('/chat/completions')}/chat/completions", keep_query=True)
-    )
-
-
-def _short(text: str) -> str:
-    """The beginning of a text, on one line."""
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else f"{line[:200]}..."
+        raise NoAnswerError(f"no list of {turns} verdicts in the answer {self.endpoint.quoted(answer)}")

@@ -46,6 +46,28 @@ def test_the_constant_decides_between_the_best_and_the_rarest(bank):
         assert retriever.retrieve(FAM).skill_ids == ("g", chosen)
 
 
+def test_each_task_may_have_statistics_of_its_own(bank):
+    other = Task("o", "fam", "do that")
+    by = {per: UCBRetriever(bank, c=0.0, per=per) for per in ("family", "task")}
+    for retriever in by.values():
+        feed(retriever, FAM, ("a", 1.0), ("b", 0.0), ("c", 0.0))
+        feed(retriever, other, ("a", 0.0), ("b", 1.0), ("c", 0.5))
+    assert [by["task"].retrieve(t).skill_ids[1] for t in (FAM, other)] == ["a", "b"]
+    assert {by["family"].retrieve(FAM, k).skill_ids[1] for k in range(20)} == {"a", "b"}
+    assert by["task"].rounds == {"t": 3, "o": 3} and by["family"].rounds == {"fam": 6}
+
+
+def test_untried_skills_come_where_they_are_put(bank):
+    for untried, chosen in [(0.6, {"b"}), (0.4, {"a"})]:
+        retriever = UCBRetriever(bank, c=0.0, untried=untried)
+        feed(retriever, FAM, ("a", 0.5), ("c", 0.0))
+        assert {retriever.retrieve(FAM, k).skill_ids[1] for k in range(10)} == chosen
+    with pytest.raises(ConfigError, match=r"UCBRetriever\.untried is inf: it is compared with a success"):
+        UCBRetriever(bank, untried=math.inf)
+    with pytest.raises(ConfigError, match=r"UCBRetriever\.per is 'world': statistics are kept per family or per task"):
+        UCBRetriever(bank, per="world")
+
+
 def test_untried_skills_come_first(bank):
     retriever = UCBRetriever(bank)
     feed(retriever, FAM, ("a", 1.0), ("c", 1.0))
