@@ -133,8 +133,8 @@ class AgentModule(Lifecycle):
             batch.ref_logp = score(self.initial, *inputs, self.micro_batch_tokens).logp
         if self.hears_teacher():
             networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
-            asked = (self.scorer, self.micro_batch_tokens, self.teacher_signal, self.top_k)
-            self.teacher_heads = score_with_teachers(batch, networks, *asked, self.sharding, self.ranks)
+            asked = (self.teacher_scorer, self.micro_batch_tokens, self.teacher_signal, self.top_k)
+            self.teacher_heads = score_with_teachers(batch, networks, *asked, self.sharding, self.ranks, self.divides_spans)
         reporting.sampling_mismatch(self.metrics, batch, old.allowed_logmass)
         self.correct(batch, old.allowed_logmass)
 
@@ -178,6 +178,8 @@ class AgentModule(Lifecycle):
         if part.has("importance"):
             loss = part.importance * loss
         self.add_world_tokens("train/loss", loss, part.loss_mask, part)
+        if self.teacher is not None:
+            reporting.special_share(self.metrics, part, now, loss, self.control_ids)
         return self.ranks.world_size * masked_mean(loss, part.loss_mask, tokens)
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
-from sdar.functional import chunked_token_stats, vocabulary_log_probs
+from sdar.functional import chunked_token_stats, span_teacher_logp, vocabulary_log_probs
 from sdar.parts import Divergence, RemoteModel
 from sdar.registry import part_name
 from sdar.renamed import old_names
@@ -334,12 +334,14 @@ def run_as_forward(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) ->
 
 def score_with_teachers(
     batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, signal: TeacherSignal, k: int,
-    sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS,
+    sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS, divides: bool = False,
 ) -> list[Head]:  # fmt: skip
     """Fill in the teacher's signal of each row, aligned with the student's ids; the heads of the teachers that were asked.
 
     Args:
         networks: The teacher of each row; equal ones read their rows together.
+        scorer: In whose density they score: that of their own tokens, where they have some (``batch.teacher_spans``).
+        divides: Whether the gap of a span is divided among its tokens.
     """
     distinct = list({id(n): n for n in networks}.values())
     batch.teacher_index = torch.tensor([next(i for i, d in enumerate(distinct) if d is n) for n in networks])
@@ -357,7 +359,12 @@ def score_with_teachers(
             seen = network.score(scorer, ids, attention, mask, signal, k, ranks)
         else:
             scored = scorer.score(network, ids, attention, mask, max_tokens, signal, k, sharding, ranks)
-            seen = {name: values[mask] for name in fields if (values := getattr(scored, name)) is not None}
+            if batch.has("teacher_spans"):
+                spans = (batch.teacher_spans[rows], batch.old_logp[rows], batch.student_spans[rows])
+                logp = span_teacher_logp(scored.logp.to(batch.old_logp), *spans, divides)
+                seen = {"logp": logp[batch.response_mask[rows]]}
+            else:
+                seen = {name: values[mask] for name in fields if (values := getattr(scored, name)) is not None}
         for name, values in seen.items():
             field = fields[name]
             if name == "hidden":

@@ -251,6 +251,10 @@ class Row:
     """True when the teacher's beginning holds something that the student's does not."""
     view_turn: int | None = None
     """The turn that the teacher is told about where a row has been made for it alone; None: the first."""
+    spans_of_teacher: list[int] = field(default_factory=list)
+    """Per token, where the teacher has other tokens: 0, or the number of the span of text that it is compared in, from 1 on."""
+    teacher_spans: list[int] = field(default_factory=list)
+    """Per token of `teacher_ids` the same."""
 
     told = Renamed("is_privileged")
 
@@ -329,6 +333,10 @@ class Batch(Filled):
     teacher_ids: Tensor = later(NO_TEACHER)
     teacher_attention_mask: Tensor = later(NO_TEACHER)
     teacher_response_mask: Tensor = later(NO_TEACHER)
+    teacher_spans: Tensor = later("the teacher has the student's tokens.")
+    """[batch, teacher time] 0, or the number of the span of text in which a token of the teacher's is compared."""
+    student_spans: Tensor = later("the teacher has the student's tokens.")
+    """[batch, time] the same of the student's tokens."""
     loss_mask: Tensor = later("a batch has it from the beginning.")
     """The response tokens whose loss is computed; all of them, unless a method leaves some to no term at all."""
     advantages: Tensor = later("`credit` fills them in.")
@@ -367,7 +375,7 @@ class Batch(Filled):
     def select(self, rows: Tensor) -> "Batch":
         """The given rows, cut to the longest of them (teacher and student views separately)."""
         out = {name: values[rows] for name, values in vars(self).items()}
-        teacher = {"teacher_ids", "teacher_attention_mask", "teacher_response_mask"}
+        teacher = {"teacher_ids", "teacher_attention_mask", "teacher_response_mask", "teacher_spans"}
         time = int(out["attention_mask"].sum(1).max())
         for k, v in out.items():
             if v.dim() > 1:

@@ -92,9 +92,10 @@ class SFT(Imitation):
         batch = self.rows(self.collect(task_batch))
         if batch is None:
             return torch.zeros(4, dtype=torch.float64)
-        inputs = (batch.ids, batch.attention_mask, batch.response_mask)
-        asked = (self.micro_batch_tokens, TeacherSignal.TOP_K, 1, self.sharding, self.ranks)
-        scored = self.scorer.score(self.model, *inputs, *asked)
+        scored = self.scorer.score(
+            self.model, batch.ids, batch.attention_mask, batch.response_mask, self.micro_batch_tokens,
+            TeacherSignal.TOP_K, k=1, sharding=self.sharding, ranks=self.ranks,
+        )  # fmt: skip
         assert scored.top_ids is not None, "TOP_K asks for them"
         nats = -scored.logp[batch.response_mask].double().sum()
         hits = (scored.top_ids[..., 0] == batch.ids)[batch.response_mask].sum()

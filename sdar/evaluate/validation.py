@@ -51,7 +51,7 @@ class Validation:
         for task_id, error in task_batch.unreadable.items():
             task = Task(task_id, "unreadable", "")
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
-        acts = module.retriever is not None if module.teacher is None else not module.teacher.is_remote
+        acts = module.retriever is not None if module.teacher is None else module.teacher.acts
         if acts and task_batch.tasks and self._tells(task_batch.panel, module.env_of(task_batch.tasks[0])):
             played["privileged"] += module.play_as_teacher(
                 self.rollout, module.privileged_requests(by_group(finished(attempts)))
@@ -192,10 +192,9 @@ class Validation:
                 "  Validation measures these tasks, too: a policy that was chosen by it is not tested by them. For a number of its own "
                 "give a split that is not in data.val_splits, or a panel file, as data.test_splits."
             )
-        if module.teacher is not None and module.teacher.is_remote:
-            lines.append(
-                "  The teacher is in other processes and does not act: whether it is better than the student is not known."
-            )
+        if module.teacher is not None and not module.teacher.acts:
+            where = "is in other processes" if module.teacher.is_remote else "has a tokenizer of its own"
+            lines.append(f"  The teacher {where} and does not act: whether it is better than the student is not known.")
         lift = summary.get(f"teacher/lift/{panel.name}")
         if isinstance(lift, Estimate) and lift.high <= 0:
             lines.append("  The teacher is not better than the student on these tasks: no distillation from it can help.")

@@ -13,6 +13,7 @@ from sdar.functional.advantages import overlong as overlong
 from sdar.functional.advantages import reinforce_pp_advantages as reinforce_pp_advantages
 from sdar.functional.advantages import rloo_advantages as rloo_advantages
 from sdar.functional.advantages import similar_anchors as similar_anchors
+from sdar.functional.alignment import span_teacher_logp as span_teacher_logp
 from sdar.functional.filters import cliff_groups as cliff_groups
 from sdar.functional.filters import failed_only as failed_only
 from sdar.functional.filters import has_successful_sibling as has_successful_sibling

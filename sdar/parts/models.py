@@ -17,10 +17,13 @@ from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
 from sdar.registry import part_kind
 from sdar.renamed import OldNames, Renamed
-from sdar.types import Completion, Density, Episode, SampleKey, Task, TeacherSignal
+from sdar.types import Completion, Density, Episode, Row, SampleKey, Task, TeacherSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sdar.parts.methods import PrivilegedView
+    from sdar.rollout.chat import ChatFormat
 
 
 @part_kind("samplers")
@@ -213,6 +216,13 @@ class Teacher(OldNames, ABC):
     is_remote: bool = False
     """True: other processes read rows for it. It tells log-probabilities of sampled and of the likeliest tokens and does not act."""
 
+    shares_tokens: bool = True
+    """False: it reads the same text in tokens of its own (`retell`), and its `vocab_size` and `forbidden_ids` are its own. It tells
+    log-probabilities of what was sampled, by spans of text, and does not act."""
+    vocab_size: int
+    forbidden_ids: tuple[int, ...]
+    divides = False
+    """Whether a span's gap is divided among the student's tokens in it."""
     lacks: Mapping[int, str] = {}
     """Added tokens of the student that its vocabulary has not, known from `prepare` on: no row that it reads may hold one."""
 
@@ -224,6 +234,20 @@ class Teacher(OldNames, ABC):
         Raises:
             PolicyError: the teacher reads other tokens than the student writes.
         """
+
+    @property
+    def acts(self) -> bool:
+        """Whether it can play, too."""
+        return self.shares_tokens and not self.is_remote
+
+    def retell(self, row: Row, episode: Episode, text: str, view: "PrivilegedView", chat: "ChatFormat") -> Row:
+        """A row with `teacher_ids`, `teacher_spans` and `spans_of_teacher`, of a teacher with tokens of its own.
+
+        Args:
+            text: What `view` tells.
+            chat: The student's conversation format.
+        """
+        return row
 
     def networks(self) -> dict[str, "PreTrainedModel"]:
         """Networks of its own, by the name that they have in checkpoints. They lie as the student does: on which device, in which

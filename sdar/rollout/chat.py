@@ -162,6 +162,16 @@ class ChatFormat:
         _, _, bridge, tail = self._control_texts(roles, _slots(roles), True)
         return [*self._told(bridge, text)[1 if ended else 0 :], *self.encode_control(tail)]
 
+    def replied(self, ids: Sequence[int], ended: bool) -> str:
+        """The user's text in what `reply` gave; of a template that tells the past as it was said."""
+        roles = ("user", "assistant", "user")
+        _, _, bridge, tail = self._control_texts(roles, _slots(roles), True)
+        front = len(self._told(bridge, None)) - ended
+        if self.text_encoder.prefixes:  # a space may have been spelled with the word behind it
+            spelled = self._spelled(ids)
+            return spelled[len(self._spelled(self._told(bridge, None)[ended:])) : len(spelled) - len(tail)].lstrip(" ")
+        return self._spelled(ids[front : len(ids) - len(self.encode_control(tail))])
+
     def response(self, text: str) -> list[int]:
         """Ids of a response as a model would have to sample it: plain text and the end-of-turn token."""
         return [*self._behind(self.generation_ids, text), self.end_of_turn]

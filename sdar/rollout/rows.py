@@ -171,4 +171,8 @@ def collate(rows: Sequence[Row], episodes: Sequence[Episode], groups: Sequence[i
         batch.teacher_ids = _pad(teacher_rows, torch.long)
         batch.teacher_attention_mask = _pad([[1] * len(ids) for ids in teacher_rows], torch.long)
         batch.teacher_response_mask = _pad(masks, torch.bool)
+    if any(r.teacher_spans for r in rows):  # the teacher has tokens of its own
+        batch.teacher_spans = _pad([r.teacher_spans for r in rows], torch.long)
+        batch.student_spans = _pad([r.spans_of_teacher for r in rows], torch.long)
+        batch.teacher_response_mask = batch.teacher_spans > 0
     return batch

@@ -1,5 +1,6 @@
 """Teachers: whose weights, and what they may see."""
 
+from sdar.teachers.aligned import AlignedTeacher as AlignedTeacher
 from sdar.teachers.served import ServedTeacher as ServedTeacher
 from sdar.teachers.views import FeedbackView as FeedbackView
 from sdar.teachers.views import FirstOf as FirstOf

@@ -176,6 +176,11 @@ class RoutedTeacher(Teacher):
         self.default = default
         self.needs_initial = any(t.needs_initial for t in self._all())
         self.is_remote = any(t.is_remote for t in self._all())
+        if own := [part_name(t) for t in self._all() if not t.shares_tokens]:
+            raise ConfigError(
+                f"teacher.routes names {own[0]}, whose tokens are its own: the teachers of one batch read the student's. Give it alone, or "
+                "use ExternalTeacher."
+            )
 
     def _all(self) -> list[Teacher]:
         """Each teacher once, though several families may share it."""

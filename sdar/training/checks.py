@@ -140,7 +140,21 @@ def _check_first_prompts(module: Host, data: TaskModule, seconds: float) -> None
 
 def _check_teacher(module: Host) -> None:
     """Raise ConfigError where a teacher that is elsewhere is asked for more than it can tell."""
-    if module.teacher is None or not module.teacher.is_remote:
+    if module.teacher is None or module.teacher.acts:
+        return
+    if not module.teacher.shares_tokens:
+        name, teacher = type(module).__name__, part_name(module.teacher)
+        if module.teacher_signal != TeacherSignal.SAMPLED:
+            raise ConfigError(
+                f"{name} compares distributions over the vocabulary ({module.teacher_signal}), and {teacher} has a tokenizer of its own: "
+                "only what was sampled can be compared, as spans of text. Use a method or an objective on sampled tokens (OPD, SOD, TCOD; "
+                "K1PolicyGradient), or a teacher with the student's tokenizer (ExternalTeacher)."
+            )
+        if module.teacher_acts:
+            raise ConfigError(
+                f"{name} has its teacher act in training, and {teacher} has a tokenizer of its own, with which it only scores. Use a "
+                "teacher with the student's tokenizer (ExternalTeacher), or another method."
+            )
         return
     if module.teacher_signal == TeacherSignal.FULL:
         raise ConfigError(

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
@@ -186,6 +187,24 @@ class Host(LightningModule, OldNames):
             for group in groups
             for e in group[:most]
         ]
+
+    @property
+    def control_ids(self) -> Tensor:
+        """Tokens that chat templates put between texts."""
+        return torch.tensor(sorted(self.chat.control), device=self.device)
+
+    @property
+    def teacher_scorer(self) -> Scorer:
+        """The density in which the teacher scores: that of its own tokens, where it has some. Special ones are left out there if the
+        student leaves some out."""
+        teacher, own = self.teacher, self.scorer
+        if teacher is None or teacher.shares_tokens:
+            return own
+        return Scorer(own.temperature, teacher.forbidden_ids if own.forbidden_ids else (), teacher.vocab_size)
+
+    @property
+    def divides_spans(self) -> bool:
+        return self.teacher is not None and self.teacher.divides
 
     def hears_teacher(self) -> bool:
         """False in an iteration in which nothing that a teacher would say has a weight: then it reads no rows."""

@@ -209,7 +209,7 @@ class Lifecycle(Updating):
             check_teacher_tokens(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher.networks().values():
-                self.scorer.check(network)
+                self.teacher_scorer.check(network)
         self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
             if not isinstance(network, SharedWeights):

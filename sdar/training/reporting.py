@@ -7,13 +7,14 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 import sdar
 from sdar.functional import concentration, effective_share
 from sdar.metrics import Metrics
 from sdar.rollout.groups import by_group, finished
-from sdar.scoring import densities
+from sdar.scoring import StudentOutput, densities
 from sdar.training.host import Host
 from sdar.turns import Turns
 from sdar.types import Batch, Episode, Status, TokenView, Turn
@@ -121,6 +122,27 @@ def after(turns: Sequence[Turn]) -> str:
     if turns and turns[-1].tool_ok is not None:
         return "result" if turns[-1].tool_ok else "error"
     return "text" if all(t.tool_ok is None for t in turns) else ""
+
+
+def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tensor, special: Tensor) -> None:
+    """Which part of a micro-batch's loss, in absolute values, and of its gradient falls on control tokens of the template.
+
+    The gradient is that of the states which predict the tokens: the sum of its norms, when it is known in the backward pass.
+
+    Args:
+        loss: ``[batch, time]``, per token.
+        special: The ids.
+    """
+    on = torch.isin(part.ids, special) & part.loss_mask
+    size = loss.detach().abs()
+    metrics.add("loss/special_share", size[on].sum(), size[part.loss_mask].sum())
+    if now.hidden.requires_grad:
+
+        def known(gradient: Tensor) -> None:
+            norms = gradient.detach().float().norm(dim=-1)  # [tokens]
+            metrics.add("grad/special_share", norms[on[:, 1:][now.predicts]].sum(), norms.sum())
+
+        now.hidden.register_hook(known)
 
 
 def percentile(values: Tensor, percent: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from sdar.data import TaskBatch
+from sdar.parts import Teacher
 from sdar.rollout import collate, make_rows
 from sdar.rollout.groups import group_numbers
 from sdar.rollout.rows import add_teacher_view, without_privilege
@@ -39,6 +40,8 @@ class Rows(Playing):
             self.metrics.add("teacher/overflow_share", len(too_long), len(rows))
             check_teacher_rows(self, rows, episodes)
             rows = self._readable(rows, contexts, too_long)
+            if self.teacher is not None and not self.teacher.shares_tokens:
+                rows = self._retold(self.teacher, rows, episodes, [members.get(g, []) for g in group_of], contexts)
         if not rows:
             return None
         batch = collate(rows, episodes, group_of)
@@ -62,6 +65,25 @@ class Rows(Playing):
                 found = add_teacher_view(mine, episodes, groups, chat, self.view, world.env, contexts)
                 too_long |= {places[place]: text for place, text in found.items()}
         return too_long
+
+    def _retold(
+        self, teacher: Teacher, rows: list[Row], episodes: list[Episode], groups: list[list[Episode]], contexts: Sequence[int]
+    ) -> list[Row]:
+        """The rows in a teacher's own tokens, but for those that are too long for it."""
+        told = []
+        for row in rows:
+            episode = episodes[row.episode]
+            env, chat = self.tasks.worlds[episode.task.world].env, self.rollout.of(episode.task).chat
+            turn = row.turn if row.view_turn is None else row.view_turn
+            text = self.view.text(episode, groups[row.episode], turn, env) if row.is_privileged else ""
+            told.append(teacher.retell(row, episode, text, self.view, chat))
+        kept = [row for row in told if len(row.teacher_ids or ()) <= contexts[row.episode]]
+        said = sum(sum(row.response_mask) for row in kept)
+        compared = [span for row in kept for span in row.spans_of_teacher if span]
+        self.metrics.add("teacher/overflow_share", len(told) - len(kept), 0)
+        self.metrics.add("teacher/compared_share", len(compared), said)
+        self.metrics.add("teacher/span_tokens", len(compared), sum(len({*row.spans_of_teacher} - {0}) for row in kept))
+        return kept
 
     def _readable(self, rows: list[Row], contexts: Sequence[int], too_long: dict[int, str]) -> list[Row]:
         """The rows that their teachers can read: where the privileged text is too much without it, as if there were none; the others

@@ -25,6 +25,7 @@ from sdar.samplers import TorchSampler
 from sdar.shaping import BeliefRevision
 from sdar.strategies import (
     GRPO,
+    OPD,
     SDAR,
     SFT,
     BehaviorCloning,
@@ -32,7 +33,7 @@ from sdar.strategies import (
     GRPOWithOPSD,
     SkillPrompt,
 )
-from sdar.teachers import InitialTeacher, LiveTeacher
+from sdar.teachers import AlignedTeacher, InitialTeacher, LiveTeacher
 
 registry.load_parts()
 
@@ -363,6 +364,7 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
     runs = {name: make(small) for name, make in TRAINING.items()}
     runs["transformed"] = small.strategy(SDAR, retriever=FactRetriever(), transforms=[BeliefRevision()], overlong_buffer=5)
     runs["sft"] = small.strategy(SFT)
+    runs["aligned"] = small.strategy(OPD, teacher=AlignedTeacher(small.policy(hidden_size=32)))
     files = [written(small.folder / f"{n}.jsonl", *sums(2, n)) for n in (0, 2)]
     bounded = {"max_episode_tokens": 400}
     logged = set()
@@ -371,7 +373,7 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
         trainer = small.fit(strategy, steps=1, data=data, limit_val_batches=None, val_check_interval=1)
         found = set(trainer.callback_metrics) - {"step"}  # what loggers number rows by
         assert [m for m in sorted(found) if not re.fullmatch(pattern, m)] == [], name
-        if name not in ("bc", "sft") and strategy.teacher is not None:
+        if name not in ("bc", "sft", "aligned") and strategy.teacher is not None:
             assert {"gap/mean", "teacher/lift/unseen", "teacher/extra_tokens"} <= found, name
         logged |= found
     package = Path(__file__).parents[2] / "sdar"

@@ -95,6 +95,7 @@ def prepared(teacher: Teacher, live: nn.Module, student: PreTrainedTokenizerBase
 ARGUMENTS = {
     "external": lambda: {"policy": Shelf()},
     "routed": lambda: {"routes": {"heat": EMATeacher(), "cool": ExternalTeacher(Shelf())}},
+    "aligned": lambda: {"policy": Shelf(word_chat().tokenizer, rows=600)},
 }
 
 
