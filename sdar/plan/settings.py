@@ -288,7 +288,8 @@ def work_of(
         row = row_tokens or context
         usual, prompt = float(row), row - most
     elif one_row:
-        row = row_tokens or min(context, seen.opening + horizon * most + (horizon - 1) * seen.answer)
+        behind = horizon * most + (horizon - 1) * seen.answer
+        row = row_tokens or min(context, seen.opening + min(behind, data.max_episode_tokens or behind))
         usual = min(row, seen.opening + taken * said + (taken - 1) * seen.answer)
         prompt = max(seen.opening, seen.answer)
     else:

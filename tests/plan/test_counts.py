@@ -122,6 +122,14 @@ def test_passes_are_those_that_a_rehearsal_makes(strategy, settings, passes):
     assert module.policy.config["hidden_size"] == 32
 
 
+@pytest.mark.parametrize(("bound", "row"), [(None, 60 + 12 * 40 + 11 * 10), (200, 260), (9000, 650)])
+def test_a_bound_on_an_episode_bounds_its_row(bound, row):
+    module, data = untrained()
+    data.max_episode_tokens = bound
+    seen = plan_settings.TextStats(60, 10, 600, 300.0, 12, 0, passes=2.0, splits=False, sampled=True)
+    assert plan_settings.work_of(module, data, 1024, seen).row == row
+
+
 def test_a_method_that_plays_nothing_and_scores_nothing_is_seen_as_such():
     module, data = untrained(BehaviorCloning, retriever=retriever(), informed_share=0.0)
     seen, _ = rehearse(module, data)

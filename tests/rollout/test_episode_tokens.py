@@ -2,7 +2,7 @@
 
 import pytest
 from faulty_world import FaultyWorld
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import ScriptedSampler, byte_chat, random_ids, word_chat
 
@@ -37,6 +37,7 @@ def play(most, layout="trajectory", script=lambda draw: random_ids(CHAT, draw), 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(most=st.integers(1, 120))
+@settings(max_examples=40)
 def test_up_to_the_bound_an_episode_is_the_one_without(layout, most):
     for bounded, free in zip(play(most, layout)[0], play(None, layout)[0], strict=True):
         whole = length(free.turns, layout)
