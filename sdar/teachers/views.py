@@ -176,9 +176,20 @@ class FirstOf(PrivilegedView):
 def _ask(told: Callable[[Task], str], env: Environment, task_ids: Sequence[str]) -> None:
     """Raise what `told` raises for one of the tasks. Of a world whose tasks all have the same to tell the first is asked for; a task that
     cannot be made is told of when it is wanted."""
+    lacking: dict[str, ConfigError] = {}
     for task_id in task_ids if env.told_by_row else task_ids[:1]:
         try:
             task = env.task(task_id)
         except Exception:  # the world is other people's code, with other people's files
             continue
-        told(task)
+        try:
+            told(task)
+        except ConfigError as error:
+            lacking[task_id] = error
+    if len(lacking) > 1:
+        named = ", ".join([*lacking][:20]) + (", ..." if len(lacking) > 20 else "")
+        raise ConfigError(
+            f"{next(iter(lacking.values()))} The same holds for {len(lacking)} of {len(task_ids)} tasks: {named}."
+        )
+    for error in lacking.values():
+        raise error

@@ -86,6 +86,15 @@ def test_hints_come_from_their_column_or_from_the_solution(tmp_path):
         HintView().check_tasks(env, env.task_ids("train", 2, 0))
 
 
+def test_all_rows_that_have_nothing_to_tell_are_counted_and_named(tmp_path):
+    env = env_of(tmp_path, *({"problem": f"p{n}", "answer": "1"} for n in range(30)))
+    ids = env.task_ids("train", 30, 0)
+    with pytest.raises(
+        ConfigError, match=rf"has no hint, .* The same holds for 30 of 30 tasks: {ids[0]}, .*{ids[19]}, \.\.\.\.$"
+    ):
+        HintView().check_tasks(env, ids)
+
+
 def test_a_row_of_which_no_hint_can_be_made_is_named(tmp_path):
     env = env_of(tmp_path, {"problem": "p", "answer": "1", "solution": "It is 1."}, hints="solution")
     with pytest.raises(ConfigError, match=r"row 1 has no hint, .*: nor has it a solution of several steps"):
