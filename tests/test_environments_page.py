@@ -10,8 +10,9 @@ import pytest
 import sdar.envs
 from sdar.cli import main
 from sdar.cli.parser import Parser
-from sdar.data import TaskModule
+from sdar.data import TaskModule, TaskSource
 from sdar.errors import ConfigError
+from sdar.module import AgentModule
 from sdar.reading import parse_yaml
 from sdar.registry import load_parts, parts
 
@@ -50,6 +51,18 @@ def test_the_world_of_the_page_keeps_its_promises(own_folder):
     assert [other.step(text) for text in ("\x00", "9" * 100_000, "")] == [
         env.step(text) for text in ("\x00", "9" * 100_000, "")
     ]
+
+
+def test_the_two_worlds_of_the_page_share_an_iteration_as_it_says():
+    load_parts()
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(AgentModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(TaskSource, "data", subclass_mode=True)
+    made = parser.instantiate(parser.parse_string(BLOCKS["two_worlds.yaml"]))
+    step = made.data.step(0, 0)
+    assert [len(part.tasks) for part in step.parts] == [6, 2] and [*made.model.teacher.routes] == ["house", "math"]
+    assert [p.name for p in made.data.panels()][1:] == ["house/seen", "house/unseen", "math/train", "math/unseen"]
+    assert {name: len(world.protocol.tags) for name, world in made.data.worlds.items()} == {"house": 1, "math": 2}
 
 
 def test_what_gymnasium_is_shown_on_the_page_runs():

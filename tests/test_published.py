@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile, Namespace
 
 from sdar import registry
 from sdar.cli.parser import Parser
-from sdar.data import TaskModule
+from sdar.data import TaskSource
 from sdar.module import AgentModule
 from sdar.paths import installed_settings
 
@@ -43,7 +43,7 @@ def parser() -> Parser:
     made = Parser(exit_on_error=False)
     made.add_argument("-c", action=ActionConfigFile)
     made.add_lightning_class_args(AgentModule, "model", subclass_mode=True)
-    made.add_lightning_class_args(TaskModule, "data", subclass_mode=True)
+    made.add_lightning_class_args(TaskSource, "data", subclass_mode=True)
     made.add_argument("--seed_everything", type=int)
     keys = {key for p in CONF.rglob("*.yaml") for key in (yaml.safe_load(p.read_text()).get("trainer") or {})}
     for key in sorted(keys):
@@ -64,7 +64,9 @@ def chosen(env: str, method: str) -> str:
 
 def filled(files: list[str]) -> list[str]:
     """A run's files with a policy and a scale."""
-    world = re.sub("^env/(quickstart|math|math_text|search_r1|science|code)$", "env/alfworld", files[0]).removeprefix("env/")
+    world = re.sub(
+        "^env/(quickstart|math|math_text|search_r1|science|code|alfworld_and_math)$", "env/alfworld", files[0]
+    ).removeprefix("env/")
     method = next(f for f in files if f.startswith("method/")).removeprefix("method/")
     return [{"P": f"policy/{chosen(world, method)}", "S": "scale/8gpu_zero2"}.get(f, f) for f in files]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
+from sdar.data import MultiTaskModule
 from sdar.errors import CheckpointError, ConfigError
 from sdar.plan.dry_run import rehearse
 from sdar.plan.report import as_json, report
@@ -20,7 +21,7 @@ from sdar.training.export import check_export, write_policy
 from sdar.training.manner import manner, write_manner
 
 if TYPE_CHECKING:
-    from sdar.data import TaskSource
+    from sdar.data import TaskModule, TaskSource
     from sdar.module import AgentModule
 
 
@@ -89,6 +90,7 @@ class AgentTrainer(Trainer):
         response_tokens: float | None = None,
         configs: str | None = None,
         json: str | None = None,
+        world: str | None = None,
     ) -> None:
         """Tell what a run of these settings needs, after two steps of it with tiny models on the CPU.
 
@@ -103,6 +105,7 @@ class AgentTrainer(Trainer):
             response_tokens: Tokens that responses are expected to have in the mean, instead of model.sampler.max_new_tokens.
             configs: Folder with config.json and tokenizers, ``<configs>/<hub id>/``, for machines that do not reach the hub.
             json: File that gets the same numbers for programs: bytes and seconds.
+            world: In a run with several worlds (``data.envs``), the one whose part of an iteration is planned.
         """
         named(gpu)
         launch = self.launch or Launch(precision=str(self.precision))
@@ -110,12 +113,12 @@ class AgentTrainer(Trainer):
         plan_path = None if json is None else Path(json)
         if plan_path is not None and not plan_path.parent.is_dir():
             raise ConfigError(f"--json {json}: there is no folder {plan_path.parent}. Make it, or give another file.")
-        module, data = cast("AgentModule", model), cast("TaskSource", datamodule).only
-        data.bind(module.policy)
+        module, (data, source) = cast("AgentModule", model), planned(cast("TaskSource", datamodule), world)
+        (source or data).bind(module.policy)
         expected = Expected(row_tokens, turns, response_tokens)
         run = describe(module, data, launch, None, expected, configs)  # mistakes first
         if dry_run:
-            seen, cut = rehearse(module, data, launch.precision, configs)
+            seen, cut = rehearse(module, data, launch.precision, configs, source)
             run = describe(module, data, launch, seen, expected, configs)
             run = replace(run, cut=tuple(cut))
             print(
@@ -126,6 +129,21 @@ class AgentTrainer(Trainer):
         print(report(run, gpu), flush=True)
         if plan_path is not None:
             plan_path.write_text(dumps(as_json(run, gpu), indent=1) + "\n", encoding="utf-8")
+
+
+def planned(data: "TaskSource", world: str | None) -> "tuple[TaskModule, MultiTaskModule | None]":
+    """The world that is planned, and, where it is one of several, the run's data with iterations of it alone."""
+    if isinstance(data, MultiTaskModule) and (world is not None or len(data.worlds) > 1):
+        if world is None:
+            raise ConfigError(
+                f"this run has the worlds {', '.join(data.worlds)}: the rows of each are of another length. Plan one at a time, e.g. "
+                f"--world {next(iter(data.worlds))}. The memory of the run is that of the largest; in `mixed` batches their seconds add up."
+            )
+        alone = data.alone(world)
+        return alone.worlds[world], alone
+    if world is not None:
+        raise ConfigError(f"--world is {world}, and this run has one world. Leave it out.")
+    return data.only, None
 
 
 def launched(launch: Launch, ranks: int | None, nodes: int | None) -> Launch:

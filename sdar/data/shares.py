@@ -28,8 +28,9 @@ class Shares:
                     f"data.envs.{name}.share is {share}: the world would never be played. Give a positive weight, or take it out."
                 )
         weights = [Fraction(str(share)) for share in shares.values()]
-        self.names = [*shares]
-        self._shares = [weight / sum(weights) for weight in weights]
+        self.of = {name: weight / sum(weights) for name, weight in zip(shares, weights, strict=True)}
+        """World -> its part of all places."""
+        self._names, self._shares = [*self.of], [*self.of.values()]
         self._period = math.lcm(*(share.denominator for share in self._shares))
         """After so many places every world has had exactly its share, and all begins anew."""
         self._order: list[int] = []
@@ -39,14 +40,14 @@ class Shares:
         """The world of a place."""
         place %= self._period
         self._deal(place + 1)
-        return self.names[self._order[place]]
+        return self._names[self._order[place]]
 
     def before(self, place: int) -> dict[str, int]:
         """How many of the first so many places each world has."""
         rounds, rest = divmod(place, self._period)
         self._deal(rest)
         whole = [int(share * self._period) * rounds for share in self._shares]
-        return {name: w + t for name, w, t in zip(self.names, whole, self._taken[rest], strict=True)}
+        return {name: w + t for name, w, t in zip(self._names, whole, self._taken[rest], strict=True)}
 
     def _deal(self, places: int) -> None:
         worlds = range(len(self._shares))

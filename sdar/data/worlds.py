@@ -1,5 +1,7 @@
 """MultiTaskModule: several worlds in one run, each with a protocol, row layout, horizon and panels of its own."""
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -12,6 +14,7 @@ from sdar.data.shares import Shares
 from sdar.data.tasks import TaskModule, TaskSource
 from sdar.errors import ConfigError, PanelError, SdarError, check_least
 from sdar.parts import Environment, PrivilegedView, Protocol, Sampler
+from sdar.registry import did_you_mean
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.worlds import WorldsRollout
 
@@ -143,6 +146,10 @@ class MultiTaskModule(TaskSource):
         self.tasks_per_step, self.batching = tasks_per_step, batching
         self.shares = Shares({name: world.share for name, world in envs.items()})
         self._worlds = {name: _made(name, world, usual) for name, world in envs.items()}
+        for name, weight in self.shares.of.items():  # of an iteration that it has a part in
+            self._worlds[name].tasks_per_step = (
+                tasks_per_step if batching == "sequential" else math.ceil(tasks_per_step * weight)
+            )
         self._check_panels()
         self.val_means = {name: list(sets) for name, sets in (val_means or {}).items()}
         check_means(self.val_means, [panel.name for world in self._worlds.values() for panel in world.measured])
@@ -174,8 +181,19 @@ class MultiTaskModule(TaskSource):
             first = size * self.shares.before(iteration)[name]
             return WorldsBatch([self._worlds[name].drawn(seed, range(first, first + size))])
         before, after = self.shares.before(iteration * size), self.shares.before((iteration + 1) * size)
-        places = {name: range(before[name], after[name]) for name in self._worlds}
-        return WorldsBatch([world.drawn(seed, places[name]) for name, world in self._worlds.items() if places[name]])
+        places = {name: range(first, after[name]) for name, first in before.items()}
+        return WorldsBatch([self._worlds[name].drawn(seed, of) for name, of in places.items() if of])
+
+    def alone(self, name: str) -> "MultiTaskModule":
+        """The same with iterations of one of the worlds."""
+        if name not in self._worlds:
+            raise ConfigError(
+                f"--world is {name!r}, and the worlds of this run are {', '.join(self._worlds)}."
+                f"{did_you_mean(name, self._worlds)} Name one of them."
+            )
+        made = copy.copy(self)
+        made.shares, made.tasks_per_step = Shares({name: 1.0}), self._worlds[name].tasks_per_step
+        return made
 
     def _check_panels(self) -> None:
         """Raise PanelError where two worlds have one task: its attempts would be taken for those of the other."""

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from transformers import PreTrainedConfig
 
-from sdar.data import TaskModule
+from sdar.data import MultiTaskModule, TaskModule
 from sdar.errors import PolicyError, first_line
 from sdar.module import AgentModule
 from sdar.parts import Judge, Policy, Sampler, SharedWeights, Teacher
@@ -42,7 +42,11 @@ SIZES = {
 
 
 def rehearse(
-    module: AgentModule, data: TaskModule, precision: str = "32-true", configs: str | None = None
+    module: AgentModule,
+    data: TaskModule,
+    precision: str = "32-true",
+    configs: str | None = None,
+    source: MultiTaskModule | None = None,
 ) -> tuple[TextStats | None, list[str]]:
     """Run two iterations and one piece of each validation; what their texts were like, and what was cut.
 
@@ -51,8 +55,10 @@ def rehearse(
     Args:
         precision: That of the run; float32 where the CPU has it not.
         configs: As for `sdar.plan.settings.located`.
+        source: The run's data, where `data` is one of several worlds: two iterations of that world.
     """
     cut: list[str] = []
+    run = source or data
     with contextlib.ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="sdar-plan-")))
 
@@ -68,7 +74,7 @@ def rehearse(
         def least(owner: Any, name: str, value: int, tell: str) -> None:
             put(owner, name, min(getattr(owner, name), value), tell)
 
-        data.bind(module.policy)
+        run.bind(module.policy)
         if module.teacher is not None and module.teacher.is_remote:
             put(module, "teacher", at_home(module.teacher))
             cut.append("model.teacher: the policy's own weights stand for those of the servers, which are not asked")
@@ -82,16 +88,20 @@ def rehearse(
         for name in ("sampler", "val_sampler"):
             if hasattr(sampler := getattr(module, name), "max_new_tokens"):
                 least(sampler, "max_new_tokens", 16, f"model.{name}.max_new_tokens")
-        for owner, name, most, key in (
-            (data, "tasks_per_step", 2, "data.tasks_per_step"),
-            (data, "group_size", 2, "data.group_size"),
-            (data, "val_batch", 2, "data.val_batch"),
-            (data, "val_attempts", 1, "data.val_attempts"),
-            (data, "workers", 1, "data.workers"),
-            (data.env, "horizon", min(8, data.history + 3), "data.env.horizon"),
-            (module, "updates_per_rollout", 2, "model.updates_per_rollout"),
-        ):
-            least(owner, name, most, key)
+        if source is not None:
+            put(source, "tasks_per_step", min(2, source.tasks_per_step))
+        for world in run.worlds.values():
+            key = f"data.envs.{world.world}" if world.world else "data"
+            for owner, name, most, of in (
+                (world, "tasks_per_step", 2, key),
+                (world, "group_size", 2, key),
+                (world, "val_batch", 2, key),
+                (world, "val_attempts", 1, key),
+                (world, "workers", 1, key),
+                (world.env, "horizon", min(8, world.history + 3), f"{key}.env"),
+            ):
+                least(owner, name, most, f"{of}.{name}")
+        least(module, "updates_per_rollout", 2, "model.updates_per_rollout")
         for name, value in (("export", None), ("max_env_steps", None), ("log_episodes_every", 0), ("rows_per_update", None)):
             put(module, name, value)
         if precision.startswith("16"):
@@ -108,7 +118,7 @@ def rehearse(
         )  # fmt: skip
         undo.callback(module.sampler.reset)
         with contextlib.redirect_stdout(io.StringIO()):
-            trainer.fit(module, datamodule=data)
+            trainer.fit(module, datamodule=run)
         seen = watch.seen()  # while the settings are still those of the two steps
     return seen, cut
 

@@ -272,6 +272,7 @@ def work_of(
     sampler, horizon = module.sampler, data.env.horizon
     row_tokens, turns, response_tokens = expected.row_tokens, expected.turns, expected.response_tokens
     most = int(getattr(sampler, "max_new_tokens", 512))
+    most = min(most, data.max_new_tokens or most)
     for name, value, bound in (("turns", turns, horizon), ("response_tokens", response_tokens, most)):
         if value is not None and not 0 < value <= bound:
             what = "data.env.horizon" if name == "turns" else "model.sampler.max_new_tokens"

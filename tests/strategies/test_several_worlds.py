@@ -6,9 +6,12 @@ import pytest
 import torch
 from one_step import one_step
 
+from sdar.cli.trainer import planned
 from sdar.data import MultiTaskModule, World
 from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv
 from sdar.errors import ConfigError, SkillBankError
+from sdar.plan.dry_run import rehearse
+from sdar.plan.settings import work_of
 from sdar.retrievers import NoRetriever, RoutedRetriever, UCBRetriever
 from sdar.samplers import TorchSampler
 from sdar.strategies import GRPO, SkillSD, TopKOPD
@@ -124,3 +127,22 @@ def test_validation_plays_each_world_s_panels_and_a_mean_over_worlds(small):
 def test_what_only_one_of_the_worlds_has_is_refused_before_anything_is_loaded(small, cls, options, said):
     with pytest.raises((ConfigError, SkillBankError), match=said):
         small.fit(small.strategy(cls, policy=policy(small), sampler=sampler(), **options), 1, two())
+
+
+def test_a_plan_is_of_one_world_s_part_of_an_iteration(small):
+    data = two(house={"share": 3}, tasks_per_step=4)
+    with pytest.raises(ConfigError, match=r"this run has the worlds house, math: .*e.g. --world house. The memory of the run"):
+        planned(data, None)
+    with pytest.raises(
+        ConfigError, match=r"--world is 'mat', and the worlds of this run are house, math. Did you mean 'math'"
+    ):
+        planned(data, "mat")
+    with pytest.raises(ConfigError, match=r"--world is math, and this run has one world"):
+        planned(small.data(), "math")
+    assert planned(one := small.data(), None) == (one, None)
+    maths, alone = planned(data, "math")
+    strategy = small.strategy(GRPO, policy=policy(small), sampler=sampler())
+    seen, cut = rehearse(strategy, maths, source=alone)
+    work = work_of(strategy, maths, 768, seen)
+    assert (work.tasks, work.attempts, work.turns, work.response, work.layout) == (1, 3, 2, 4, "trajectory")
+    assert seen.turns <= 2 and "data.envs.math.group_size 2 instead of 3" in cut and maths.group_size == 3
