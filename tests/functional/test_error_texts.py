@@ -14,6 +14,7 @@ from sdar.functional import (
     belief_revision,
     chunked_token_stats,
     common_vocabulary,
+    concentration,
     entropy_gate,
     failed_only,
     forward_kl,
@@ -54,6 +55,11 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
         lambda: similar_anchors(["a"], IDS, None),
         ValueError,
         ("there are 1 texts and 2 group ids: each text needs the group it is of."),
+    ),
+    (
+        lambda: concentration(ROW, 0.0),
+        ConfigError,
+        ("the share of the tokens is 0.0: a part of them is compared with all. Use e.g. 0.01."),
     ),
     (
         lambda: failed_only(torch.tensor([1.0, 0.5]), IDS),

@@ -204,6 +204,7 @@ def test_first_occurrences_of_revisiting_opd() -> None:
 def turn_credit(episodes: list[Episode]) -> Credit:
     """What GRPO tells its estimator: one row per turn, 0.1 for each action of wrong form."""
     strategy = SimpleNamespace(invalid_penalty=0.1, penalize_refused=False, metrics=Metrics())
+    strategy.lost_by_length = lambda episodes: torch.zeros(len(episodes), dtype=torch.double)
     batch = batch_of(episodes, "turn", group_numbers(episodes))
     return GRPO.credit_of(strategy, batch, episodes)  # type: ignore[arg-type]
 

@@ -486,7 +486,16 @@ def test_all_of_a_batch_is_moved(made: Made) -> None:
     for name, before in vars(batch).items():
         after = getattr(moved, name)
         assert before.device.type == "cpu" and after.device.type == "meta" and after.shape == before.shape, name
-    missing = {"importance", "old_entropy", "ref_logp", "teacher_logp", "soft_target_ids", "soft_target_logp"}
+    missing = {
+        "importance",
+        "old_entropy",
+        "teacher_entropy",
+        "world",
+        "ref_logp",
+        "teacher_logp",
+        "soft_target_ids",
+        "soft_target_logp",
+    }
     missing |= {"teacher_spans", "student_spans"}  # of teachers with tokens of their own
     assert {f.name for f in fields(Batch)} - vars(batch).keys() == missing
 

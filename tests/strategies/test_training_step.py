@@ -357,11 +357,32 @@ def documented_metrics():
     return {name for row in rows for name in re.findall(r"`([a-z_]+(?:@<k>)?/[^`]*)`", row)}
 
 
+def pretend(strategy, change):
+    """Change each episode that was played."""
+    collect = strategy.collect
+
+    def changed(step):
+        episodes = collect(step)
+        for e in episodes:
+            change(e)
+        return episodes
+
+    strategy.collect = changed
+
+
+def call_tools(e):
+    """A tool was called in the first two turns, with an error and then with a result."""
+    for turn, ok in zip(e.turns, (False, True), strict=False):
+        turn.tool_ok = ok
+
+
 def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
     """Every logged name stands in docs/metrics.md, and some strategy logs every name of the table without a placeholder."""
     documented = documented_metrics()
     pattern = "|".join(re.sub(r"<[^>]*>", ".+", name) for name in documented)
     runs = {name: make(small) for name, make in TRAINING.items()}
+    pretend(runs["critic_search"], lambda e: setattr(e, "success", e.attempt % 2 == 1))
+    pretend(runs["sod"], call_tools)
     runs["transformed"] = small.strategy(SDAR, retriever=FactRetriever(), transforms=[BeliefRevision()], overlong_buffer=5)
     runs["sft"] = small.strategy(SFT)
     runs["aligned"] = small.strategy(OPD, teacher=AlignedTeacher(small.policy(hidden_size=32)))
@@ -370,6 +391,8 @@ def test_the_metrics_of_every_strategy_are_those_of_the_table(small):
     logged = set()
     for name, strategy in runs.items():
         data = ChatModule(files[:1], files[1:], tasks_per_step=2) if name == "sft" else small.data(**bounded)
+        if name == "sod":
+            data.env.has_tools = True
         trainer = small.fit(strategy, steps=1, data=data, limit_val_batches=None, val_check_interval=1)
         found = set(trainer.callback_metrics) - {"step"}  # what loggers number rows by
         assert [m for m in sorted(found) if not re.fullmatch(pattern, m)] == [], name
