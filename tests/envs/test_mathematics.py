@@ -368,7 +368,7 @@ def test_demonstrations_are_written_and_read_back(protocol):
 def test_the_layers_around_code_stand_beside_every_measurement(tmp_path, monkeypatch):
     module = SimpleNamespace(
         trainer=SimpleNamespace(state=SimpleNamespace(fn=SimpleNamespace(value="validate")), ckpt_path=None),
-        seed=1, iteration=0, env_steps=0, env=MathEnv(runner=Canned()),
+        seed=1, iteration=0, env_steps=0, tasks=TaskModule(MathEnv(runner=Canned()), train_tasks=1, val_tasks=1),
     )  # fmt: skip
     monkeypatch.setattr(reporting, "run_folder", lambda trainer: tmp_path)
     reporting.write_validation(module, {"success/unseen": 0.5})
