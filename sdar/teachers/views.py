@@ -191,5 +191,5 @@ def _ask(told: Callable[[Task], str], env: Environment, task_ids: Sequence[str])
         raise ConfigError(
             f"{next(iter(lacking.values()))} The same holds for {len(lacking)} of {len(task_ids)} tasks: {named}."
         )
-    for error in lacking.values():
-        raise error
+    for only in lacking.values():
+        raise only
