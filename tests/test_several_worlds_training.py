@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from launch import finish, start
 
 from sdar.cli import main
 
@@ -80,6 +81,12 @@ def test_a_tiny_policy_trains_in_both_and_resumes_bit_for_bit(method, files, tmp
         return torch.load(Path(folder, "version_0", "checkpoints", "last.ckpt"), weights_only=True)
 
     straight = run("straight", 10)
+    if method == "grpo":  # two processes play and learn the same
+        ranks = start(2, "rank_cli.py", *command, "--trainer.devices", "2", "--trainer.default_root_dir", "ranks",
+                      "--trainer.max_steps", "10", folder=tmp_path)  # fmt: skip
+        assert finish(ranks, 200) == [0, 0], ranks[0].said[-2000:]
+        shared = torch.load("ranks/version_0/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert all(torch.allclose(straight["state_dict"][name], value, atol=1e-5) for name, value in shared.items())
     run("stopped", 4)
     resumed = run("stopped", 10, "--ckpt_path", "last")
     assert straight["global_step"] == resumed["global_step"] == 10

@@ -262,6 +262,13 @@ class Teacher(OldNames, ABC):
         """Its `networks` before they are there: what `sdar plan` counts. None: it has networks, and does not tell of them."""
         return () if type(self).networks is Teacher.networks else None
 
+    def check_tasks(self, tasks: Iterable[Task]) -> None:
+        """Called before anything is loaded with tasks of every world of the run.
+
+        Raises:
+            ConfigError: it is no teacher of one of them.
+        """
+
     def context(self, task: Task) -> int | None:
         """Largest number of tokens that the teacher of a task can attend to; None: as many as the student."""
         return None

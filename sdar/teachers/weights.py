@@ -2,11 +2,12 @@
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from sdar.distributed.sharding import local_shard
@@ -205,6 +206,17 @@ class RoutedTeacher(Teacher):
                 f"{', '.join(self.routes)}. Add it, or give a default."
             )
         return teacher
+
+    def check_tasks(self, tasks: Iterable[Task]) -> None:
+        known: set[str] = set()
+        for task in tasks:
+            self.of(task)
+            known |= {task.family, task.world}
+        if "" not in known and (strange := sorted(self.routes.keys() - known)):
+            rank_zero_warn(
+                f"teacher.routes names {strange[0]!r}, which is no world of this run, nor a family of its first tasks."
+                f"{did_you_mean(strange[0], known)} Its teacher may never be asked."
+            )
 
     def model(self, live: "PreTrainedModel", initial: "PreTrainedModel | None", task: Task) -> "PreTrainedModel | RemoteModel":
         return self.of(task).model(live, initial, task)

@@ -29,6 +29,8 @@ def check_settings(module: Host, data: TaskSource) -> None:
             "bf16-mixed, or DeepSpeed (trainer.strategy deepspeed_stage_1), which takes the scale off itself."
         )
     _check_teacher(module)
+    if module.teacher is not None:
+        module.teacher.check_tasks(data.some_tasks())
     if module.retriever is not None and not module.view.uses_retrieval():
         raise ConfigError(
             f"model.retriever is set, but {part_name(module.view)} tells nothing that was retrieved: the skills would reach nobody. "

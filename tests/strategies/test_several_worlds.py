@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from near_servers import Servers
 from one_step import one_step
 
 from sdar.cli.trainer import planned
@@ -116,13 +117,14 @@ def test_validation_plays_each_world_s_panels_and_a_mean_over_worlds(small):
     "cls, options, said",
     [
         (SkillSD, {"retriever": UCBRetriever("conf/skills/quickstart")}, r"has a skill for 0 of 10 tasks of this run"),
+        (TopKOPD, {"teacher": RoutedTeacher({"house": LiveTeacher()})}, r"in math, for which teacher.routes names no teacher"),
         (
             TopKOPD,
             {"teacher": LiveTeacher(), "span": "action"},
             r"the span is 'action', but responses of FencedMathProtocol hold",
         ),
     ],
-    ids=["skills of one world", "span of one world"],
+    ids=["skills of one world", "teacher of one world", "span of one world"],
 )
 def test_what_only_one_of_the_worlds_has_is_refused_before_anything_is_loaded(small, cls, options, said):
     with pytest.raises((ConfigError, SkillBankError), match=said):
@@ -146,3 +148,24 @@ def test_a_plan_is_of_one_world_s_part_of_an_iteration(small):
     work = work_of(strategy, maths, 768, seen)
     assert (work.tasks, work.attempts, work.turns, work.response, work.layout) == (1, 3, 2, 4, "trajectory")
     assert seen.turns <= 2 and "data.envs.math.group_size 2 instead of 3" in cut and maths.group_size == 3
+
+
+def test_the_next_rollout_of_both_worlds_is_played_ahead(small):
+    def episodes(ahead):
+        played = []
+        servers = Servers(policy(small), 0.0)
+        strategy = small.strategy(GRPO, policy=policy(small), sampler=servers, rollouts_ahead=ahead, max_mismatch=None)
+        collect = strategy.collect
+        strategy.collect = lambda step: played.append(collect(step)) or played[-1]
+        small.fit(strategy, 3, data=two())
+        return [[(e.task.world, e.task.id, e.attempt, len(e.turns[0].response_ids) <= 4) for e in of] for of in played]
+
+    plain, ahead = episodes(0), episodes(1)
+    assert [[each[:3] for each in of] for of in ahead] == [[each[:3] for each in of] for of in plain]
+    assert all(short for of in ahead for world, _, _, short in of if world == "math")
+
+
+def test_a_route_to_no_world_of_the_run_is_told(small):
+    teacher = RoutedTeacher({"house": LiveTeacher(), "maths": LiveTeacher()}, LiveTeacher())
+    with pytest.warns(UserWarning, match=r"teacher.routes names 'maths', which is no world of this run.* Did you mean 'math'"):
+        teacher.check_tasks(two().some_tasks())
