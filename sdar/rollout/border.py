@@ -42,6 +42,7 @@ def result_of(env: Environment, answer: Any, call: str = "step") -> StepResult:
         observation=_text(who, "gave the observation", answer.observation),
         reward=reward,
         scores=scores,
+        tool_ok=None if answer.tool_ok is None else _truth(who, "tool_ok", answer.tool_ok),
         **{name: _truth(who, name, getattr(answer, name)) for name in ("done", "success", "valid", "truncated")},
     )
 

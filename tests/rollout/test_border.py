@@ -50,13 +50,16 @@ def played(env: Environment) -> Any:
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5), np.array(0.5)])
 @pytest.mark.parametrize("truth", [np.bool_(True), torch.tensor(True), 1])
 def test_scalars_of_other_libraries_become_pythons(number: Any, truth: Any) -> None:
-    seen = played(Answers(then=StepResult("end", number, truth, truth, truth, {"f1": number}, truth)))
-    assert seen.result == StepResult("end", 0.5, True, True, True, {"f1": 0.5}, True)
+    seen = played(Answers(then=StepResult("end", number, truth, truth, truth, {"f1": number}, truth, truth)))
+    assert seen.result == StepResult("end", 0.5, True, True, True, {"f1": 0.5}, True, True)
+    assert len(vars(seen.result)) == 8, "a new field has to come through, too"
     told = seen.result
-    assert [type(v) for v in (told.reward, told.scores["f1"], told.done, told.success, told.valid, told.truncated)] == [
+    assert [
+        type(v) for v in (told.reward, told.scores["f1"], told.done, told.success, told.valid, told.truncated, told.tool_ok)
+    ] == [
         float,
         float,
-        *[bool] * 4,
+        *[bool] * 5,
     ]
 
 

@@ -530,3 +530,4 @@ def test_an_episode_that_is_cut_is_worth_what_its_world_says(status, settings, c
     [episode], *_ = play(env, lambda draw: "```python\nprint(1)\n```", [request], byte_chat(), protocol, **settings)
     assert (episode.status, episode.reward, episode.turns[-1].reward) == (status, -1.0, -1.0)
     assert episode.scores == {"correct": 0.0, "tool_error_share": 0.0} and len(episode.turns) < env.horizon
+    assert [turn.tool_ok for turn in episode.turns] == [True] * len(episode.turns)
