@@ -362,3 +362,12 @@ def test_strategies_of_lightning_and_ours_can_be_named_with_their_path(cls):
     checked_settings(["fit", *files("quickstart", "grpo"), *words])
     with pytest.raises(ConfigError, match=r"trainer\.strategy\.deadlin"):
         checked_settings(["fit", *files("quickstart", "grpo"), *words, "--trainer.strategy.deadlin", "1"])
+
+
+def test_worlds_that_a_later_file_does_not_name_are_told(tmp_path: Path) -> None:
+    for name, worlds in (("both", "{a: {env: household}, b: {env: household}}"), ("one", "{a: {share: 3}}")):
+        (tmp_path / name).write_text(f"data: {{class_path: MultiTaskModule, init_args: {{envs: {worlds}}}}}")
+    files = ["fit", "-c", str(tmp_path / "both"), "-c", str(tmp_path / "one")]
+    [note] = settings_of(files).notes
+    assert note.startswith("note: data.envs (in ") and "one): b of an earlier file is left out" in note
+    assert settings_of([*files[:3], "--data.envs.a.share", "3"]).notes == []

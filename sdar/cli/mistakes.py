@@ -169,6 +169,14 @@ def missing(key: str, names: list[str], owner: Signature | None) -> str:
     return f"{', '.join(f'{key}.{name}'.lstrip('.') for name in names)}: missing, {needed} needs it.{policy}"
 
 
+def left_out(place: Place, names: list[str]) -> str:
+    """A note: a file names parts anew, and those of an earlier file that it does not name are gone."""
+    return (
+        f"note: {place}: {', '.join(names)} of an earlier file {'is' if len(names) == 1 else 'are'} left out, for a file that names some "
+        f"names all. To change one setting of one: --{place.key}.NAME.KEY VALUE."
+    )
+
+
 def dropped(old: Signature, new: Signature | None, names: list[str]) -> str:
     chosen = new.name if new else ""
     return f"note: {chosen} replaces {old.name}; settings of {old.name} that {chosen} does not take are dropped: {', '.join(names)}"

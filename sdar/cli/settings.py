@@ -174,6 +174,8 @@ class Settings:
             return [*now[:-1], last]
         if expected.mapped and not expected.parts:
             before = now if isinstance(now, dict) and place.words else {}
+            if isinstance(now, dict) and not place.words and (gone := [name for name in now if name not in written]):
+                self.notes.append(mistakes.left_out(place, gone))
             one = Argument("", expected=expected.mapped)
             return before | {k: self._put(before.get(k), one, v, place.below(str(k))) for k, v in written.items()}
         path = written.get("class_path")
