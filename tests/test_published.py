@@ -198,7 +198,7 @@ def files_of(env: str, method: str, policy: str) -> list[str]:
     """The published run of a method in a world, if there is one; else the two files, and in mathematics the papers' length."""
     if env == "math":
         return ["env/math", f"method/{method}", "env/math_long", f"policy/{policy}", "scale/8gpu_zero2"]
-    of = [r["files"] for r in TABLE["runs"] if r["files"][:2] == [f"env/{env}", f"method/{method}"]]
+    of = [r["files"] for r in TABLE["runs"] if r["files"][:2] == [f"env/{env}", f"method/{method}"] and "P" in r["files"]]
     return [
         {"P": f"policy/{policy}", "S": "scale/8gpu_zero2"}.get(f, f)
         for f in (of or [[f"env/{env}", f"method/{method}", "P", "S"]])[0]
