@@ -57,6 +57,7 @@ class CriticSearch(GRPO):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.judge.check_tokenizer(self.chat.tokenizer, self.policy.name)
         self.judge.check()
 
     def credit(self, batch: Batch, episodes: list[Episode]) -> Batch | None:

@@ -10,11 +10,12 @@ from sdar.registry import register
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.rows import add_teacher_view, collate, make_rows
 from sdar.scoring import Scorer
+from sdar.teachers.weights import check_same_vocabulary
 from sdar.turns import Turns
 from sdar.types import Episode
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @register("evidence")
@@ -47,6 +48,10 @@ class EvidenceJudge(Judge):
             self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
             self.scorer = Scorer(1.0, (), len(tokenizer))
             self.model = self.policy.load_model().requires_grad_(False).eval()
+
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        own = self.policy.load_tokenizer().get_vocab()
+        check_same_vocabulary(tokenizer.get_vocab(), name, own, self.policy.name, role="judge")
 
     def __call__(self, episodes: Sequence[Episode], solutions: Sequence[str]) -> list[list[float | None]]:
         self.check()

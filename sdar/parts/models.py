@@ -304,6 +304,13 @@ class Judge(Part, ABC):
             ConfigError, PolicyError: the judge cannot be asked with these settings.
         """
 
+    def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        """Called once before training with the policy's tokenizer, by a judge that reads the policy's ids to be compared with its own.
+
+        Raises:
+            PolicyError: they are not the same.
+        """
+
     @abstractmethod
     def __call__(self, episodes: Sequence[Episode], solutions: Sequence[str]) -> list[list[float | None]]:
         """One label a turn of each episode: +1 good, -1 bad or between; None where no verdict was got.

@@ -262,7 +262,12 @@ def check_same_tokens(
 
 
 def check_same_vocabulary(
-    student_ids: Mapping[str, int], name: str, teacher_ids: Mapping[str, int], teacher_name: str, added: Collection[int] = ()
+    student_ids: Mapping[str, int],
+    name: str,
+    teacher_ids: Mapping[str, int],
+    teacher_name: str,
+    added: Collection[int] = (),
+    role: str = "teacher",
 ) -> dict[int, str]:
     """`check_same_tokens` of what tokenizers know: token -> id; `added` are the student's ids that its tokenizer was given later."""
     known = set(teacher_ids.values())
@@ -272,8 +277,8 @@ def check_same_vocabulary(
         number, token = differ[0]
         other = next((t for t, i in teacher_ids.items() if i == number), None)
         raise PolicyError(
-            f"the teacher {teacher_name} and the student {name} have different tokenizers: {len(differ)} of {len(student_ids)} tokens "
-            f"differ, the first is id {number}, {token!r} for the student and {other!r} for the teacher. Log-probabilities of the "
-            "same ids would be about different texts. Use a teacher of the student's family."
+            f"the {role} {teacher_name} and the student {name} have different tokenizers: {len(differ)} of {len(student_ids)} tokens "
+            f"differ, the first is id {number}, {token!r} for the student and {other!r} for the {role}. Log-probabilities of the "
+            f"same ids would be about different texts. Use a {role} of the student's family."
         )
     return dict(sorted(lacks.items()))

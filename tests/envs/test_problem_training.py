@@ -17,6 +17,9 @@ from sdar.cli import main
 DATA = Path(__file__).parents[3] / "shared" / "data"
 TAUGHT = "--model.teacher InitialTeacher"
 HINTED = "--model.turn_weight null --model.teacher LiveTeacher --model.view HintView"
+JUDGED = "--model.judge EvidenceJudge --model.judge.policy FreshPolicy --model.judge.policy.env SearchEnv"
+JUDGED += " --model.judge.policy.env.passages 80 --model.judge.policy.env.short true --model.judge.policy.vocab_size 2048"
+JUDGED += " --model.judge.policy.context 4096"
 MATH = {"train": "gsm8k_train", "aime24": "aime24", "aime25": "aime25", "math500": "math500"}
 OF_SETS = ["--data.val_splits", "[aime24, aime25, math500]", "--data.val_means", "{sets: [aime24, aime25, math500]}"]
 
@@ -40,8 +43,10 @@ RUNS = {
     "math top-K": Run("env/math_text method/top_k_opd env/math_long env/math_topk", TAUGHT, "correct", MATH),
     "math topd": Run("env/math_text method/topd env/math_long", TAUGHT, "correct", MATH),
     "SOD grpo": Run("env/math method/grpo env/math_rl env/math_grpo", "", "correct", MATH),
+    "SOD sod": Run("env/math method/sod env/math_rl", TAUGHT, "correct", MATH),
     "SOD opsd with hint": Run("env/math method/sod env/math_rl", HINTED, "correct", MATH),
     "search grpo": Run("env/search_r1 method/grpo", "", "em"),
+    "search critic": Run("env/search_r1 method/critic_search", JUDGED, "em"),
     "search hindsight": Run(
         "env/search_r1 method/sd_search env/search_queries",
         "--model.view.per_turn true --model.advantage.statistics episode --model.distill_coef 0.1",
