@@ -2,6 +2,7 @@
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -152,13 +153,20 @@ def test_penalties_do_not_blow_up(name: str, layout: str) -> None:
 LOST = [episode(attempt=n) for n in range(3)]
 
 
+def strategy_with(**settings: Any) -> SimpleNamespace:
+    """What credit is asked of a strategy whose episodes lose nothing for their length."""
+    strategy = SimpleNamespace(**{"penalize_refused": True, "overlong_buffer": 0, "metrics": Metrics(), **settings})
+    strategy.lost_by_length = partial(GRPO.lost_by_length, strategy)
+    return strategy
+
+
 @by_layout
 @by_estimator
 def test_what_survives_of_a_group_is_compared_with_nothing(name: str, layout: str) -> None:
     survivor = episode(turn(2, observation="a"), turn(1, 1.0, "b"), attempt=3)
     episodes = [*LOST, survivor]
     batch = rows(episodes, layout)
-    credit = GRPO.credit_of(SimpleNamespace(invalid_penalty=0.1, penalize_refused=True, metrics=Metrics()), batch, episodes)
+    credit = GRPO.credit_of(strategy_with(invalid_penalty=0.1), batch, episodes)
     assert credit.survivor.all()
     assert not per_token(ESTIMATORS[name]()(credit), batch).abs().max() > 1e-6
 
@@ -167,7 +175,7 @@ def test_what_survives_of_a_group_is_compared_with_nothing(name: str, layout: st
 def test_a_group_of_one_attempt_keeps_its_reward(estimator: AdvantageEstimator) -> None:
     episodes = [episode(turn(2, observation="a"), turn(1, 1.0, "b"))]
     batch = rows(episodes, "trajectory")
-    credit = GRPO.credit_of(SimpleNamespace(invalid_penalty=0.1, penalize_refused=True, metrics=Metrics()), batch, episodes)
+    credit = GRPO.credit_of(strategy_with(invalid_penalty=0.1), batch, episodes)
     assert not credit.survivor.any()
     torch.testing.assert_close(per_token(estimator(credit), batch)[batch.response_mask], torch.ones(3), atol=1e-5, rtol=0)
 
@@ -348,9 +356,7 @@ def test_grpo_tells_the_estimator_what_these_tests_tell_it(layout: str) -> None:
     batch, spy = rows(TWO_GROUPS, layout, GROUPS), Spy()
     batch.extra = batch.episode == batch.episode[-1]  # it is compared with nothing and has no advantage
     attempts = batch.select((~batch.extra).nonzero()[:, 0])
-    strategy = SimpleNamespace(
-        advantage=spy, invalid_penalty=0.25, penalize_refused=True, drop_flat_groups=False, metrics=Metrics()
-    )
+    strategy = strategy_with(advantage=spy, invalid_penalty=0.25, drop_flat_groups=False)
     strategy.credit_of = partial(GRPO.credit_of, strategy)
     GRPO.credit(strategy, batch, TWO_GROUPS)  # type: ignore[arg-type]
     told, expected = spy.credit, credit_of(attempts, TWO_GROUPS, 0.25)
@@ -369,7 +375,7 @@ def test_a_refused_action_is_penalised_if_wished_one_of_the_wrong_form_always(la
     malformed.well_formed = False
     episodes = [episode(refused, malformed, turn(1, 1.0, "c")), episode(turn(1, observation="a"), attempt=1)]
     batch = rows(episodes, layout)
-    strategy = SimpleNamespace(invalid_penalty=0.25, penalize_refused=penalize_refused, metrics=Metrics())
+    strategy = strategy_with(invalid_penalty=0.25, penalize_refused=penalize_refused)
     credit = GRPO.credit_of(strategy, batch, episodes)  # type: ignore[arg-type]
     cost = 0.25 if penalize_refused else 0.0
     assert credit.turn_penalties.tolist() == [cost, 0.25, 0.0, 0.0]  # GiGPO's step term takes these off

@@ -200,6 +200,7 @@ OURS = {
     "sandbox/exec_child.py": "a script without sdar",
     "sandbox/fork_server.py": "a script without sdar",
     "search/index.py": "a build of its own",
+    "spelling.py": "a tokenizer as the library prints it",
     "versions.py": "what pip wrote of the installation",
 }
 """Modules that read JSON or YAML themselves, and what, which nobody else has written."""
