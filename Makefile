@@ -13,7 +13,7 @@ VLLM_PIP ?=
 
 .PHONY: quickstart bench test test-slow test-vllm test-newest test-oldest mutants constraints lint docs clean
 
-FAST := -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not vllm"
+FAST := -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not vllm"
 
 quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/quickstart/sdar.yaml
