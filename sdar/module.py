@@ -83,10 +83,6 @@ class AgentModule(Lifecycle):
                 batch, last = self.weigh(batch, episodes), "weigh"
         if batch:
             self.observe_tokens(batch)
-            if batch.has("world"):
-                for number, world in enumerate(self.tasks.worlds):
-                    mine = batch.loss_mask[batch.world == number].sum()
-                    self.metrics.add(f"train/token_share/{world}", mine, batch.loss_mask.sum())
             with self.phase("update", rate="train/tokens_per_second"):
                 for update in self.updates(batch):
                     self.optimize(update)
@@ -204,6 +200,7 @@ class AgentModule(Lifecycle):
 
     def observe_tokens(self, batch: Batch) -> None:
         """Show the iteration's tokens to the metrics that are about them."""
+        reporting.token_shares(self.metrics, batch, self.tasks.worlds)
         for metric in self.own_metrics:
             if isinstance(metric, TokenMetric):
                 metric.update(self.token_view(batch))

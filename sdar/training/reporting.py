@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
@@ -143,6 +143,12 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
             metrics.add("grad/special_share", norms[on[:, 1:][now.predicts]].sum(), norms.sum())
 
         now.hidden.register_hook(known)
+
+
+def token_shares(metrics: Metrics, batch: Batch, worlds: Iterable[str]) -> None:
+    """Which share of the tokens that are learned from each world has; nothing in a run with one."""
+    for number, world in enumerate(worlds if batch.has("world") else ()):
+        metrics.add(f"train/token_share/{world}", batch.loss_mask[batch.world == number].sum(), batch.loss_mask.sum())
 
 
 def percentile(values: Tensor, percent: int) -> float:
