@@ -16,7 +16,13 @@ class AnsweredProblem(Problem, Protocol):
     """A problem with a gold answer; `program`, `hint` and `worked` are empty where nobody wrote them."""
 
     @property
+    def family(self) -> str: ...
+
+    @property
     def gold(self) -> str: ...
+
+    @property
+    def told(self) -> str: ...
 
     @property
     def program(self) -> str: ...
@@ -44,6 +50,16 @@ class AnswerEnv(ProblemEnv):
     @abstractmethod
     def _is_right(self, problem: Any, answer: str) -> bool:
         """Whether an answer that is not empty is right."""
+
+    def task(self, task_id: str) -> Task:
+        problem = self.problem(task_id)
+        seed = int(task_id.rpartition("-")[2])
+        return Task(id=task_id, family=problem.family, instruction=problem.text, seed=seed, facts={"answer": problem.told})
+
+    def solution(self, task: Task) -> str:
+        """How the answer is found, where that is known, and the answer."""
+        problem = self.problem(task.id)
+        return "\n\n".join([*filter(None, (problem.worked or problem.program,)), f"The answer is {problem.told}."])
 
     def reset(self, task: Task) -> str:
         self.running = Attempt(task.id)

@@ -34,6 +34,11 @@ class Problem:
         """The answer as a policy should give it."""
         return self.answer
 
+    @property
+    def told(self) -> str:
+        """The answer as a teacher is told it."""
+        return self.answer
+
 
 def modular_arithmetic(rng: random.Random, level: str) -> Problem:
     """A power plus a product, modulo a number."""

@@ -24,7 +24,6 @@ from sdar.reading import is_written_list, read_name
 from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
 from sdar.skills import SkillBank
-from sdar.types import Task
 
 GENERATOR = 1
 """Raised whenever the same arguments would make another problem, so that no panel can mean two things."""
@@ -123,16 +122,6 @@ class MathEnv(AnswerEnv):
         problem: Problem = self._problem(task_id)
         return problem
 
-    def task(self, task_id: str) -> Task:
-        problem = self.problem(task_id)
-        return Task(
-            id=task_id,
-            family=problem.family,
-            instruction=problem.text,
-            seed=int(task_id.rpartition("-")[2]),
-            facts={"answer": problem.answer},
-        )
-
     def check(self) -> None:
         """Whether code can be run and answers compared on this machine; says what stands between the code and the machine."""
         super().check()
@@ -140,11 +129,6 @@ class MathEnv(AnswerEnv):
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "MathExpert":
         return MathExpert(self, self.problem(self.ongoing().task_id))
-
-    def solution(self, task: Task) -> str:
-        """How the answer is found, where that is known, and the answer."""
-        problem = self.problem(task.id)
-        return "\n\n".join([*filter(None, (problem.worked or problem.program,)), f"The answer is {problem.answer}."])
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, RIGHT, WRONG]

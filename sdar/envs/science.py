@@ -19,7 +19,6 @@ from sdar.paths import resolve
 from sdar.registry import register
 from sdar.sandbox.base import CodeRunner
 from sdar.skills import SkillBank
-from sdar.types import Task
 
 GENERATOR = 1
 """Raised whenever the same arguments would make another question, or another order of options, so that no panel can mean two things."""
@@ -110,11 +109,6 @@ class ScienceEnv(AnswerEnv):
         question: Question = self._problem(task_id)
         return question
 
-    def task(self, task_id: str) -> Task:
-        question = self.problem(task_id)
-        seed = int(task_id.rpartition("-")[2])
-        return Task(id=task_id, family=question.family, instruction=question.text, seed=seed, facts={"answer": question.told})
-
     def check(self) -> None:
         """Whether code can be run, and answers compared where there are no options."""
         super().check()
@@ -124,11 +118,6 @@ class ScienceEnv(AnswerEnv):
 
     def expert(self, facts: Mapping[str, str], rng: random.Random) -> "ScienceExpert":
         return ScienceExpert(self, self.problem(self.ongoing().task_id))
-
-    def solution(self, task: Task) -> str:
-        """How the answer is found, where that is known, and the answer."""
-        question = self.problem(task.id)
-        return "\n\n".join([*filter(None, (question.worked or question.program,)), f"The answer is {question.told}."])
 
     def corpus(self, rng: random.Random) -> tuple[list[str], list[str]]:
         texts = [NO_CALLS_LEFT, NO_OUTPUT, MALFORMED, RIGHT, WRONG]
