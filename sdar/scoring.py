@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, span_teacher_logp, vocabulary_log_probs
+from sdar.heads import Head as Head
+from sdar.heads import head_of
 from sdar.parts import Divergence, RemoteModel
 from sdar.registry import part_name
 from sdar.renamed import old_names
@@ -64,37 +66,24 @@ class Scorer:
 
         def project(hidden: Tensor) -> tuple[Tensor, ...]:
             head = self.head(model)
-            return chunked_token_stats(
-                hidden,
-                head.weight,
-                targets,
-                bias=head.bias,
-                temperature=self.temperature,
-                forbidden_ids=self.forbidden_ids,
-                softcap=head.softcap,
-                chunk=self.chunk,
-            )
+            return chunked_token_stats(hidden, head.weight, targets, **head.settings(), **self.density, chunk=self.chunk)
 
         stats = run_as_forward(model.get_output_embeddings(), project, hidden)
         logp, entropy, allowed_logmass = (_spread(values, predicts) for values in stats)
         return StudentOutput(logp, entropy, allowed_logmass, hidden, predicts, model, self)
 
-    def head(self, model: "PreTrainedModel") -> "Head":
-        """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary are left out."""
-        head = model.get_output_embeddings()
-        softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        return Head(head.weight[: self.vocab_size], None if head.bias is None else head.bias[: self.vocab_size], softcap)
+    @property
+    def density(self) -> dict[str, Any]:
+        """What is made of logits."""
+        return {"temperature": self.temperature, "forbidden_ids": self.forbidden_ids}
 
-    def log_probs(self, hidden: Tensor, head: "Head") -> Tensor:
+    def head(self, model: "PreTrainedModel") -> Head:
+        """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary do not count."""
+        return head_of(model, self.vocab_size)
+
+    def log_probs(self, hidden: Tensor, head: Head) -> Tensor:
         """``[tokens, hidden]`` to log-probabilities ``[tokens, vocab]`` of the density that is trained; differentiable."""
-        return vocabulary_log_probs(
-            hidden,
-            head.weight,
-            bias=head.bias,
-            temperature=self.temperature,
-            forbidden_ids=self.forbidden_ids,
-            softcap=head.softcap,
-        )
+        return vocabulary_log_probs(hidden, head.weight, **head.settings(), **self.density)
 
     @torch.no_grad()
     def score(
@@ -190,7 +179,7 @@ class Scorer:
 
     @torch.no_grad()
     def check(self, model: "PreTrainedModel") -> None:
-        """Compare with the model's own logits on a few tokens: a head that scales its logits would be scored wrongly.
+        """Compare with the model's own logits on a few tokens: a head that does more than is known of it would be scored wrongly.
 
         Raises:
             PolicyError: more than 1e-3 nats and what rounding explains apart; fewer logits than the tokenizer has tokens.
@@ -214,25 +203,9 @@ class Scorer:
         if not off < 1e-3 + rounding:
             raise PolicyError(
                 f"{type(model).__name__}: log-probabilities from hidden states differ from the model's own by {off:.3g} nats, "
-                "so its head does more than a matrix product (and soft cap). This architecture is not supported yet."
+                "so its head does more than a matrix product, a scale that `sdar.heads` knows and a soft cap. This architecture is not "
+                "supported yet."
             )
-
-
-class Head(NamedTuple):
-    """The last layer of a language model."""
-
-    weight: Tensor
-    """[vocab, hidden]"""
-    bias: Tensor | None
-    softcap: float | None
-
-    def to(self, device: torch.device) -> "Head":
-        return Head(self.weight.to(device), None if self.bias is None else self.bias.to(device), self.softcap)
-
-    def kept(self) -> "Head":
-        """A copy that later optimizer steps do not change."""
-        weight, bias = self.weight.detach().clone(), None if self.bias is None else self.bias.detach().clone()
-        return Head(weight, bias, self.softcap)
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Log-probability and entropy of every token from hidden states, without ever holding ``[tokens, vocab]`` logits.
 
 One float32 logit tensor of 32,768 tokens and a vocabulary of 152,000 is 18.6 GiB, and a log-softmax with its graph keeps
-several. Here chunks of tokens are projected, reduced to a few numbers each and dropped; the backward pass projects them again
-and writes the gradient of the logits down in closed form.
+several. Here tiles of tokens and ids are projected, folded into a few numbers for each token and dropped; the backward pass
+projects them again and writes the gradient of the logits down in closed form. That is one matrix product in four: three are what
+full logits need as well.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdar.errors import ConfigError
+from sdar.functional.head import Projection, Tile, WeightGradient, add_product, projection
 from sdar.functional.vocabulary import log_probs
 
 
@@ -38,43 +41,39 @@ def chunked_token_stats(
     temperature: float = 1.0,
     forbidden_ids: Sequence[int] = (),
     softcap: float | None = None,
+    scale: float = 1.0,
+    vocab: int | None = None,
     chunk: int = 1024,
 ) -> TokenStats:
-    """Statistics of the distribution softmax(cap(hidden @ weight.T + bias) / temperature) restricted to the allowed ids.
+    """Statistics of the distribution softmax(cap(scale * hidden @ weight.T + bias) / temperature) restricted to the allowed ids.
 
     Value:    exact, whatever `chunk` is.
-    Gradient: exact, of all three outputs, with respect to `hidden`, `weight` and `bias`; once differentiable.
+    Gradient: exact, of all three outputs, with respect to `hidden`, `weight` and `bias`; once differentiable. Tokens with a zero
+              gradient cost nothing in the backward pass.
 
     Matrix products take the inputs in their own precision (or in that of an active autocast) and deliver float32; everything
-    behind them, and the sum of the weight's gradient over chunks, is float32. At most a few ``[chunk, vocab]`` tensors live at
-    a time.
+    behind them, and the sum of the weight's gradient over tokens, is float32. Beside that gradient, a few tiles of some hundred
+    tokens and a thousand ids live at a time (a few thousand each on a GPU).
 
     Args:
         hidden: ``[N, H]``, states that predict the targets. Select the response tokens first: others cost as much.
-        weight: ``[V, H]``, the head. Pass ``weight[:len(tokenizer)]`` to leave rows that pad the vocabulary out.
+        weight: ``[V, H]``, the head.
         targets: ``[N]`` token ids.
         bias: ``[V]``.
         forbidden_ids: ids with probability zero, as a sampler masks them; ids of V and above have no row and are skipped.
         softcap: cap(z) = softcap * tanh(z / softcap).
-        chunk: tokens that are projected at a time.
+        scale: what the head's own product is multiplied with.
+        vocab: the first rows of the head that count; others pad it and get no gradient. None: all.
+        chunk: most tokens that are projected at a time.
 
     Raises:
         ConfigError: a setting that no distribution has.
         ValueError: a target that is forbidden or outside of the vocabulary.
     """
-    vocab = weight.shape[0]
-    _check_settings(temperature, softcap, chunk)
-    forbidden = _forbidden(forbidden_ids, vocab, weight.device)
-    _check_targets(targets, forbidden, vocab)
-    precision = torch.promote_types(hidden.dtype, weight.dtype)
-    kind = weight.device.type
-    if torch.is_autocast_enabled(kind) and precision != torch.float64:
-        precision = torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, enabled=False):
-        logp, entropy, logmass = _TokenStats.apply(  # type: ignore[no-untyped-call]
-            hidden.to(precision), weight.to(precision), bias, targets, forbidden, float(temperature), softcap, chunk
-        )
-    return TokenStats(logp, entropy, logmass)
+    head = _projection(hidden, weight, bias, temperature, forbidden_ids, softcap, scale, vocab, chunk)
+    _check_targets(targets, torch.tensor(head.forbidden, dtype=torch.long, device=targets.device), head.vocab)
+    with torch.autocast(weight.device.type, enabled=False):
+        return TokenStats(*_TokenStats.apply(hidden, weight, bias, targets, head, chunk))  # type: ignore[no-untyped-call]
 
 
 def vocabulary_log_probs(
@@ -85,198 +84,213 @@ def vocabulary_log_probs(
     temperature: float = 1.0,
     forbidden_ids: Sequence[int] = (),
     softcap: float | None = None,
-) -> Float[Tensor, "N V"]:
-    """Log-probabilities ``[N, V]`` of the distribution of `chunked_token_stats`; for a chunk of tokens at a time.
+    scale: float = 1.0,
+    vocab: int | None = None,
+) -> Float[Tensor, "N vocab"]:
+    """Log-probabilities ``[N, vocab]`` of the distribution of `chunked_token_stats`; for a chunk of tokens at a time.
 
     Forbidden ids get the lowest finite number. Matrix products as there: inputs in their own precision, float32 out.
 
     Value and gradient: exact.
     """
-    _check_settings(temperature, softcap, 1)
-    forbidden = _forbidden(forbidden_ids, weight.shape[0], weight.device)
-    kind = weight.device.type
-    precision = torch.promote_types(hidden.dtype, weight.dtype)
-    if torch.is_autocast_enabled(kind) and precision != torch.float64:
-        precision = torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, enabled=False):
-        logits = _WideMatmul.apply(hidden.to(precision), weight.to(precision))  # type: ignore[no-untyped-call]
+    head = _projection(hidden, weight, bias, temperature, forbidden_ids, softcap, scale, vocab, 1)
+    with torch.autocast(weight.device.type, enabled=False):
+        rows = weight if head.vocab == len(weight) else weight[: head.vocab]
+        logits = _WideMatmul.apply(hidden.to(head.precision), rows.to(head.precision), scale)  # type: ignore[no-untyped-call]
         if bias is not None:
-            logits = logits + bias
+            logits = logits + bias[: head.vocab]
         if softcap is not None:
             logits = softcap * torch.tanh(logits / softcap)
         logits = logits / temperature
-        if forbidden.numel():
-            logits = logits.index_fill(1, forbidden, -torch.inf)
+        if head.forbidden:
+            logits = logits.index_fill(1, torch.tensor(head.forbidden, device=logits.device), -torch.inf)
         return log_probs(logits).clamp_min(torch.finfo(logits.dtype).min)
 
 
 class _WideMatmul(torch.autograd.Function):
-    """hidden @ weight.T in at least float32, whatever the inputs are; the gradients have the inputs' types."""
+    """scale * hidden @ weight.T in at least float32, whatever the inputs are; the gradients have the inputs' types."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(hidden, weight)
-        return _wide_matmul(hidden, weight.t())
+        ctx.scale = scale
+        return _wide_product(hidden, weight.t(), scale)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         hidden, weight = ctx.saved_tensors
         narrow = grad.to(hidden.dtype)
         return (
-            _wide_matmul(narrow, weight).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
-            _wide_matmul(narrow.t(), hidden).to(weight.dtype) if ctx.needs_input_grad[1] else None,
+            _wide_product(narrow, weight, ctx.scale).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            _wide_product(narrow.t(), hidden, ctx.scale).to(weight.dtype) if ctx.needs_input_grad[1] else None,
+            None,
         )
 
 
 class _TokenStats(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        forbidden: Tensor,
-        temperature: float,
-        softcap: float | None,
-        chunk: int,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Projection, chunk: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(hidden.dtype, torch.float32)
-        logp = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
-        entropy = torch.empty_like(logp)
-        logmass = torch.zeros_like(logp)
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = _logits(hidden[rows], weight, bias, softcap).div_(temperature)
-            all_logp, odds, _ = _restrict(logits, forbidden)
-            logp[rows] = all_logp.gather(1, targets[rows, None])[:, 0]
-            entropy[rows] = all_logp.exp().mul_(all_logp).sum(1).neg_()
-            if odds is not None:
-                logmass[rows] = -F.softplus(odds)
-        ctx.save_for_backward(hidden, weight, bias, targets, forbidden, entropy)
-        ctx.settings = (temperature, softcap, chunk)
+        logp, found = _fold(hidden, targets, head, chunk)
+        logmass = -F.softplus(found.forbidden - found.normalizer) if head.forbidden else torch.zeros_like(logp)
+        ctx.save_for_backward(hidden, weight, bias, targets, *found)
+        ctx.head, ctx.chunk = head.without_weights(), chunk
         ctx.set_materialize_grads(False)
-        return logp, entropy, logmass
+        return logp, found.entropy, logmass
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):  # also when called inside of an autocast
-            return _TokenStats.gradients(ctx, *grads)
-
-    @staticmethod
-    def gradients(
-        ctx: Any, grad_logp: Tensor | None, grad_entropy: Tensor | None, grad_mass: Tensor | None
-    ) -> tuple[Any, ...]:
-        hidden, weight, bias, targets, forbidden, entropy = ctx.saved_tensors
-        temperature, softcap, chunk = ctx.settings
+        hidden, weight, bias, targets, *found = ctx.saved_tensors
+        head = replace(ctx.head, weight=weight, bias=bias)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=entropy.dtype) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=entropy.dtype) if needs_bias else None
-        for start in range(0, hidden.shape[0], chunk):
-            rows = slice(start, start + chunk)
-            logits = _logits(hidden[rows], weight, bias, softcap)
-            slope = None if softcap is None else 1 - (logits / softcap).square_()
-            all_logp, odds, forbidden_logp = _restrict(logits.div_(temperature), forbidden)
-            p = all_logp.exp()
-            # With p the restricted softmax, q that of the forbidden ids among themselves and f the mass of the forbidden:
-            #   d logp    = onehot(target) - p;   d entropy = -p (log p + entropy);   d logmass = f (p - q)
-            # Products with p come first: log p of an impossible id is a huge finite number, and p times it is zero.
-            grad = all_logp.add_(entropy[rows, None]).mul_(p).mul_(0.0 if grad_entropy is None else -grad_entropy[rows, None])
-            scale = torch.zeros_like(entropy[rows])
+        into = WeightGradient(head, needs_weight, needs_bias)
+        told = [g for g in grads if g is not None]
+        learned = torch.stack([g != 0 for g in told]).any(0) if told else torch.zeros_like(targets, dtype=torch.bool)
+        some = None if bool(learned.all()) else learned.nonzero()[:, 0]
+
+        def pick(tensor: Tensor) -> Tensor:
+            return tensor if some is None else tensor[some]
+
+        with torch.autocast(weight.device.type, enabled=False):  # also when called inside of an autocast
+            grad_hidden = _unfold(
+                pick(hidden), pick(targets), _Sums(*(pick(t) for t in found)),
+                [None if g is None else pick(g) for g in grads], head, ctx.chunk, needs_hidden, into,
+            )  # fmt: skip
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
+            if some is not None:
+                grad_hidden = torch.zeros_like(hidden).index_copy_(0, some, grad_hidden)
+        return grad_hidden, into.weight, into.bias, None, None, None
+
+
+class _Sums(NamedTuple):
+    """What the backward pass knows of each token ``[N]``."""
+
+    entropy: Tensor
+    normalizer: Tensor
+    """Log of the summed exponentials of the allowed tempered logits."""
+    forbidden: Tensor
+    """The same of the forbidden ones."""
+
+
+def _fold(hidden: Tensor, targets: Tensor, head: Projection, chunk: int) -> tuple[Tensor, _Sums]:
+    """One pass over the head, with running sums of exponentials: the targets' log-probabilities, and the sums."""
+    rows, columns = head.tiles(len(hidden), chunk)
+    lowest = torch.finfo(head.wide).min / 2
+    tile, other = (Tile(hidden, head.wide, rows, columns) for _ in range(2))
+    wanted = hidden.new_zeros(len(hidden), dtype=head.wide)  # the target's logit
+    top, lost_top = (wanted.new_full(wanted.shape, lowest) for _ in range(2))
+    total, lost, weighted = (torch.zeros_like(wanted) for _ in range(3))  # sums of exp(z - top); of exp(z - top) (z - top)
+    states = head.operand(hidden)
+    for ids in columns:
+        weight, forbidden = head.operand(head.weight[ids]), head.forbidden_in(ids)
+        for at in rows:
+            z = head.logits(states[at], weight, ids, tile.view(at, ids))
+            place, inside = _place(targets[at], ids)
+            wanted[at] = torch.where(inside, z.gather(1, place)[:, 0], wanted[at])
+            if forbidden is not None:
+                _add_exponentials(z.index_select(1, forbidden), lost_top[at], lost[at])
+                z.index_fill_(1, forbidden, 2 * lowest)
+            before = total[at].clone()
+            e, change = _add_exponentials(z, top[at], total[at], other.view(at, ids))
+            weighted[at] = (weighted[at] + change * before) * change.exp() + e.mul_(z).sum(1)
+    logp = (wanted - top - total.log()).clamp_min_(2 * lowest)
+    return logp, _Sums(total.log() - weighted / total, top + total.log(), lost_top + lost.log())
+
+
+def _unfold(
+    hidden: Tensor, targets: Tensor, found: _Sums, grads: Sequence[Tensor | None], head: Projection, chunk: int, needs_hidden: bool,
+    into: WeightGradient,
+) -> Tensor | None:  # fmt: skip
+    """The gradient of `hidden`, and into `into` that of the head. With p the restricted softmax, q that of the forbidden ids among
+    themselves and f their mass::
+
+        d logp = onehot(target) - p;   d entropy = -p (log p + entropy);   d logmass = f (p - q)
+    """
+    rows, columns = head.tiles(len(hidden), chunk)
+    tile, spare = (Tile(hidden, head.wide, rows, columns) for _ in range(2))
+    grad_logp, grad_entropy, grad_mass = (None if g is None else g * (head.scale / head.temperature) for g in grads)
+    of_p = torch.zeros_like(
+        found.entropy
+    )  # the gradient is p (of_p - grad_entropy log p), and something at target and forbidden
+    if grad_logp is not None:
+        of_p -= grad_logp
+    if grad_entropy is not None:
+        of_p -= grad_entropy * found.entropy
+    if grad_mass is not None:
+        grad_mass = grad_mass * torch.sigmoid(found.forbidden - found.normalizer)
+        of_p += grad_mass
+    states = head.operand(hidden)
+    grad_hidden = torch.zeros_like(hidden, dtype=head.wide) if needs_hidden else None
+    for ids in columns:
+        weight, forbidden = head.operand(head.weight[ids]), head.forbidden_in(ids)
+        into.begin(ids)
+        for at in rows:
+            z = head.logits(states[at], weight, ids, tile.view(at, ids))
+            slope = head.slope(z)
+            lost = None
+            if forbidden is not None:
+                if grad_mass is not None:
+                    lost = z.index_select(1, forbidden).sub_(found.forbidden[at, None]).exp_().mul_(-grad_mass[at, None])
+                z.index_fill_(1, forbidden, torch.finfo(z.dtype).min)
+            z.sub_(found.normalizer[at, None])
+            if grad_entropy is None:
+                grad = z.exp_().mul_(of_p[at, None])
+            else:
+                p = torch.exp(z, out=spare.view(at, ids))
+                # an impossible id's log p is a huge number: p comes first
+                grad = torch.addcmul(p * of_p[at, None], z.mul_(p), grad_entropy[at, None], value=-1, out=z)
+            if lost is not None:
+                grad.index_copy_(1, forbidden, lost)
             if grad_logp is not None:
-                scale -= grad_logp[rows]
-            forbidden_grad = None
-            if grad_mass is not None and odds is not None and forbidden_logp is not None:
-                mass = grad_mass[rows] * torch.sigmoid(odds)
-                scale += mass
-                forbidden_grad = -mass[:, None] * forbidden_logp.exp()
-            grad.add_(p.mul_(scale[:, None]))
-            if forbidden_grad is not None:
-                grad.index_copy_(1, forbidden, forbidden_grad)
-            if grad_logp is not None:
-                grad.scatter_add_(1, targets[rows, None], grad_logp[rows, None])
+                place, inside = _place(targets[at], ids)
+                grad.scatter_add_(1, place, torch.where(inside, grad_logp[at], 0.0)[:, None])
             if slope is not None:
                 grad.mul_(slope)
-            grad.div_(temperature)
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(hidden.dtype)
+            factor = head.operand(grad)
             if grad_hidden is not None:
-                grad_hidden[rows] = _wide_matmul(grad, weight).to(hidden.dtype)
-            if grad_weight is not None:
-                grad_weight += _wide_matmul(grad.t(), hidden[rows])
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+                add_product(grad_hidden[at], factor, weight)
+            into.add(grad, factor, states[at])
+        into.end()
+    return grad_hidden
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> Tensor:
-    logits = _wide_matmul(hidden, weight.t())
-    if bias is not None:
-        logits += bias
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits
+def _add_exponentials(z: Tensor, top: Tensor, total: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Fold a tile ``[tokens, ids]`` into its tokens' largest logit and sum of exp(z - top), in place.
 
-
-def _restrict(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-softmax over the allowed ids, log-odds forbidden : allowed, log-softmax over the forbidden; the first in place.
-
-    Impossible ids get the lowest finite number instead of -inf, so that 0 * log 0 is 0.
+    Returns:
+        The tile's exponentials, and how much lower the largest logit was before; `z` is left as logits minus `top`.
     """
-    lost = logits.index_select(1, forbidden) if forbidden.numel() else None
-    if lost is not None:
-        logits.index_fill_(1, forbidden, -torch.inf)
-    normalizer = logits.logsumexp(1, keepdim=True)
-    logits.sub_(normalizer).clamp_min_(torch.finfo(logits.dtype).min)
-    if lost is None:
-        return logits, None, None
-    lost_normalizer = lost.logsumexp(1, keepdim=True)
-    return logits, (lost_normalizer - normalizer)[:, 0], lost - lost_normalizer
+    change = top.clone()
+    torch.maximum(top, z.amax(1), out=top)
+    change -= top
+    e = torch.exp(z.sub_(top[:, None]), out=out)
+    total.mul_(change.exp()).add_(e.sum(1))
+    return e, change
 
 
-_MM_WIDENS = "dtype" in torch.ops.aten.mm.overloads()  # type: ignore[no-untyped-call]
-"""Whether this torch can multiply bfloat16 matrices into float32 (on CUDA)."""
+def _place(targets: Tensor, ids: slice) -> tuple[Tensor, Tensor]:
+    """Each target's column in a tile ``[tokens, 1]``, and whether it is there at all ``[tokens]``."""
+    return (targets - ids.start).clamp(0, ids.stop - ids.start - 1)[:, None], (targets >= ids.start) & (targets < ids.stop)
 
 
-def _wide_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in at least float32: rounding logits to bfloat16 would put an error of 0.06 nats on a logit of 20."""
-    if a.dtype == torch.bfloat16 and a.is_cuda and _MM_WIDENS:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return a.to(wide) @ b.to(wide)
+def _wide_product(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    out = a.new_empty(a.shape[0], b.shape[1], dtype=torch.promote_types(a.dtype, torch.float32))
+    return add_product(out, a, b, alpha, 0.0)
 
 
-def _forbidden(ids: Sequence[int], vocab: int, device: torch.device) -> Tensor:
-    unique = sorted(set(ids))
-    if unique and unique[0] < 0:
-        raise ConfigError(f"forbidden_ids holds {unique[0]}: token ids are not negative. Remove it.")
-    unique = [i for i in unique if i < vocab]
-    if len(unique) == vocab:
-        raise ConfigError(f"forbidden_ids holds all {vocab} ids of the vocabulary: nothing can be sampled. Allow some.")
-    return torch.tensor(unique, dtype=torch.long, device=device)
-
-
-def _check_settings(temperature: float, softcap: float | None, chunk: int) -> None:
-    if not temperature > 0:
-        raise ConfigError(
-            f"temperature is {temperature}: logits are divided by it, and greedy decoding has no density. "
-            "Use the temperature above 0 that the rollout sampled with."
-        )
-    if softcap is not None and not softcap > 0:
-        raise ConfigError(f"softcap is {softcap}: logits are bounded by it. Use a number above 0, or null for no bound.")
+def _projection(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, forbidden_ids: Sequence[int], softcap: float | None,
+    scale: float, vocab: int | None, chunk: int,
+) -> Projection:  # fmt: skip
     if chunk < 1:
         raise ConfigError(f"chunk is {chunk}: it is the number of tokens projected at a time. Use 1 or more, e.g. 1024.")
+    return projection(
+        hidden, weight, bias, vocab=vocab, forbidden_ids=forbidden_ids, temperature=temperature, softcap=softcap, scale=scale
+    )
 
 
 def _check_targets(targets: Tensor, forbidden: Tensor, vocab: int) -> None:

@@ -1,15 +1,21 @@
-"""Chunked statistics against a naive softmax, and that no [tokens, vocab] tensor is ever made."""
+"""Tiled statistics against a naive softmax, and that neither logits nor a second gradient of the head is ever made."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdar.errors import ConfigError
 from sdar.functional import TokenStats, chunked_token_stats, vocabulary_log_probs
+from sdar.functional.head import Projection, pieces
 
 TOKENS, HIDDEN, VOCAB = 6, 4, 9
 TARGETS = torch.tensor([0, 5, 2, 8, 7, 5])
@@ -18,6 +24,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"temperature": 0.6},
     {"forbidden_ids": (1, 3)},
     {"forbidden_ids": (3, 1, 1, VOCAB + 4), "temperature": 1.7, "softcap": 2.0},
+    {"forbidden_ids": (3,), "temperature": 1.7, "softcap": 2.0, "scale": 0.3},
 ]
 
 
@@ -37,8 +44,11 @@ def naive(
     temperature: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
     softcap: float | None = None,
+    scale: float = 1.0,
+    vocab: int | None = None,
 ) -> TokenStats:
-    logits = hidden @ weight.t() + (0 if bias is None else bias)
+    weight, bias = weight[:vocab], None if bias is None else bias[:vocab]
+    logits = scale * hidden @ weight.t() + (0 if bias is None else bias)
     logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
     allowed = torch.tensor([i for i in range(weight.shape[0]) if i not in forbidden_ids])
     logp = logits[:, allowed].log_softmax(-1)
@@ -147,28 +157,88 @@ def test_the_weight_gradient_of_many_chunks_is_summed_in_float32() -> None:
     assert grads[0] is not None and torch.equal(grads[0], grads[1]) and grads[0][0].item() == 256
 
 
-class Largest(TorchDispatchMode):
-    """Most elements of any tensor made inside."""
+@contextmanager
+def tiles(tokens: int, ids: int) -> Iterator[None]:
+    """Tiles of a size, where those in use would hold everything here."""
+    with patch.object(Projection, "tiles", lambda self, n, chunk: (list(pieces(n, tokens)), list(pieces(self.vocab, ids)))):
+        yield
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_tiles_give_the_naive_values_and_gradients(data: st.DataObject) -> None:
+    tokens, hidden_size, rows = (data.draw(st.integers(1, most)) for most in (9, 5, 14))
+    vocab = data.draw(st.integers(1, rows))
+    forbidden = data.draw(st.sets(st.integers(0, rows + 2), max_size=vocab - 1))
+    allowed = [i for i in range(vocab) if i not in forbidden]
+    setting = {
+        "temperature": data.draw(st.sampled_from([1.0, 0.4, 2.5])),
+        "softcap": data.draw(st.sampled_from([None, 1.5])),
+        "scale": data.draw(st.sampled_from([1.0, 0.25, 3.0])),
+        "forbidden_ids": tuple(forbidden),
+        "vocab": vocab,
+    }
+    dtype, atol = data.draw(st.sampled_from([(torch.double, 1e-11), (torch.float32, 1e-5)]))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    wide = [
+        torch.randn(s, dtype=torch.double, generator=generator) for s in ((tokens, hidden_size), (rows, hidden_size), (rows,))
+    ]
+    targets = torch.tensor(data.draw(st.lists(st.sampled_from(allowed), min_size=tokens, max_size=tokens)))
+    upstream = torch.randn(3, tokens, dtype=torch.double, generator=generator)
+    upstream[:, torch.rand(tokens, generator=generator) < 0.3] = 0  # tokens without a loss
+    wants_bias, found = data.draw(st.booleans()), []
+    for f, precision in ((naive, torch.double), (chunked_token_stats, dtype)):
+        given_ = [t.to(precision).requires_grad_() for t in wide[: 3 if wants_bias else 2]]
+        bias = {"bias": given_[2]} if wants_bias else {}
+        with tiles(data.draw(st.integers(1, tokens)), data.draw(st.integers(1, vocab))):
+            stats = torch.stack(list(f(given_[0], given_[1], targets, **bias, **setting)))
+            grads = torch.autograd.grad((stats * upstream).sum(), given_, allow_unused=True)
+        found.append([stats, *(torch.zeros_like(t) if g is None else g for t, g in zip(given_, grads, strict=True))])
+    for expected, actual in zip(*found, strict=True):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), expected, atol=atol * max(1.0, float(expected.abs().max())), rtol=0)
+
+
+class Made(TorchDispatchMode):
+    """Elements of every memory that tensors made inside have, and rows of every matrix product."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.numel = 0
+        self.sizes: dict[int, int] = {}
+        self.rows: set[int] = set()
+        self.kept: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        inside = {t.untyped_storage().data_ptr() for t in args if isinstance(t, Tensor)}
         for tensor in out if isinstance(out, tuple) else (out,):
-            if isinstance(tensor, Tensor):
-                self.numel = max(self.numel, tensor.numel())
+            if isinstance(tensor, Tensor) and (at := tensor.untyped_storage().data_ptr()) not in inside:
+                self.sizes[at] = tensor.untyped_storage().nbytes() // tensor.element_size()
+                self.kept.append(tensor)  # so that no address is used twice
+        if "addmm" in str(func):
+            self.rows.add(args[1].shape[0])
         return out
 
 
-def test_no_tensor_is_larger_than_a_chunk_of_logits() -> None:
-    tokens, vocab, chunk = 64, 50, 4
-    hidden, weight = torch.randn(tokens, 2, requires_grad=True), torch.randn(vocab, 2, requires_grad=True)
-    with Largest() as largest:
-        stats = chunked_token_stats(hidden, weight, torch.zeros(tokens, dtype=torch.long), forbidden_ids=(7,), chunk=chunk)
-        torch.stack(list(stats)).sum().backward()
-    assert largest.numel <= max(chunk * vocab, 3 * tokens)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_as_large_as_the_weight_but_its_gradient(dtype: torch.dtype) -> None:
+    tokens, vocab, size = 96, 500, 16
+    hidden = torch.randn(tokens, size, dtype=dtype, requires_grad=True)
+    weight = torch.randn(vocab + 12, size, dtype=dtype, requires_grad=True)
+    with tiles(16, 64), Made() as made:
+        stats = chunked_token_stats(hidden, weight, torch.zeros(tokens, dtype=torch.long), forbidden_ids=(7,), vocab=vocab)
+        torch.autograd.grad(torch.stack(list(stats)).sum(), (hidden, weight))
+    largest = sorted(made.sizes.values())
+    assert largest[-1] == weight.numel() and largest[-2] <= tokens * size
+
+
+def test_tokens_without_a_gradient_cost_nothing_in_the_backward_pass() -> None:
+    hidden, weight = torch.randn(12, 4, requires_grad=True), torch.randn(9, 4, requires_grad=True)
+    stats = chunked_token_stats(hidden, weight, torch.zeros(12, dtype=torch.long))
+    with Made() as made:
+        (stats.logp * (torch.arange(12) % 4 == 1)).sum().backward()
+    assert made.rows == {3, 9}  # of the hidden states, and of the weight's gradient
+    assert hidden.grad is not None and hidden.grad.any(1).nonzero().flatten().tolist() == [1, 5, 9]
 
 
 def test_forbidden_ids_leave_no_nan_behind() -> None:
@@ -251,9 +321,10 @@ def naive_log_probs(
     temperature: float = 1.0,
     forbidden_ids: tuple[int, ...] = (),
     softcap: float | None = None,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the allowed ids, and which these are."""
-    logits = hidden @ weight.t() + (0 if bias is None else bias)
+    logits = scale * hidden @ weight.t() + (0 if bias is None else bias)
     logits = (logits if softcap is None else softcap * torch.tanh(logits / softcap)) / temperature
     allowed = torch.tensor([i for i in range(weight.shape[0]) if i not in forbidden_ids])
     return logits[:, allowed].log_softmax(-1), allowed

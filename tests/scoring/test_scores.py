@@ -1,13 +1,18 @@
 """Scores against a naive log-softmax of the model's own logits, and which models can be scored."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from scored import FORBIDDEN, VOCAB, batch, by_setting, naive, network, stats_of
 from transformers import CohereConfig, Gemma2Config, GraniteConfig, LlamaConfig, PhiConfig, Qwen2Config, Qwen3Config
 
+from sdar import heads
 from sdar.errors import PolicyError
+from sdar.heads import head_of
 from sdar.scoring import Scorer, micro_batches
 
 
@@ -137,9 +142,49 @@ def test_large_logits_that_a_model_rounds_pass_the_check(config, kwargs):
     Scorer(1.0, (), VOCAB).check(model.to(torch.bfloat16))
 
 
+MLA = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+SCALED = {
+    "Granite": {"logits_scaling": 8.0},
+    "GraniteMoeShared": {"logits_scaling": 8.0},
+    "Cohere": {"logit_scale": 0.25},
+    "Cohere2": {"logit_scale": 0.25},
+    "HyperCLOVAX": {"logits_scaling": 0.25},
+    "MiniCPM3": {"dim_model_base": 8, **MLA},
+    "NanoChat": {"final_logit_softcapping": 3.0},
+    "Inkling": {"logits_mup_width_multiplier": 8.0},
+}
+
+
+@pytest.mark.parametrize("family", [*SCALED, pytest.param("FalconH1", marks=pytest.mark.slow)])
+def test_heads_that_scale_their_logits_are_scored_right_and_learn_right(family):
+    config = getattr(transformers, f"{family}TextConfig" if family == "Inkling" else f"{family}Config")
+    model = network(config, **SCALED.get(family, {"lm_head_multiplier": 0.25}))
+    scorer, (ids, attention, response) = Scorer(0.7, FORBIDDEN, VOCAB), batch([11, 5, 8, 3])
+    scorer.check(model)
+    found = []
+    for logp in (scorer(model, ids, attention, response).logp, naive(model, ids, attention, response, 0.7, FORBIDDEN)[0]):
+        found.append((logp, torch.autograd.grad(logp.sum(), model.get_output_embeddings().weight)[0]))
+    (logp, gradient), (wanted, its) = found
+    torch.testing.assert_close(logp, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(gradient, its, atol=1e-5 * float(its.abs().max()), rtol=1e-5)
+    scorer.check(model.to(torch.bfloat16))
+
+
+def test_muses_scale_stands_within_its_cap():
+    """`MuseSparkForConditionalGeneration.forward`: cap tanh(multiplier logits / cap)."""
+    layer = torch.nn.Linear(4, VOCAB, bias=False)
+    settings = {"model_type": "muse_spark_text", "output_multiplier": 0.2, "final_logit_softcapping": 3.0}
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**settings))
+    head = head_of(SimpleNamespace(get_output_embeddings=lambda: layer, config=config), VOCAB)
+    hidden = torch.randn(5, 4)
+    wanted = (3.0 * torch.tanh(0.2 * layer(hidden) / 3.0)).log_softmax(-1)
+    torch.testing.assert_close(Scorer(1.0, (), VOCAB).log_probs(hidden, head), wanted, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("config, kwargs", [(GraniteConfig, {"logits_scaling": 8.0}), (CohereConfig, {"logit_scale": 0.25})])
-def test_a_head_that_scales_its_logits_is_refused(config, kwargs, dtype):
+def test_a_head_that_scales_by_what_nobody_knows_is_refused(config, kwargs, dtype, monkeypatch):
+    monkeypatch.setattr(heads, "FACTORS", {})
     name = config.__name__.removesuffix("Config") + "ForCausalLM"
     message = rf"{name}: log-probabilities from hidden states differ from the model's own by [\d.e+]+ nats"
     with pytest.raises(PolicyError, match=message):
