@@ -37,6 +37,10 @@ class SkillBankError(SdarError, ValueError):
     """An unreadable or inconsistent skill bank."""
 
 
+class FetchError(SdarError, OSError):
+    """Data or a model that could not be brought to this machine, or is another than was meant."""
+
+
 class PanelError(SdarError, ValueError):
     """An empty, damaged or different panel of tasks."""
 

@@ -12,8 +12,9 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 from urllib.request import getproxies, proxy_bypass
@@ -30,6 +31,8 @@ LONGEST_S = 30 * 86400.0
 """That a request may take: a timeout may be infinite, what counts it cannot."""
 LARGEST_ANSWER = 64 * 2**20
 """Bytes, where nobody says otherwise."""
+MOST_MOVES = 10
+"""That a download may be sent on."""
 SECRET_NAMES = re.compile(r"(key|token|secret|passw(or)?d|pwd|sig(nature)?|auth|credentials?)$", re.IGNORECASE)
 RECOGNISABLE = 8
 """Characters of a secret in a row that are hidden."""
@@ -39,7 +42,7 @@ class RequestFailed(Exception):
     """There is no whole answer.
 
     `kind`: connection: nobody there, or cut off. timeout: nothing came in time. slow: an answer began and was not whole in time.
-    large: it has too many bytes. elsewhere: it leads to another server.
+    large: it has too many bytes. elsewhere: it leads to another server. refused: a download got another status than success.
     """
 
     def __init__(self, kind: str, reason: str):
@@ -107,6 +110,29 @@ def request(
             raise RequestFailed(error.kind, f"{shown(url)} did not give {begun} within {timeout:g} s (timeout)") from None
         raise RequestFailed(error.kind, f"{shown(url)}: {hide(str(error), token)}") from None
     return Answer(answer.url, answer.status, hide(answer.reason, token), answer.headers, answer.body, token)
+
+
+def download(url: str, part: Path, progress: Callable[[int, int | None], None], idle: float = 60.0) -> None:
+    """Get the bytes of a file that `part` does not hold yet, from where it may be moved to: whoever asks compares what came with what
+    was meant. ``https`` stays ``https``.
+
+    Args:
+        part: Grows while bytes come.
+        progress: Told how many bytes are there, and of how many (None: the server does not say).
+        idle: Longest wait for further bytes, in seconds.
+
+    Raises:
+        RequestFailed: no whole answer; `part` keeps what came.
+    """
+    network = _network()
+    work = network.fetch(url, part, progress, idle)
+    future = asyncio.run_coroutine_threadsafe(work, network.loop)
+    try:
+        future.result()
+    except RequestFailed as error:
+        raise RequestFailed(error.kind, f"{shown(url)}: {error}") from None
+    finally:
+        future.cancel()
 
 
 def check_url(url: str, setting: str, example: str) -> None:
@@ -260,10 +286,55 @@ class _Network:
             why = os.strerror(number) if number else " ".join(str(error).split())[:500]
             raise RequestFailed("connection", f"{type(error).__name__}: {why}") from None
 
+    async def fetch(self, url: str, part: Path, progress: Callable[[int, int | None], None], idle: float) -> None:
+        import aiohttp
+
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=idle)
+        try:
+            for _ in range(MOST_MOVES):
+                here = part.stat().st_size if part.exists() else 0
+                asked = {"Connection": "close", "Accept-Encoding": "identity"} | ({"Range": f"bytes={here}-"} if here else {})
+                async with self.session.get(
+                    url, headers=asked, timeout=limit, allow_redirects=False, proxy=_proxy(url)
+                ) as answer:
+                    if answer.status in (301, 302, 303, 307, 308) and "Location" in answer.headers:
+                        moved = urljoin(url, answer.headers["Location"])
+                        if URL(url).scheme == "https" != URL(moved).scheme:
+                            raise RequestFailed("elsewhere", f"it leads to {shown(moved)[:200]!r}, which nobody could trust")
+                        url = moved
+                        continue
+                    await _receive(answer, part, here, progress)
+                    return
+            raise RequestFailed("elsewhere", f"it was moved more than {MOST_MOVES} times")
+        except TimeoutError:
+            raise RequestFailed("timeout", f"nothing came for {idle:g} s") from None
+        except (aiohttp.ClientError, ValueError, RuntimeError, ConnectionError) as error:
+            raise RequestFailed("connection", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}") from None
+
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self.session.close(), self.loop).result(1.0)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(1.0)
+
+
+async def _receive(
+    answer: "aiohttp.ClientResponse", part: Path, here: int, progress: Callable[[int, int | None], None]
+) -> None:
+    """Write an answer behind the bytes that are there, or, where the server begins anew, in place of them."""
+    if answer.status == 416 and here:  # nothing lies behind what is there
+        return
+    if answer.status not in (200, 206):
+        busy = answer.status in (408, 425, 429) or answer.status >= 500
+        raise RequestFailed("connection" if busy else "refused", f"the server says {answer.status} {answer.reason}")
+    begins = here if answer.status == 206 else 0
+    total = None if answer.content_length is None else begins + answer.content_length
+    with part.open("r+b" if begins else "wb") as out:
+        out.seek(begins)
+        async for chunk in answer.content.iter_chunked(2**18):
+            out.write(chunk)
+            progress(out.tell(), total)
+    if total is not None and part.stat().st_size != total:
+        raise RequestFailed("connection", f"{part.stat().st_size:,} of {total:,} bytes came")
 
 
 _lock = threading.Lock()

@@ -25,7 +25,7 @@ from transformers import (
 
 from sdar.errors import ConfigError, PolicyError, first_line
 from sdar.parts import Blueprint, Environment, Policy
-from sdar.paths import resolve
+from sdar.paths import how_to_fetch, resolve
 from sdar.registry import did_you_mean, register
 
 CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -175,6 +175,7 @@ class PretrainedPolicy(Policy):
             raise PolicyError(
                 f"policy path {self.name!r}: there is no such folder here (in {os.getcwd()}), and the hub was not reached or has nothing "
                 f"of this name ({reason}).{did_you_mean(self.path, beside)} Give the folder of a model, or a hub id that can be reached."
+                f"{how_to_fetch(self.name)}"
             ) from error
 
 

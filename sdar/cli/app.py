@@ -32,6 +32,10 @@ def main(args: list[str] | None = None) -> int:
             from sdar.cli.completion import complete
 
             _say(complete(args[1:]))
+        elif args[:1] == ["fetch"]:
+            from sdar.fetching.command import main as fetch
+
+            return fetch(args[1:])
         elif not args:
             raise ConfigError(no_command())
         elif not args[0].startswith("-") and args[0] not in COMMANDS:

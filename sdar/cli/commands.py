@@ -94,6 +94,10 @@ examples:
         "what a configuration can name",
     ),
     Command(
+        "fetch",
+        "official data and models to this machine",
+    ),
+    Command(
         "check",
         "parts of your own against their contracts",
         tool="sdar.contracts.check.check",

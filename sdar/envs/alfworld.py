@@ -46,7 +46,7 @@ class ALFWorldEnv(HouseholdEnv):
 
     Args:
         split: Where training tasks come from; train, seen and unseen are train, valid_seen and valid_unseen.
-        data: The folder of ALFWorld's game files, or "official": the one that ALFWORLD_DATA names.
+        data: The folder of ALFWorld's game files, or "official": the one that ALFWORLD_DATA names, else that of ``sdar fetch alfworld``.
         families: Task families, all six by default.
         horizon: Most actions in an episode (ALFWorld: 50).
         success_reward: Reward of reaching the goal.

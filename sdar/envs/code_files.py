@@ -12,6 +12,7 @@ from sdar.envs.code_livecodebench import Window, is_livecodebench_row, read_live
 from sdar.envs.code_problems import CodeProblem
 from sdar.envs.worked_solutions import hint_of
 from sdar.errors import ConfigError
+from sdar.paths import how_to_fetch, resolve
 from sdar.reading import excerpt, read_json, read_json_lines
 
 
@@ -22,10 +23,12 @@ def file_problems(path: str, window: Window) -> tuple[tuple[CodeProblem, ...], s
     Raises:
         ConfigError: the file, or a row of it, is none; the message names the row.
     """
-    file = Path(path)
+    file = resolve(path)
     if not file.is_file():
         found = "is no file" if file.exists() else "does not exist"
-        raise ConfigError(f"env.files names {path}, which {found}. Give the path of a JSONL or JSON file (it may end in .gz).")
+        raise ConfigError(
+            f"env.files names {path}, which {found}. Give the path of a JSONL or JSON file (it may end in .gz).{how_to_fetch(path)}"
+        )
     rows = [(where, row) for where, row in _rows(file) if _counts(row, where, window)]
     problems = tuple(replace(_problem(row, where), hint=hint_of(row, where), where=where) for where, row in rows)
     if not problems:

@@ -23,6 +23,7 @@ from sdar.envs.household_games import ROOMS
 from sdar.envs.household_planner import plan
 from sdar.envs.household_types import FAMILIES
 from sdar.errors import ConfigError, PanelError
+from sdar.paths import how_to_fetch, resolve
 from sdar.reading import read_record
 
 FOLDERS = {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
@@ -41,25 +42,24 @@ class Trial:
 
 
 def data_root(data: str) -> Path:
-    """The folder that holds the splits' folders. "official" means the one that ALFWORLD_DATA names.
+    """The folder that holds the splits' folders. "official": the one that ALFWORLD_DATA names, else what `sdar fetch alfworld` brought.
 
     Raises:
         ConfigError: there is no such folder.
     """
-    if data == "official":
-        if not os.environ.get("ALFWORLD_DATA"):
-            raise ConfigError(
-                "env.data is 'official', but ALFWORLD_DATA is not set: it names the folder of ALFWorld's files. Download them "
-                "with `alfworld-download` and set it, or give the folder as env.data."
-            )
-        data = os.environ["ALFWORLD_DATA"]
-    given = Path(data).expanduser()
+    told = os.environ.get("ALFWORLD_DATA") or "alfworld" if data == "official" else data
+    given = resolve(told)
     for root in (given / "json_2.1.1", given):
         if any((root / folder).is_dir() for folder in FOLDERS.values()):
             return root.resolve()
+    if data == "official" and told == "alfworld":
+        raise ConfigError(
+            f"env.data is 'official', ALFWORLD_DATA is not set, and ALFWorld's games were not fetched.{how_to_fetch(told)} Where "
+            "`alfworld-download` filled a folder, give that as ALFWORLD_DATA or env.data."
+        )
     raise ConfigError(
         f"env.data names {str(given)!r}, which holds none of the folders {', '.join(FOLDERS.values())} (nor a json_2.1.1 with "
-        "them): there are no games. Give the folder that `alfworld-download` filled."
+        f"them): there are no games. Give the folder that `alfworld-download` filled.{how_to_fetch(told)}"
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdar.errors import ConfigError
+from sdar.paths import how_to_fetch, resolve
 from sdar.reading import excerpt, read_json_lines
 from sdar.versions import install
 
@@ -30,10 +31,12 @@ def file_rows(path: str, option: str = "env.files", noun: str = "problem") -> tu
     Raises:
         ConfigError: the file is none, or cannot be read; it names the line or row.
     """
-    file = Path(path)
+    file = resolve(path)
     if not file.is_file():
         fault = "is no file" if file.exists() else "does not exist"
-        raise ConfigError(f"{option} names {path}, which {fault}. Give the path of a JSONL, CSV or parquet file.")
+        raise ConfigError(
+            f"{option} names {path}, which {fault}. Give the path of a JSONL, CSV or parquet file.{how_to_fetch(path)}"
+        )
     if file.suffix == ".parquet":
         rows: Iterator[Any] | list[Any] = _parquet(file)
     elif file.name.endswith((".csv", ".csv.gz")):

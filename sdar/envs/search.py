@@ -15,7 +15,7 @@ from sdar.envs.search_questions import Question, Questions, choose, file_questio
 from sdar.envs.search_scoring import exact_match, f1, format_reward, found_gold, substring_match
 from sdar.errors import ConfigError, PanelError, check_least
 from sdar.parts import Environment, Expert, StepResult
-from sdar.paths import resolve
+from sdar.paths import how_to_fetch, resolve
 from sdar.registry import register
 from sdar.search import Passage, SearchBackend
 from sdar.search.bm25 import BM25Searcher, in_memory
@@ -381,7 +381,9 @@ def _state(files: Sequence[str]) -> tuple[tuple[str, int, int], ...]:
     paths = [resolve(file) for file in files]
     for path in paths:
         if not path.is_file():
-            raise ConfigError(f"question file {path} does not exist: name a .parquet or .jsonl file in env.data.")
+            raise ConfigError(
+                f"question file {path} does not exist: name a .parquet or .jsonl file in env.data.{how_to_fetch(path)}"
+            )
     return tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in map(Path, paths))
 
 

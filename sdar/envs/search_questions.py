@@ -13,6 +13,7 @@ import msgspec
 from sdar.envs.duplicates import distinct
 from sdar.envs.search_encyclopedia import FORMS, MAKERS, Encyclopedia, make_encyclopedia
 from sdar.errors import ConfigError, PanelError
+from sdar.paths import how_to_fetch
 from sdar.reading import convert, is_written_list, read_json_lines, read_name
 from sdar.versions import install
 
@@ -301,7 +302,7 @@ def file_questions(
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         found = "is no file" if path.exists() else "does not exist"
-        raise ConfigError(f"question file {path} {found}: name a .parquet or .jsonl file.")
+        raise ConfigError(f"question file {path} {found}: name a .parquet or .jsonl file.{how_to_fetch(path)}")
     if path.suffix == ".parquet":
         try:
             from pyarrow import ArrowException, parquet

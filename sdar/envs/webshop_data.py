@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdar.errors import ConfigError
+from sdar.paths import how_to_fetch, resolve
 from sdar.reading import LimitedDecoder, read_json, read_name
 
 Size = Literal["small", "full"]
@@ -100,12 +101,16 @@ def source_files(folder: str | Path, size: Size, human_goals: bool) -> tuple[Pat
     Raises:
         ConfigError: one of them is missing.
     """
-    folder = Path(folder).expanduser()
+    folder, given = resolve(folder), folder
     wanted = [folder / name for name in FILES[size]] + ([folder / HUMAN_FILE] if human_goals else [])
     missing = [file.name for file in wanted if not file.is_file()]
     if missing:
         other = next((s for s in FILES if s != size and (folder / FILES[s][0]).is_file()), None)
-        advice = f"The folder has the {other} catalogue: use env.size: {other}." if other else "Download WebShop's data there."
+        advice = (
+            f"The folder has the {other} catalogue: use env.size: {other}."
+            if other
+            else f"Download WebShop's data there.{how_to_fetch(given)}"
+        )
         raise ConfigError(f"env.data: {folder} has no {' and no '.join(missing)}, which the {size} catalogue needs. {advice}")
     return wanted[0], wanted[1], wanted[2] if human_goals else None
 

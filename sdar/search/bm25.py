@@ -16,7 +16,7 @@ from sdar.errors import ConfigError
 from sdar.paths import resolve
 from sdar.registry import register
 from sdar.search.base import Passage, SearchBackend
-from sdar.search.shards import IndexFolder, StoredPassages, read_corpus
+from sdar.search.shards import IndexFolder, StoredPassages, find_corpus, read_corpus
 from sdar.versions import install
 
 K1, B = 0.9, 0.4
@@ -50,9 +50,7 @@ class BM25Backend(SearchBackend):
         if self.index is not None:
             searcher = _from_disk(str(resolve(self.index)))
         else:
-            path = resolve(str(self.corpus))
-            if not path.is_file():
-                raise ConfigError(f"corpus {self.corpus} does not exist: name a JSONL file of passages (it may end in .gz).")
+            path = find_corpus(str(self.corpus))
             state = path.stat()
             weights = (K1 if self.k1 is None else self.k1, B if self.b is None else self.b)
             searcher = _from_corpus(str(path), state.st_size, state.st_mtime_ns, *weights)

@@ -20,7 +20,15 @@ from tqdm import tqdm
 from sdar.errors import ConfigError, check_least
 from sdar.paths import resolve
 from sdar.search import bm25, dense
-from sdar.search.shards import IndexFolder, corpus_identity, open_corpus, parse_passage, read_corpus, write_passages
+from sdar.search.shards import (
+    IndexFolder,
+    corpus_identity,
+    find_corpus,
+    open_corpus,
+    parse_passage,
+    read_corpus,
+    write_passages,
+)
 
 Kind = Literal["bm25", "dense"]
 OPTIONS = {
@@ -105,9 +113,7 @@ def build_index(
     Raises:
         ConfigError: no such corpus, a line that is no passage, or a folder with another index.
     """
-    source, target = resolve(corpus), Path(out).expanduser()
-    if not source.is_file():
-        raise ConfigError(f"corpus {corpus} does not exist: name a JSONL file of passages (it may end in .gz).")
+    source, target = find_corpus(corpus), Path(out).expanduser()
     if shard_passages is not None and shard_passages < 1:
         raise ConfigError(f"shard_passages is {shard_passages}: a shard holds at least 1 passage.")
     given: dict[str, Any] = {"k1": k1, "b": b, "model": model, "neighbours": neighbours, "normalize": normalize}

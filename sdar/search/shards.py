@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from sdar.errors import ConfigError
+from sdar.paths import how_to_fetch, resolve
 from sdar.reading import convert, parse_json, read_json
 from sdar.search.base import Passage
 
@@ -44,6 +45,18 @@ def corpus_identity(corpus: Path) -> dict[str, Any]:
 
 def open_corpus(corpus: Path) -> IO[bytes]:
     return gzip.open(corpus, "rb") if corpus.suffix == ".gz" else corpus.open("rb")  # type: ignore[return-value]
+
+
+def find_corpus(corpus: str) -> Path:
+    """The file that a setting names.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not (path := resolve(corpus)).is_file():
+        told = f"corpus {corpus} does not exist: name a JSONL file of passages (it may end in .gz)."
+        raise ConfigError(told + how_to_fetch(corpus))
+    return path
 
 
 def read_corpus(corpus: Path, skip: int = 0) -> Iterator[tuple[str, str]]:

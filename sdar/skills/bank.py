@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 
 from sdar.errors import ConfigError, SkillBankError
-from sdar.paths import installed_settings, resolve
+from sdar.paths import how_to_fetch, installed_settings, resolve
 from sdar.registry import did_you_mean
 from sdar.skills.formats import read_markdown, read_sdar, read_skillrl
 from sdar.skills.skill import Skill
@@ -143,5 +143,5 @@ def _find(path: str | Path) -> Path:
     where = "" if here.is_absolute() else f", neither in {Path.cwd()} nor among the installed settings"
     raise SkillBankError(
         f"skill bank {path} does not exist{where}.{did_you_mean(str(path), ours)} "
-        f"Installed banks: {', '.join(ours) or 'none'}."
+        f"Installed banks: {', '.join(ours) or 'none'}.{how_to_fetch(path)}"
     )

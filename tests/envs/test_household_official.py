@@ -169,7 +169,9 @@ def test_official_is_the_folder_that_alfworld_knows(data: Path, monkeypatch) -> 
     assert env.task_ids("train", 12, 0) == HouseholdEnv(data=str(data / "json_2.1.1")).task_ids("train", 12, 0)
     assert FOLDERS == {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
     monkeypatch.delenv("ALFWORLD_DATA")
-    with pytest.raises(ConfigError, match=r"env.data is 'official', but ALFWORLD_DATA is not set: .*alfworld-download"):
+    with pytest.raises(
+        ConfigError, match=r"env.data is 'official', ALFWORLD_DATA is not set, .*`sdar fetch alfworld` puts.*alfworld-download"
+    ):
         env.task_ids("train", 1, 0)
 
 
