@@ -1,7 +1,8 @@
 """ALFWorld's downloaded games: which there are, by ids that depend neither on the folder's place nor on its order.
 
-``ROOT/json_2.1.1/{train,valid_seen,valid_unseen}/TASK-OBJECT-None-PLACE-SCENE/trial_.../{game.tw-pddl,traj_data.json}``. Left
-out, as in the original: folders of movable receptacles and sliced objects, and games that were not shown to have a solution.
+``ROOT/json_2.1.1/{train,valid_seen,valid_unseen}/TASK-OBJECT-None-PLACE-SCENE/trial_.../{game.tw-pddl,traj_data.json}``; without the
+second nobody's own words ask for a game. Left out, as in the original: folders of movable receptacles and sliced objects, and games that
+were not shown to have a solution.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from sdar.envs.household_games import ROOMS
 from sdar.envs.household_planner import plan
 from sdar.envs.household_types import FAMILIES
 from sdar.errors import ConfigError, PanelError
-from sdar.paths import how_to_fetch, resolve
+from sdar.paths import cache_folder, how_to_fetch, resolve
 from sdar.reading import read_record
 
 FOLDERS = {"train": "train", "seen": "valid_seen", "unseen": "valid_unseen"}
@@ -110,6 +111,8 @@ def official_game(data: str, task_id: str, human: bool) -> Game:
     folder, _ = trial_of(data, task_id)
     said = None
     if human:
+        if not (folder / TRAJ_FILE).exists():
+            raise GameError(f"{folder} has no {TRAJ_FILE}, which tells what people said.{how_to_fetch('alfworld-words')}")
         advice = "Nobody said what to do there: set env.human_goals to false."
         told = read_record(folder / TRAJ_FILE, _Said, GameError, advice=advice).turk_annotations.anns
         said = told[int.from_bytes(hashlib.sha256(task_id.encode()).digest()[:4], "big") % len(told)].task_desc
@@ -151,9 +154,9 @@ def trials(root: Path, split: str) -> Mapping[str, Trial]:
     folder = root / FOLDERS[split]
     files = _listing(folder)
     if not files:
-        raise PanelError(f"{folder} holds no {GAME_FILE} beside a {TRAJ_FILE}: there are no games of split {split!r}.")
+        raise PanelError(f"{folder} holds no {GAME_FILE}: there are no games of split {split!r}.")
     stamp = hashlib.sha256(json.dumps([_FORMAT, split, files]).encode()).hexdigest()
-    cached = _cache_folder() / "alfworld" / f"{stamp[:32]}.json"
+    cached = cache_folder() / "alfworld" / f"{stamp[:32]}.json"
     try:
         return {task_id: Trial(**found) for task_id, found in json.loads(cached.read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError):
@@ -179,21 +182,23 @@ def trials(root: Path, split: str) -> Mapping[str, Trial]:
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    """Name, size and time of every game file that has a traj_data.json, and of that, in the order of the names."""
+    """Name, size and time of every game file, and of the traj_data.json beside it where there is one, in the order of the names."""
     found = []
     for path, _, names in os.walk(folder):
         relative = Path(path).relative_to(folder).as_posix()
-        if {GAME_FILE, TRAJ_FILE} <= set(names) and "movable" not in relative and "Sliced" not in relative:
-            for name in (GAME_FILE, TRAJ_FILE):
+        if GAME_FILE in names and "movable" not in relative and "Sliced" not in relative:
+            for name in {GAME_FILE, TRAJ_FILE}.intersection(names):
                 status = os.stat(os.path.join(path, name))
                 found.append((f"{relative}/{name}", status.st_size, status.st_mtime_ns))
     return sorted(found)
 
 
 def _scan(root: Path, folder: str, split: str) -> tuple[str, Trial] | None:
-    """Task id and trial; None for a game that the original leaves out as well."""
+    """Task id and trial; None for a game that the original leaves out as well. Where no traj_data.json tells the family, the first word of
+    the task's folder does."""
     advice = f"{GAME_FILE} and {TRAJ_FILE} are JSON with pddl_problem, grammar and task_type. Download the file again, or remove it."
-    family = read_record(root / folder / TRAJ_FILE, _Task, GameError, advice=advice).task_type
+    told = root / folder / TRAJ_FILE
+    family = read_record(told, _Task, GameError, advice=advice).task_type if told.exists() else folder.partition("-")[0]
     data = read_record(root / folder / GAME_FILE, _Solvable, GameError, advice=advice)
     if family not in FAMILIES or not data.solvable:
         return None
@@ -202,12 +207,6 @@ def _scan(root: Path, folder: str, split: str) -> tuple[str, Trial] | None:
     content = json.dumps([data.pddl_problem, sentence(data.grammar)])
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"alfworld-{split}-{digest}-{folder.replace('/', '.')}", Trial(folder, family)
-
-
-def _cache_folder() -> Path:
-    if os.environ.get("SDAR_CACHE"):
-        return Path(os.environ["SDAR_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdar"
 
 
 def choose(found: Iterable[tuple[str, Trial]], families: list[str], count: int, seed: int, split: str) -> list[str]:

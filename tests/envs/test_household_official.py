@@ -109,7 +109,7 @@ def test_what_the_original_leaves_out_is_left_out(data: Path, tmp_path: Path) ->
     change(trials[0], "game.tw-pddl", solvable=False)
     change(trials[1], "game.tw-pddl", solvable=...)
     change(trials[2], "traj_data.json", task_type="pick_and_place_with_movable_recep")
-    (trials[3] / "traj_data.json").unlink()
+    change(trials[3], "traj_data.json", task_type="pick_clean_and_cook")
     (trials[4] / "game.tw-pddl").unlink()
     trials[5].parent.rename(folder / "pick_and_place_simple-AppleSliced-None-Fridge-1")
     trials[6].parent.rename(folder / "pick_and_place_with_movable_recep-Apple-Bowl-Fridge-1")
@@ -161,6 +161,20 @@ def test_tasks_can_be_told_in_the_words_of_people(data: Path, tmp_path: Path) ->
     assert env.reset(env.task(ids[0])).endswith(f"Your task is to: {said[0]}.")
     plain = HouseholdEnv(data=str(tmp_path / "data"))
     assert plain.task(ids[0]).instruction != said[0]
+
+
+def test_without_traj_data_a_game_is_of_the_family_that_its_folder_names(data: Path, tmp_path: Path) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data").rglob("traj_data.json"):
+        path.unlink()
+    env, whole = HouseholdEnv(data=str(tmp_path / "data")), HouseholdEnv(data=str(data))
+    ids = env.task_ids("train", 12, 0)
+    assert ids == whole.task_ids("train", 12, 0)
+    assert [env.task(i) for i in ids] == [whole.task(i) for i in ids]
+    with pytest.raises(
+        Exception, match=r"has no traj_data.json, which tells what people said\. `sdar fetch alfworld-words` puts"
+    ):
+        HouseholdEnv(data=str(tmp_path / "data"), human_goals=True).task(ids[0])
 
 
 def test_official_is_the_folder_that_alfworld_knows(data: Path, monkeypatch) -> None:
