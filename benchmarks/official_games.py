@@ -74,7 +74,11 @@ def main() -> None:
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise SystemExit(Path(folder, "log").read_text())
-        played = [json.loads(line) for file in Path(folder, "run").rglob("episodes/*.jsonl") for line in file.read_text().splitlines()]
+        played = [
+            json.loads(line)
+            for file in Path(folder, "run").rglob("episodes/*.jsonl")
+            for line in file.read_text().splitlines()
+        ]
     said = sum(len(turn["response_ids"]) for episode in played for turn in episode["turns"])
     turns = sum(len(episode["turns"]) for episode in played)
     row = [len(played), turns, f"{said:,}", f"{clock / 60:.1f}", f"{(used.ru_utime + used.ru_stime) / 60:.1f}",
@@ -82,7 +86,7 @@ def main() -> None:
     measuring.tell(
         given,
         "Official ALFWorld games, a model of 135 M parameters",
-        f"One pass over {given.games} games of valid_unseen, at most {given.turns} turns, {given.threads} threads, bfloat16; start-up counts.",
+        f"{given.games} games of valid_unseen once, at most {given.turns} turns, {given.threads} threads, bfloat16; start-up counts.",
         measuring.table(
             ["games", "turns", "response tokens", "minutes", "processor minutes", "tokens/s", "peak, GiB",
              "matrix product, GFLOP/s a thread"], [row],

@@ -12,8 +12,7 @@ import re
 from typing import Any
 
 import measuring
-from measuring import Run, timed
-
+from measuring import Run
 from torch.profiler import ProfilerActivity, profile
 
 PHASES = ("rollout", "score", "update")

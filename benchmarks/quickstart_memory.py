@@ -2,8 +2,8 @@
 
     python benchmarks/quickstart_memory.py [--steps 4] [--rounds 3]
 
-`sdar fit -c conf/quickstart/sdar.yaml` with its 256 tasks of validation before training and a few steps; beside it what no run can be without:
-bare torch, and torch with Lightning's command line and transformers' model.
+`sdar fit -c conf/quickstart/sdar.yaml` with its 256 tasks of validation before training and a few steps; beside it what no run can be
+without: bare torch, and torch with Lightning's command line and transformers' model.
 """
 
 import os
@@ -47,7 +47,9 @@ def main() -> None:
         if given.only not in name:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            run = ["--trainer.max_steps", str(given.steps), "--trainer.default_root_dir", folder] if name == "quickstart" else []
+            run = (
+                ["--trainer.max_steps", str(given.steps), "--trainer.default_root_dir", folder] if name == "quickstart" else []
+            )
             found = [peak([*words, *run], folder) for _ in range(given.rounds)]
         rows.append([name, spread([mib for mib, _ in found], 0), spread([seconds for _, seconds in found], 1)])
     measuring.tell(

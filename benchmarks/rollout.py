@@ -19,7 +19,7 @@ POLICIES = {
     # tasks, attempts, turns, tokens of a response, dtype
     "tiny": (2, 2, 2, 4, "32-true"),
     "1M": (16, 4, 12, 12, "32-true"),
-    "25M": (16, 4, 12, 12, "32-true"),
+    "25M": (8, 4, 8, 12, "32-true"),
     "135M": (2, 4, 6, 12, "bf16-true"),
 }
 

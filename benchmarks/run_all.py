@@ -20,13 +20,15 @@ SKIPPED = 77
 BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     # name -> script with arguments, and with those of a quick look
     "rollout": (["rollout.py", "--policies", "1M", "25M"], ["rollout.py", "--policies", "1M", "--quick"]),
-    "rollout_pretrained": (["rollout.py", "--policies", "135M"], ["rollout.py", "--policies", "135M", "--quick", "--rounds", "1"]),
+    "rollout_pretrained": (
+        ["rollout.py", "--policies", "135M"],
+        ["rollout.py", "--policies", "135M", "--quick", "--rounds", "1"],
+    ),
     "step": (["step.py"], ["step.py", "--policies", "1M", "--quick"]),
     "teacher": (["teacher.py"], ["teacher.py", "--quick", "--rounds", "1"]),
     "adapters": (["adapters.py"], ["adapters.py", "--quick", "--rounds", "1"]),
     "official_games": (["official_games.py"], ["official_games.py", "--quick"]),
     "growth": (["growth.py"], ["growth.py", "--along", "turns", "skills", "--layouts", "turn", "--rounds", "1", "--quick"]),
-    "head": (["head.py"], ["head.py", "--quick"]),
     "profile": (["profile_step.py"], ["profile_step.py", "--quick"]),
     "household": (["household_speed.py"], []),
     "household_parity": (["alfworld_parity.py", "--games", "30"], []),

@@ -11,6 +11,7 @@ forward pass, at the rate of a large matrix product; of a whole step, one more p
 
 import argparse
 import copy
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from typing import Any
 import measuring
 import torch
 from measuring import Run, Times, ratios, spread, timed
-
 from rollout import POLICIES
 
 
@@ -49,7 +49,7 @@ def recorded(episodes: list[Any]) -> dict[str, Any]:
     rows = []
     for turns in map(measuring.turns, episodes):
         ids, mask = list(turns[0][1]), [1] * len(turns[0][1])
-        for (before, said, _), (prompt, response, _) in zip(turns, turns[1:], strict=False):
+        for (before, said, _), (prompt, response, _) in itertools.pairwise(turns):
             told = prompt[len(before) + len(said) :]
             ids, mask = ids + told + response, mask + [0] * len(told) + [1] * len(response)
         rows.append((turns[0][0], ids, mask))
@@ -167,7 +167,9 @@ def measure(policy: str, what: str, given: argparse.Namespace) -> list[object]:
             tokens.append(sum(map(len, told)))
 
         def rollout(model: Any, number: int) -> dict[str, Any]:
-            return recorded(known[number]) if what == "update" else played(model, module, module.tasks.step(module.seed, number))
+            return (
+                recorded(known[number]) if what == "update" else played(model, module, module.tasks.step(module.seed, number))
+            )
 
         rows = sum(part.attempts * len(part.tasks) for part in module.tasks.step(module.seed, 0).parts)
         micro_batch = min(rows, given.rows)

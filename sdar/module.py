@@ -162,7 +162,7 @@ class AgentModule(Lifecycle):
             with self.sharding.micro_batch(last=number == len(parts)):
                 loss = self.sharding.run_as_forward(partial(self.loss, part, tokens))
                 self.manual_backward(loss)
-            self.metrics.add("train/loss", float(loss.detach()), 0)
+            self.metrics.add("train/loss", loss.detach(), 0)
         self.metrics.add("train/loss", 0.0, 1)
         self._step(optimizer, update)
 

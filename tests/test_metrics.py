@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdar
 from sdar.errors import ConfigError
@@ -49,6 +50,33 @@ def test_no_response_token_is_no_number() -> None:
     assert metrics.compute() == {}
 
 
+class Unread(TorchDispatchMode):
+    """Nobody may ask a tensor for its number or for how many elements fit, which would wait for a device."""
+
+    ASKS = tuple(getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "index"))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function.overloadpacket not in self.ASKS, function
+        return function(*args, **(kwargs or {}))
+
+
+def test_what_is_added_is_read_when_it_is_asked_for() -> None:
+    """All at once, to the digit, in the order in which it was added; what happens to a tensor meanwhile changes nothing."""
+    metrics, loss = Metrics(), torch.tensor(0.1, requires_grad=True)
+    with Unread():
+        for number in range(3):
+            metrics.add("loss", loss.detach() + number, 0)
+            metrics.add_tokens("gap", torch.full((2, 3), 0.1), torch.ones(2, 3))
+        metrics.add("loss", 0.0, count := torch.tensor(1.0))
+        count += 7
+    told = metrics.compute()
+    assert told["loss"] == sum(float(torch.tensor(0.1) + number) for number in range(3))
+    assert told["gap"] == float(torch.tensor(0.1))
+    metrics.add("loss", loss)
+    metrics.reset()
+    assert metrics.compute() == {}
+
+
 class TwoRanks:
     """Gathers what the other rank has, too."""
 
@@ -56,6 +84,7 @@ class TwoRanks:
         self.other = other
 
     def all_gather_object(self, sums, what):
+        self.other.not_finite()  # reads what was added
         return [sums, {name: (mean.total, mean.count) for name, mean in self.other._means.items()}]
 
 

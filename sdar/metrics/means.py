@@ -17,21 +17,45 @@ if TYPE_CHECKING:
 
 __getattr__ = old_names(__name__, Tally="Metrics")
 
+Number = float | Tensor
+"""A number, or a tensor that holds one."""
+
 
 class Metrics:
-    """A `Mean` for each name, made when something is first added to it."""
+    """A `Mean` for each name, made when something is first added to it.
+
+    What is added is read when somebody asks, all at once: a device is never waited for while it computes.
+    """
 
     def __init__(self) -> None:
         self._means: dict[str, Mean] = {}
+        self._added: list[tuple[str, Number, Number]] = []
+        """Names with totals and counts that no mean has yet, in order."""
 
     def __getitem__(self, name: str) -> Mean:
+        self._read()
+        return self._mean(name)
+
+    def _mean(self, name: str) -> Mean:
         if name not in self._means:
             self._means[name] = Mean()
         return self._means[name]
 
-    def add(self, name: str, total: float | Tensor, count: float | Tensor = 1.0) -> None:
+    def add(self, name: str, total: Number, count: Number = 1.0) -> None:
         """`total` is a sum over `count` things."""
-        self[name].update(total, count)
+        self._added.append((name, _kept(total), _kept(count)))
+
+    def _read(self) -> None:
+        """Give the means what was added: one transfer from each device."""
+        added, self._added = self._added, []
+        numbers = [number for _, *both in added for number in both]
+        told = {place: number.reshape(()) for place, number in enumerate(numbers) if isinstance(number, Tensor)}
+        for device in {number.device for number in told.values()}:
+            here = {place: number for place, number in told.items() if number.device == device}
+            for place, value in zip(here, torch.stack([*here.values()]).tolist(), strict=True):
+                numbers[place] = value
+        for (name, *_), total, count in zip(added, numbers[::2], numbers[1::2], strict=True):
+            self._mean(name).update(total, count)
 
     def values(self, name: str, values: Sequence[float]) -> None:
         """Add numbers that count once each."""
@@ -39,11 +63,13 @@ class Metrics:
 
     def add_tokens(self, name: str, values: Tensor, mask: Tensor) -> None:
         """Add a per-token quantity ``[batch, time]``."""
-        chosen = values.detach()[mask.bool()].float()
-        self.add(name, chosen.sum(), chosen.numel())
+        mask = mask.to(values.device).bool()
+        # not `values[mask]`: how many there are would have to be known
+        self.add(name, values.detach().where(mask, 0).sum(dtype=_exact(values)), mask.sum())
 
     def not_finite(self) -> list[str]:
         """Names whose sum is no finite number."""
+        self._read()
         return [name for name, mean in self._means.items() if not torch.isfinite(mean.total)]
 
     @contextmanager
@@ -58,6 +84,7 @@ class Metrics:
 
     def sync(self, ranks: "Communicator") -> None:
         """Take in what all ranks were told, whose names may be others: one meeting for all names."""
+        self._read()
         # Tensors are slow to pickle
         sums = {name: (mean.total.item(), mean.count.item()) for name, mean in self._means.items()}
         every = ranks.all_gather_object(sums, "metrics")
@@ -71,10 +98,22 @@ class Metrics:
 
     def compute(self) -> dict[str, float]:
         """The means; empty ones are left out. All start anew."""
+        self._read()
         out = {name: mean.compute().item() for name, mean in self._means.items() if mean.count}
         self.reset()
         return out
 
     def reset(self) -> None:
+        self._added = []
         for mean in self._means.values():
             mean.reset()
+
+
+def _kept(number: Number) -> Number:
+    """A number that later computations do not change."""
+    return number.detach().to(_exact(number), copy=True) if isinstance(number, Tensor) else number
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    """What sums are kept in: MPS has no float64."""
+    return torch.float32 if values.device.type == "mps" else torch.float64

@@ -135,12 +135,13 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
     """
     on = torch.isin(part.ids, special) & part.loss_mask
     size = loss.detach().abs()
-    metrics.add("loss/special_share", size[on].sum(), size[part.loss_mask].sum())
+    metrics.add("loss/special_share", size.where(on, 0).sum(), size.where(part.loss_mask, 0).sum())
     if now.hidden.requires_grad:
 
         def known(gradient: Tensor) -> None:
             norms = gradient.detach().float().norm(dim=-1)  # [tokens]
-            metrics.add("grad/special_share", norms[on[:, 1:][now.predicts]].sum(), norms.sum())
+            places = now.predicts.flatten().nonzero_static(size=len(norms))[:, 0]
+            metrics.add("grad/special_share", norms.where(on[:, 1:].flatten()[places], 0).sum(), norms.sum())
 
         now.hidden.register_hook(known)
 
