@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from sdar.errors import ConfigError, PolicyError, first_line
+from sdar.gguf import converted, gguf_file
 from sdar.parts import Blueprint, Environment, Policy
 from sdar.paths import how_to_fetch, resolve
 from sdar.registry import did_you_mean, register
@@ -38,7 +39,8 @@ class PretrainedPolicy(Policy):
     """Any causal language model of transformers, with its tokenizer and chat template.
 
     Args:
-        path: Directory or hub id. A relative directory is also looked up among the installed settings.
+        path: Directory or hub id; a GGUF file, or a folder of one, is converted at its first use. What is relative is also looked up among
+            the installed settings and fetched models.
         dtype: Type of the weights in memory. Training in plain Lightning wants float32 (with autocast for bf16-mixed).
         chat_template: File that replaces the tokenizer's template.
         chat_options: Arguments for the template, e.g. ``{enable_thinking: false}``.
@@ -59,7 +61,8 @@ class PretrainedPolicy(Policy):
         attention: str | None = None,
         gradient_checkpointing: bool = False,
     ):
-        self.path = str(resolve(path))
+        file = gguf_file(resolve(path))
+        self.path = str(resolve(path) if file is None else converted(file))
         self.dtype = dtype
         self.name = path
         self.chat_template = chat_template
@@ -72,7 +75,7 @@ class PretrainedPolicy(Policy):
         if looks_local and not (Path(self.path) / "config.json").is_file():
             raise PolicyError(
                 f"policy path {path!r} has no config.json: it is no model directory. Give a directory written by "
-                "`save_pretrained` (or a hub id such as Qwen/Qwen2.5-3B-Instruct)."
+                "`save_pretrained`, a GGUF file, or a hub id such as Qwen/Qwen2.5-3B-Instruct."
             )
         if looks_local and not list(Path(self.path).glob("*.safetensors")):
             raise PolicyError(

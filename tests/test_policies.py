@@ -160,7 +160,9 @@ def test_a_directory_without_a_config_is_refused(folder):
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere", "~/nowhere", "conf/nowhere", "runs/nowhere/export"])
 def test_a_path_that_can_be_no_hub_id_must_exist(path, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(PolicyError, match=r"policy path '.*nowhere.*' has no config\.json: .* \(or a hub id such as"):
+    with pytest.raises(
+        PolicyError, match=r"policy path '.*nowhere.*' has no config\.json: .* a GGUF file, or a hub id such as"
+    ):
         PretrainedPolicy(path)
 
 
