@@ -59,15 +59,15 @@ def converted(file: Path) -> Path:
 
 def _convert(file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     given: dict[str, Any] = {"gguf_file": file.name}
+    if packed := getattr(transformers, "GgufConfig", None):  # its weights would stay in few bits, which nobody can train
+        given["quantization_config"] = packed(dequantize=True)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **given)
-        dense = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(
-            str(file.parent), dtype=torch.bfloat16, quantization_config=dense, **given
-        )
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.bfloat16, **given)
     except ImportError as error:
         raise PolicyError(f"{file} is read with the package gguf, which is not installed: {install('gguf')}.") from error
     except Exception as error:  # whatever a damaged file makes of its reader
