@@ -186,6 +186,6 @@ class Distillation(Taught):
             weights = weights * gate
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
-        divergence = self.compare(self.divergence, batch, now)
+        divergence = self.compare(self.divergence, batch, now, weights)
         self.add_tokens("distill/divergence", divergence, batch.distill_weights > 0, batch)
         return loss + coef * weights * divergence

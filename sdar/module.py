@@ -237,10 +237,13 @@ class AgentModule(Lifecycle):
             **known,
         )
 
-    def compare(self, divergence: Divergence, batch: Batch, now: StudentOutput) -> Tensor:
-        """A divergence between the current student and the teacher, per token ``[batch, time]``."""
+    def compare(self, divergence: Divergence, batch: Batch, now: StudentOutput, weights: Tensor | None = None) -> Tensor:
+        """A divergence between the current student and the teacher, per token ``[batch, time]``; `weights`, which the token loss
+        multiplies it with, save a pass over the head and change no number."""
+        if weights is not None and batch.has("importance"):
+            weights = batch.importance * weights
         teachers = [
             (head.to(batch.ids.device), batch.teacher_hidden[..., : head.weight.shape[1]], batch.teacher_index == i)
             for i, head in enumerate(self.teacher_heads if batch.has("teacher_hidden") else [])
         ]
-        return now.compare(divergence, self.token_view(batch, now.logp, now.entropy), teachers)
+        return now.compare(divergence, self.token_view(batch, now.logp, now.entropy), teachers, weights)

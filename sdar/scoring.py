@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from sdar.comparing import over_vocabulary
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
 from sdar.functional import chunked_token_stats, span_teacher_logp, vocabulary_log_probs
+from sdar.functional.divergence_pass import Teacher
+from sdar.functional.head import Projection, projection
 from sdar.heads import Head as Head
 from sdar.heads import head_of
 from sdar.parts import Divergence, RemoteModel
@@ -76,6 +78,10 @@ class Scorer:
     def density(self) -> dict[str, Any]:
         """What is made of logits."""
         return {"temperature": self.temperature, "forbidden_ids": self.forbidden_ids}
+
+    def projection(self, hidden: Tensor, head: Head) -> Projection:
+        """Hidden states to logits of the density that is trained."""
+        return projection(hidden, head.weight, **head.settings(), **self.density)
 
     def head(self, model: "PreTrainedModel") -> Head:
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary do not count."""
@@ -235,16 +241,18 @@ class StudentOutput:
     scorer: Scorer
 
     def compare(
-        self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = ()
-    ) -> Tensor:
+        self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = (),
+        weights: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The divergence of each response token, ``[batch, time]``.
 
-        Over the vocabulary it is taken in chunks, whose logits are computed again in the backward pass: nothing of size
-        ``[batch, time, vocab]`` is ever there.
+        Over the vocabulary it is taken a few tokens at a time: nothing of size ``[batch, time, vocab]`` is ever there.
 
         Args:
             teachers: For TeacherSignal.FULL, each teacher's head, its hidden states ``[batch, time, hidden]`` and the rows ``[batch]``
                 (bool) that it read.
+            weights: ``[batch, time]`` what the loss will multiply each token's divergence with, up to one common factor: the gradient of
+                the head is then formed with the value, from the same logits. If it is not so, the gradient is as exact, and costs more.
 
         Raises:
             ConfigError: the rows were scored with less of the teacher than the divergence needs.
@@ -259,38 +267,25 @@ class StudentOutput:
                 "asks for one signal in each iteration. Use an objective that fits the strategy's `teacher_signal`."
             )
         flat = tokens.at(response)
-        everything = torch.ones_like(response[:, 0])
-        asked: Sequence[tuple[Head | None, Tensor | None, Tensor]] = [(None, None, everything)]
-        if signal == TeacherSignal.FULL:
-            asked = teachers
+        row = response.nonzero()[:, 0]
+        weights = None if weights is None else weights[response].detach()
 
         def project(hidden: Tensor, logp: Tensor, entropy: Tensor) -> Tensor:
-            out = torch.zeros_like(logp, dtype=torch.promote_types(logp.dtype, torch.float32))
-            for head, states, rows in asked:
-                chosen = rows[:, None].expand_as(response)[response].nonzero()[:, 0]
-                teacher_states = None if states is None else states[response]
-                for piece in chosen.split(self.scorer.chunk) if len(chosen) else [chosen]:
-                    values = checkpoint(
-                        self._compare, divergence, hidden[piece], logp[piece], entropy[piece], flat.at(piece), head,
-                        None if teacher_states is None else teacher_states[piece], use_reentrant=False, preserve_rng_state=False,
-                    )  # fmt: skip
-                    out = out.index_put((piece,), values.to(out.dtype))
-            return out
+            student = self.scorer.projection(hidden, self.scorer.head(self.model))
+            asked = [Teacher(torch.arange(len(row), device=row.device))]
+            if signal == TeacherSignal.FULL:
+                asked = []
+                for head, states, rows in teachers:
+                    mine = rows[row].nonzero()[:, 0]
+                    its = states[response][mine]
+                    asked.append(Teacher(mine, self.scorer.projection(its, head), its))
+            now = StudentTokens(logp, entropy)
+            return over_vocabulary(divergence, student, hidden, now, flat, asked, weights, self.scorer.chunk)
 
         values = run_as_forward(
             self.model.get_output_embeddings(), project, self.hidden, self.logp[response], self.entropy[response]
         )
         return _spread(values, self.predicts)
-
-    def _compare(
-        self, divergence: Divergence, hidden: Tensor, logp: Tensor, entropy: Tensor, tokens: TokenView, head: Head | None,
-        states: Tensor | None,
-    ) -> Tensor:  # fmt: skip
-        if states is not None and head is not None:
-            with torch.no_grad():
-                tokens = tokens.including(teacher_logits=self.scorer.log_probs(states, head))
-        logits = self.scorer.log_probs(hidden, self.scorer.head(self.model))
-        return divergence(StudentTokens(logp, entropy, logits), tokens)
 
 
 def run_as_forward(layer: nn.Module, work: Callable[..., R], *inputs: Tensor) -> R:

@@ -1,5 +1,7 @@
 """Cross-entropy against a few weighted tokens of a place."""
 
+from typing import Literal
+
 from torch import Tensor
 
 from sdar.errors import ConfigError
@@ -29,6 +31,10 @@ class TopKCrossEntropy(Divergence):
 
     def needs(self) -> tuple[TeacherSignal, int]:
         return TeacherSignal.TOP_K, self.k
+
+    @property
+    def reads(self) -> Literal["vocabulary", "support", "support differences"]:
+        return "support"
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return -(tokens.teacher_top_logp.exp() * student.logits.gather(-1, tokens.teacher_top_ids)).sum(-1)

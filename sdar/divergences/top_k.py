@@ -29,6 +29,10 @@ class LocalSupport(Divergence):
     def needs(self) -> tuple[TeacherSignal, int]:
         return (TeacherSignal.TOP_K, self.k) if self.support == "teacher" else (TeacherSignal.FULL, 0)
 
+    @property
+    def reads(self) -> Literal["vocabulary", "support", "support differences"]:
+        return "support differences" if self.support == "teacher" and self.tail != "bucket" else "vocabulary"
+
     def compared(self, student: StudentTokens, tokens: TokenView) -> tuple[Tensor, Tensor | TeacherTop, int]:
         """The student's logits, what is known of the teacher, k."""
         if self.support == "student":

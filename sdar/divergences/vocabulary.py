@@ -1,9 +1,19 @@
 """Divergences over the whole vocabulary: exact in every place, whatever token was sampled there."""
 
+from functools import partial
+
 from torch import Tensor
 
 from sdar import functional
 from sdar.errors import ConfigError
+from sdar.functional.per_id import (
+    PerId,
+    forward_kl_term,
+    jsd_term,
+    reverse_kl_term,
+    skew_forward_kl_term,
+    skew_reverse_kl_term,
+)
 from sdar.parts import Divergence
 from sdar.registry import register
 from sdar.types import StudentTokens, TeacherSignal, TokenView
@@ -32,6 +42,9 @@ class ForwardKL(VocabularyDivergence):
     value_estimand = "KL(teacher || student)"
     gradient_estimand = "grad KL(teacher || student)"
 
+    def per_id(self) -> PerId:
+        return PerId(forward_kl_term, self.temperature)
+
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return functional.forward_kl(student.logits, tokens.teacher_logits, self.temperature)
 
@@ -42,6 +55,9 @@ class ReverseKL(VocabularyDivergence):
 
     value_estimand = "KL(student || teacher)"
     gradient_estimand = "grad KL(student || teacher)"
+
+    def per_id(self) -> PerId:
+        return PerId(reverse_kl_term, self.temperature)
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return functional.reverse_kl(student.logits, tokens.teacher_logits, self.temperature)
@@ -67,6 +83,9 @@ class JensenShannon(VocabularyDivergence):
             )
         self.beta = beta
 
+    def per_id(self) -> PerId:
+        return PerId(partial(jsd_term, beta=self.beta), self.temperature)
+
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return functional.jsd(student.logits, tokens.teacher_logits, self.beta, self.temperature)
 
@@ -91,6 +110,9 @@ class SkewForwardKL(_Skewed):
     value_estimand = "KL(teacher || alpha teacher + (1 - alpha) student)"
     gradient_estimand = "grad KL(teacher || alpha teacher + (1 - alpha) student)"
 
+    def per_id(self) -> PerId:
+        return PerId(partial(skew_forward_kl_term, alpha=self.alpha), self.temperature)
+
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return functional.skew_forward_kl(student.logits, tokens.teacher_logits, self.alpha, self.temperature)
 
@@ -106,6 +128,9 @@ class SkewReverseKL(_Skewed):
 
     value_estimand = "KL(student || alpha student + (1 - alpha) teacher)"
     gradient_estimand = "grad KL(student || alpha student + (1 - alpha) teacher)"
+
+    def per_id(self) -> PerId:
+        return PerId(partial(skew_reverse_kl_term, alpha=self.alpha), self.temperature)
 
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Tensor:
         return functional.skew_reverse_kl(student.logits, tokens.teacher_logits, self.alpha, self.temperature)

@@ -7,9 +7,11 @@ overwritten; full logits of 8,192 tokens and 152,000 ids would be 5 GB.
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sdar.errors import ConfigError
 
@@ -17,6 +19,9 @@ IDS = {"cpu": 1024, "cuda": 8192}
 """Ids in a tile."""
 ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits in a tile: 1 MB of float32 for each thread of a processor, 64 MB on a GPU."""
+
+ROWS = 1 << 22
+"""Numbers of the head's rows that are gathered at a time where only a few ids of each token count."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class Projection:
     softcap: float | None
     scale: float
     precision: torch.dtype
+
+    def tempered(self, temperature: float, vocab: int) -> "Projection":
+        """Divided once more, over the first ids only."""
+        return replace(self, temperature=self.temperature * temperature, vocab=vocab)
 
     def without_weights(self) -> "Projection":
         """For keeping: the weights themselves are autograd's to keep."""
@@ -90,8 +99,8 @@ class Projection:
 def projection(
     hidden: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
     *,
+    bias: Tensor | None,
     vocab: int | None,
     forbidden_ids: Sequence[int],
     temperature: float,
@@ -206,3 +215,55 @@ class WeightGradient:
         if self.narrow is None:
             self.narrow = torch.empty_like(rows, dtype=self.wide)
         return self.narrow[: len(rows)]
+
+
+def logits_at(hidden: Tensor, head: Projection, ids: Tensor) -> Tensor:
+    """Tempered logits ``[tokens, k]`` of a few ids ``[tokens, k]`` each; forbidden ones get the lowest finite number and no gradient.
+
+    Value and gradient: exact. They cost k products with a row of the head for each token, whatever the vocabulary is.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = head.scale * _RowProducts.apply(hidden, head.weight, ids, head.precision)  # type: ignore[no-untyped-call]
+        if head.bias is not None:
+            logits = logits + head.bias[ids].to(logits.dtype)
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        logits = (logits / head.temperature).clamp_min(torch.finfo(logits.dtype).min)
+        if head.forbidden:
+            excluded = torch.isin(ids, torch.tensor(head.forbidden, device=ids.device))
+            logits = logits.masked_fill(excluded, torch.finfo(logits.dtype).min)
+        return logits  # type: ignore[no-any-return]
+
+
+class _RowProducts(torch.autograd.Function):
+    """hidden[n] @ weight[ids[n, k]] in at least float32."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, precision: torch.dtype) -> Tensor:
+        ctx.save_for_backward(hidden, weight, ids)
+        ctx.precision = precision
+        wide = torch.promote_types(precision, torch.float32)
+        out = hidden.new_empty(ids.shape, dtype=wide)
+        for at in _pieces_of_rows(ids, hidden):
+            rows = weight[ids[at]].to(precision).to(wide)  # [tokens, k, hidden]
+            out[at] = torch.bmm(rows, hidden[at].to(precision).to(wide)[:, :, None])[:, :, 0]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, ids = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=grad.dtype) if ctx.needs_input_grad[1] else None
+        for at in _pieces_of_rows(ids, hidden):
+            if grad_hidden is not None:
+                rows = weight[ids[at]].to(ctx.precision).to(grad.dtype)
+                grad_hidden[at] = torch.bmm(grad[at][:, None], rows)[:, 0].to(hidden.dtype)
+            if grad_weight is not None:
+                shares = grad[at][:, :, None] * hidden[at].to(ctx.precision).to(grad.dtype)[:, None]
+                grad_weight.index_put_((ids[at],), shares, accumulate=True)  # sums in an order of its own on every device
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
+
+
+def _pieces_of_rows(ids: Tensor, hidden: Tensor) -> Iterator[slice]:
+    return pieces(len(ids), max(1, ROWS // max(1, ids.shape[1] * hidden.shape[1])))

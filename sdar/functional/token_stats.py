@@ -243,7 +243,7 @@ def _unfold(
                 p = torch.exp(z, out=spare.view(at, ids))
                 # an impossible id's log p is a huge number: p comes first
                 grad = torch.addcmul(p * of_p[at, None], z.mul_(p), grad_entropy[at, None], value=-1, out=z)
-            if lost is not None:
+            if lost is not None and forbidden is not None:
                 grad.index_copy_(1, forbidden, lost)
             if grad_logp is not None:
                 place, inside = _place(targets[at], ids)
@@ -289,7 +289,14 @@ def _projection(
     if chunk < 1:
         raise ConfigError(f"chunk is {chunk}: it is the number of tokens projected at a time. Use 1 or more, e.g. 1024.")
     return projection(
-        hidden, weight, bias, vocab=vocab, forbidden_ids=forbidden_ids, temperature=temperature, softcap=softcap, scale=scale
+        hidden,
+        weight,
+        bias=bias,
+        vocab=vocab,
+        forbidden_ids=forbidden_ids,
+        temperature=temperature,
+        softcap=softcap,
+        scale=scale,
     )
 
 

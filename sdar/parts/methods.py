@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdar.contracts import returned
 from sdar.errors import ConfigError
+from sdar.functional.per_id import PerId
 from sdar.parts.part import Part
 from sdar.parts.worlds import Environment
 from sdar.registry import part_kind, part_name
@@ -100,6 +101,23 @@ class Divergence(Part, ABC):
         More than SAMPLED: it is called on chunks of ``[tokens]``, with ``student.logits`` and the teacher's side in `tokens`.
         """
         return TeacherSignal.SAMPLED, 0
+
+    def per_id(self) -> PerId | None:
+        """The same as a sum over ids, where it is one: it is then computed tile by tile, never from a row of whole logits.
+
+        None: it is called.
+        """
+        return None
+
+    @property
+    def reads(self) -> Literal["vocabulary", "support", "support differences"]:
+        """Where it looks at ``student.logits``; TeacherSignal.TOP_K only.
+
+        ``support``: at ``tokens.teacher_top_ids`` and ``tokens.ids``. Then only these are computed, which costs next to nothing: it is
+        called with a column of log-probabilities for each of them, and with ids that name the columns. ``support differences``: the
+        same, but a number that is added to all columns of a token changes nothing, because they are normalised again.
+        """
+        return "vocabulary"
 
     @abstractmethod
     def __call__(self, student: StudentTokens, tokens: TokenView) -> Float[Tensor, "*tokens"]:
