@@ -317,7 +317,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield from batch.to_pylist()
         except ArrowException as error:
             raise ConfigError(f"question file {path} cannot be read: {error}.") from error
-    elif path.suffix in (".jsonl", ".json"):
+    elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         yield from (row for _, row in read_json_lines(path, advice="One question a line."))
     else:
         raise ConfigError(f"question file {path} ends in {path.suffix!r}: questions are read from .parquet and .jsonl files.")
