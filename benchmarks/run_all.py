@@ -26,6 +26,10 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     ),
     "step": (["step.py"], ["step.py", "--policies", "1M", "--quick"]),
     "teacher": (["teacher.py"], ["teacher.py", "--quick", "--rounds", "1"]),
+    "head": (
+        ["head.py", "--losses", "statistics", "forward", "reverse", "jensen_shannon", "--rounds", "3"],
+        ["head.py", "--quick"],
+    ),
     "adapters": (["adapters.py"], ["adapters.py", "--quick", "--rounds", "1"]),
     "official_games": (["official_games.py"], ["official_games.py", "--quick"]),
     "growth": (["growth.py"], ["growth.py", "--along", "turns", "skills", "--layouts", "turn", "--rounds", "1", "--quick"]),

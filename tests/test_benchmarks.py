@@ -90,6 +90,7 @@ def test_every_benchmark_of_the_command_is_there_and_told_of():
             "1",
             "--quick",
         ],
+        ["head.py", "--rounds", "1", "--quick"],
         ["adapters.py", "--rounds", "1", "--quick"],
         ["official_games.py", "--games", "2", "--turns", "2"],
         ["profile_step.py", "--quick"],
