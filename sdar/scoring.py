@@ -11,7 +11,7 @@ from sdar.comparing import over_vocabulary
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
 from sdar.errors import ConfigError, PolicyError
-from sdar.functional import chunked_token_stats, span_teacher_logp, vocabulary_log_probs
+from sdar.functional import chunked_token_stats, span_teacher_logp, vocabulary_log_probs, vocabulary_top_k
 from sdar.functional.divergence_pass import Teacher
 from sdar.functional.head import Projection, projection
 from sdar.heads import Head as Head
@@ -151,8 +151,8 @@ class Scorer:
         if signal == TeacherSignal.TOP_K:
 
             def likeliest(hidden: Tensor) -> tuple[Tensor, Tensor]:
-                pieces = [self.log_probs(h, self.head(model)).topk(k) for h in hidden.split(self.chunk)]
-                return torch.cat([p.indices for p in pieces]), torch.cat([p.values for p in pieces])
+                head = self.head(model)
+                return vocabulary_top_k(hidden, head.weight, k, **head.settings(), **self.density, chunk=self.chunk)
 
             top_ids, top_logp = run_as_forward(model.get_output_embeddings(), likeliest, now.hidden)
             found |= {"top_ids": _spread(top_ids, now.predicts), "top_logp": _spread(top_logp, now.predicts)}

@@ -57,6 +57,7 @@ from sdar.functional.shaping import trajectory_zscore as trajectory_zscore
 from sdar.functional.token_stats import TokenStats as TokenStats
 from sdar.functional.token_stats import chunked_token_stats as chunked_token_stats
 from sdar.functional.token_stats import vocabulary_log_probs as vocabulary_log_probs
+from sdar.functional.token_stats import vocabulary_top_k as vocabulary_top_k
 from sdar.functional.transport import transport_plan as transport_plan
 from sdar.functional.transport import window_distance as window_distance
 from sdar.functional.turns import atod_turn_weights as atod_turn_weights

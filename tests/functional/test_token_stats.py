@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdar.errors import ConfigError
-from sdar.functional import TokenStats, chunked_token_stats, vocabulary_log_probs
+from sdar.functional import TokenStats, chunked_token_stats, vocabulary_log_probs, vocabulary_top_k
 from sdar.functional.head import Projection, pieces
 
 TOKENS, HIDDEN, VOCAB = 6, 4, 9
@@ -437,3 +437,16 @@ def test_an_id_just_behind_the_vocabulary_is_skipped_and_a_small_softcap_holds()
     plain, with_more = (chunked_token_stats(hidden, weight, targets, forbidden_ids=ids, softcap=0.5) for ids in ((), (5,)))
     assert all(torch.equal(a, b) for a, b in zip(plain, with_more, strict=True))
     assert (plain.logp - math.log(1 / 5)).abs().max() < 1.0  # logits within a band of 1 nat
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("ids", [1, 4, VOCAB])
+def test_the_likeliest_ids_are_those_of_the_whole_vocabulary(ids: int, setting: dict[str, Any]) -> None:
+    hidden, weight, bias = inputs()
+    wanted = vocabulary_log_probs(hidden, weight, bias=bias, **setting).topk(8)  # forbidden ones among them, in the end
+    with tiles(4, ids):
+        found, logp = vocabulary_top_k(hidden, weight, 8, bias=bias, **setting)
+    torch.testing.assert_close(logp, wanted.values, atol=1e-12, rtol=1e-10)
+    possible = logp > torch.finfo(torch.double).min
+    assert torch.equal(found[possible], wanted.indices[possible]) and not logp.requires_grad
+    assert all(len(set(row)) == 8 for row in found.tolist())
