@@ -46,6 +46,7 @@ def can_lay_out(model: "PreTrainedModel") -> bool:
     config: Any = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     asks = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
+    asks &= not getattr(config, "attention_dropout", 0)
     return bool(asks) and config._attn_implementation in ("sdpa", NAME) and layers <= SEES_ALL_BEFORE
 
 

@@ -172,6 +172,13 @@ class WithoutAdapters(nn.Module):
         return self.live.config
 
     @property
+    def _supports_attention_backend(self) -> bool:
+        return self.live._supports_attention_backend
+
+    def set_attn_implementation(self, name: str) -> None:
+        self.live.set_attn_implementation(name)
+
+    @property
     def device(self) -> torch.device:
         return self.live.device
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from sdar.attention import can_lay_out, read_rows
 from sdar.comparing import over_vocabulary
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
@@ -17,6 +18,7 @@ from sdar.functional.head import Projection, projection
 from sdar.heads import Head as Head
 from sdar.heads import head_of
 from sdar.parts import Divergence, RemoteModel
+from sdar.prefix_tree import PrefixTree, tree_batches
 from sdar.registry import part_name
 from sdar.renamed import old_names
 from sdar.types import Batch, StudentTokens, TeacherSignal, TokenView
@@ -39,11 +41,11 @@ class Scorer:
         forbidden_ids: What a turn may not emit.
         vocab_size: ``len(tokenizer)``; rows that pad the embedding never count.
         chunk: Tokens per piece of the head.
-        packed: Rows go through the network one behind the other, without padding; position ids tell it where each begins.
+        packed: Rows go through a network as a tree of prefixes, without padding. None: wherever a network allows it.
     """
 
     def __init__(
-        self, temperature: float, forbidden_ids: Sequence[int], vocab_size: int, chunk: int = 1024, packed: bool = False
+        self, temperature: float, forbidden_ids: Sequence[int], vocab_size: int, chunk: int = 1024, packed: bool | None = None
     ):
         self.temperature = temperature or 1.0  # a greedy rollout is trained at temperature 1
         self.forbidden_ids = tuple(forbidden_ids)
@@ -56,12 +58,11 @@ class Scorer:
     ) -> "StudentOutput":
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
         predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
-        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-        if self.packed:
-            filled = attention_mask.bool()
-            states = model.base_model(input_ids=ids[filled][None], position_ids=positions[filled][None], use_cache=False)
-            hidden = states.last_hidden_state[0][nn.functional.pad(predicts, (0, 1))[filled]]
+        if self.packs(model):
+            tree = PrefixTree(ids, attention_mask.sum(1))
+            hidden = read_rows(model, tree.ids, tree.positions, tree).index_select(0, tree.index[:, :-1][predicts])
         else:
+            positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
             states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
             hidden = states.last_hidden_state[:, :-1][predicts]
         targets = ids[:, 1:][predicts]
@@ -82,6 +83,15 @@ class Scorer:
     def projection(self, hidden: Tensor, head: Head) -> Projection:
         """Hidden states to logits of the density that is trained."""
         return projection(hidden, head.weight, **head.settings(), **self.density)
+
+    def packs(self, model: "PreTrainedModel") -> bool:
+        """Whether rows go through this network without padding."""
+        return self.packed is not False and can_lay_out(model)
+
+    def micro_batches(self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, max_tokens: int) -> list[Tensor]:
+        """Rows in pieces of at most `max_tokens` tokens that this network reads."""
+        lengths = attention_mask.sum(1)
+        return tree_batches(ids, lengths, max_tokens) if self.packs(model) else list(micro_batches(lengths, max_tokens))
 
     def head(self, model: "PreTrainedModel") -> Head:
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary do not count."""
@@ -114,7 +124,7 @@ class Scorer:
         """
         device = next(model.parameters()).device
         out: Scored | None = None
-        pieces = list(micro_batches(attention_mask.sum(1), max_tokens, self.packed))
+        pieces = self.micro_batches(model, ids, attention_mask, max_tokens)
         spare = attention_mask.sum(1).argmin()[None]
         for rows in ranks.shard(pieces, spare):
             length = int(attention_mask[rows].sum(1).max())
@@ -162,18 +172,26 @@ class Scorer:
 
     @torch.no_grad()
     def check_packing(self, model: "PreTrainedModel") -> None:
-        """Compare rows one behind the other with the same rows one by one.
+        """Compare rows in a tree with the same rows padded.
 
         Raises:
-            PolicyError: more than 1e-3 nats and what rounding explains apart: a row attends to the one before it.
+            PolicyError: a network that must be `packed` cannot be; in one that may be, more than 1e-3 nats and what rounding explains
+                apart.
         """
-        device = next(model.parameters()).device
-        ids = torch.arange(24, device=device).view(3, 8) % self.vocab_size
+        if not self.packs(model):
+            if self.packed:
+                raise PolicyError(
+                    f"{type(model).__name__} with attention {model.config.get_text_config()._attn_implementation!r} cannot read rows "
+                    "without padding: its attention asks nobody which tokens see which. Set model.packed to null or false, or "
+                    "policy.attention to sdpa."
+                )
+            return
+        ids = torch.arange(96, device=next(model.parameters()).device).view(3, 32) % self.vocab_size
+        ids[1, :24] = ids[0, :24]  # the third row shares nothing
         ones = torch.ones_like(ids)
-        apart = torch.cat(
-            [Scorer(1.0, (), self.vocab_size)(model, i[None], o[None], o[None]).logp for i, o in zip(ids, ones, strict=True)]
+        apart, together = (
+            Scorer(1.0, (), self.vocab_size, packed=packed)(model, ids, ones, ones).logp for packed in (False, None)
         )
-        together = Scorer(1.0, (), self.vocab_size, packed=True)(model, ids, ones, ones).logp
         off = float((apart - together).abs().max())
         rounding = 64 * torch.finfo(next(model.parameters()).dtype).eps * float(apart.abs().max())
         if not off < 1e-3 + rounding:
@@ -363,17 +381,14 @@ def _spread(values: Tensor, predicts: Tensor) -> Tensor:
     return out.index_put((index[0], index[1] + 1), values)
 
 
-def micro_batches(lengths: Tensor, max_tokens: int, packed: bool = False) -> Iterator[Tensor]:
-    """Row indices in pieces of similar length, each at most `max_tokens` tokens (or a single row): after padding, or, if they are packed,
-    without."""
+def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Row indices in pieces of similar length, each at most `max_tokens` tokens after padding (or a single row)."""
     order = lengths.argsort(stable=True, descending=True).tolist()
     piece: list[int] = []
-    tokens = 0
     for row in order:
-        tokens = tokens + int(lengths[row]) if packed else int(lengths[(piece or [row])[0]]) * (len(piece) + 1)
-        if piece and tokens > max_tokens:
+        if piece and int(lengths[piece[0]]) * (len(piece) + 1) > max_tokens:
             yield torch.tensor(piece)
-            piece, tokens = [], int(lengths[row])
+            piece = []
         piece.append(row)
     if piece:
         yield torch.tensor(piece)

@@ -32,22 +32,20 @@ class SFT(Imitation):
     Args:
         split_rewritten: Where the chat template tells the past otherwise than it was said, begin another row, as in rollouts; by default
             that is an error.
-        packed: Put the rows of a micro-batch one behind the other, without padding; none attends to another. None: where the policy's
-            attention reads such rows without a mask (flash attention); elsewhere a mask makes long packs dear.
     """
 
     plays_attempts = False
     reads_chats = True
     """It learns from a `ChatModule`."""
 
-    def __init__(self, split_rewritten: bool = False, packed: bool | None = None, **kwargs):
+    def __init__(self, split_rewritten: bool = False, **kwargs):
         super().__init__(**kwargs)
         if self.updates_per_rollout > 1 or self.rows_per_update is not None:
             raise ConfigError(
                 f"model.updates_per_rollout is {self.updates_per_rollout} and rows_per_update {self.rows_per_update}: an optimizer step of "
                 "SFT sees data.tasks_per_step conversations. Leave both out."
             )
-        self.split_rewritten, self.packed = split_rewritten, packed
+        self.split_rewritten = split_rewritten
         self.transcripts: dict[str, Transcript] = {}
 
     @property
@@ -61,16 +59,9 @@ class SFT(Imitation):
                 "world's own expert use BehaviorCloning."
             )
         super().setup(stage)
-        self.scorer = Scorer(1.0, (), self.scorer.vocab_size)
+        self.scorer = Scorer(1.0, (), self.scorer.vocab_size, packed=self.packed)
         self.transcripts = data.transcribe(Transcriber(self.chat, self.split_rewritten), self.context)
         self.validation = HeldOut(self, self.validation.rollout)
-
-    def _build(self) -> None:
-        super()._build()
-        attention = str(getattr(self.model.config.get_text_config(), "_attn_implementation", ""))
-        self.scorer.packed = "flash" in attention if self.packed is None else self.packed
-        if self.scorer.packed:
-            self.scorer.check_packing(self.model)
 
     def collect(self, task_batch: TaskBatch) -> list[Episode]:
         return [Episode(task, 0, self.transcripts[task.id].played()) for task in task_batch.tasks]

@@ -22,6 +22,7 @@ from sdar.errors import PolicyError, first_line
 from sdar.module import AgentModule
 from sdar.parts import Judge, Policy, Sampler, SharedWeights, Teacher
 from sdar.plan.settings import TextStats, located
+from sdar.prefix_tree import PrefixTree
 from sdar.registry import part_name
 from sdar.samplers import TorchSampler
 from sdar.teachers import LiveTeacher
@@ -265,11 +266,11 @@ class _Watch(Callback):
                 base.register_forward_pre_hook(self.passes, with_kwargs=True)
 
     def passes(self, layer: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("use_cache"):
+        layout = kwargs.get("row_layout")
+        if kwargs.get("use_cache") or not isinstance(layout, PrefixTree | None):
             self.sampled |= self.counts and self.trainer.training
         elif self.counts and not torch.is_grad_enabled():
-            mask = kwargs.get("attention_mask")  # none where rows are packed
-            self.scored += float(kwargs["input_ids"].numel() if mask is None else mask.sum())
+            self.scored += float(kwargs["attention_mask"].sum() if layout is None else layout.tokens_of_rows)
 
     def seen(self) -> TextStats | None:
         if not self.count or not self.row_tokens:

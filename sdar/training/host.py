@@ -200,7 +200,8 @@ class Host(LightningModule, OldNames):
         teacher, own = self.teacher, self.scorer
         if teacher is None or teacher.shares_tokens:
             return own
-        return Scorer(own.temperature, teacher.forbidden_ids if own.forbidden_ids else (), teacher.vocab_size)
+        forbidden = teacher.forbidden_ids if own.forbidden_ids else ()
+        return Scorer(own.temperature, forbidden, teacher.vocab_size, packed=own.packed)
 
     @property
     def divides_spans(self) -> bool:

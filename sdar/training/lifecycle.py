@@ -11,13 +11,14 @@ import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from sdar.corrections import NoCorrection
 from sdar.data import Played, TaskBatch, TaskSource
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator, TorchCommunicator
 from sdar.distributed.sharding import Sharding, sharding_of
-from sdar.errors import ConfigError, StoppedError, check_least
+from sdar.errors import ConfigError, PolicyError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
 from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
 from sdar.metrics.means import Metrics
@@ -63,7 +64,10 @@ class Lifecycle(Updating):
         updates_per_rollout: Optimizer steps that share one rollout.
         rows_per_update: One optimizer step for this many rows (the last one may have fewer), as verl's mini-batches, instead: how many
             steps a rollout has then follows how many rows it gave. Needs ``updates_per_rollout: 1``. trainer.max_steps counts steps.
-        micro_batch_tokens: Most tokens (padding included) in one forward and backward pass. Changes memory, never the gradient.
+        micro_batch_tokens: Most tokens that one forward and backward pass computes. Changes memory, never the gradient.
+        packed: Rows go through the networks without padding, and what they begin with alike is computed once, in scoring and in the
+            update; the gradient is the same. None: wherever a network's attention allows it; true: anything else is an error; false:
+            rows are padded.
         max_grad_norm: Gradients are scaled down to this norm.
         max_env_steps: Training ends when the environment has been acted in this often: methods compared at equal interaction. None:
             trainer.max_steps alone ends it.
@@ -91,6 +95,7 @@ class Lifecycle(Updating):
         updates_per_rollout: int = 1,
         rows_per_update: int | None = None,
         micro_batch_tokens: int = 16384,
+        packed: bool | None = None,
         max_grad_norm: float = 1.0,
         max_env_steps: int | None = None,
         max_skipped_steps: int = 3,
@@ -126,7 +131,7 @@ class Lifecycle(Updating):
         self.ahead = Prefetcher(self)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.updates_per_rollout, self.rows_per_update = updates_per_rollout, rows_per_update
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.packed = micro_batch_tokens, packed
         self.max_grad_norm = max_grad_norm
         self.max_env_steps = max_env_steps
         self.max_skipped_steps = max_skipped_steps
@@ -177,7 +182,7 @@ class Lifecycle(Updating):
         for sampler in (self.sampler, self.val_sampler):
             sampler.ranks = self.ranks
             sampler.bind(tokenizer, self.chat.stop_ids, self.context)
-        self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer))
+        self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer), packed=self.packed)
         self.rollout = self._rollout(self.sampler)
         self.validation = Validation(self, self._rollout(self.val_sampler))
         check_first_prompts(self, data)
@@ -195,7 +200,7 @@ class Lifecycle(Updating):
 
     def _build(self) -> None:
         self.model = self.policy.load_model()
-        self.scorer.check(self.model)
+        self._check_scoring(self.scorer, self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
             self.initial = self.policy.frozen(self.model)
         if self.top_k > self.scorer.vocab_size:
@@ -209,11 +214,22 @@ class Lifecycle(Updating):
             check_teacher_tokens(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher.networks().values():
-                self.teacher_scorer.check(network)
+                self._check_scoring(self.teacher_scorer, network)
         self.origin = fingerprints(self.state_dict(), self.original())
         for network in self.networks():
             if not isinstance(network, SharedWeights):
                 self.sharding.register(network)
+
+    def _check_scoring(self, scorer: Scorer, network: "PreTrainedModel") -> None:
+        """A network that may read rows without padding, and does it wrongly, gets them padded; so do the others."""
+        scorer.check(network)
+        try:
+            scorer.check_packing(network)
+        except PolicyError as error:
+            if self.packed:
+                raise
+            rank_zero_warn(f"{error} Rows are padded in this run.")
+            self.packed = self.scorer.packed = False
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)

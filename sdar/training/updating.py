@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdar.errors import NonFiniteLossError
-from sdar.scoring import StudentOutput, micro_batches
+from sdar.scoring import StudentOutput
 from sdar.training.finite import blame
 from sdar.training.rows import Rows
 from sdar.types import Batch
@@ -44,7 +44,7 @@ class Updating(Rows):
         """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
         that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
         lengths = batch.attention_mask.sum(1)
-        pieces = list(micro_batches(lengths, self.micro_batch_tokens, self.scorer.packed))
+        pieces = self.scorer.micro_batches(self.model, batch.ids, batch.attention_mask, self.micro_batch_tokens)
         self.ranks.check_same(
             (len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches"
         )

@@ -71,7 +71,7 @@ def played(folder, strategy=GRPO, layout="trajectory", sampler=Babbler, **kwargs
 
     def count(layer, args, told):
         if not told.get("use_cache"):
-            tokens = float(told["attention_mask"].sum())
+            tokens = float(told["row_layout"].tokens_of_rows)
             seen.trained += tokens * torch.is_grad_enabled()
             seen.scored += tokens * (not torch.is_grad_enabled())
             seen.passes += torch.is_grad_enabled()

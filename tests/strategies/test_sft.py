@@ -12,7 +12,7 @@ from sdar.cli import main
 from sdar.data import ChatModule
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy
-from sdar.scoring import Scorer, micro_batches
+from sdar.scoring import Scorer
 from sdar.strategies import GRPO, SFT, BehaviorCloning
 from sdar.training.checkpoints import RunCheckpoint
 
@@ -59,13 +59,6 @@ def test_packed_rows_and_rows_with_padding_give_the_same_numbers(small, chats):
     ]
     assert runs[0].metrics["train/loss"] == pytest.approx(runs[1].metrics["train/loss"], rel=1e-6)
     assert_close(runs[0].gradient, runs[1].gradient, 1e-10)
-
-
-def test_packs_hold_more_rows_than_padding_leaves_room_for():
-    lengths = torch.tensor([10, 2, 2, 2, 2, 2])
-    assert [p.tolist() for p in micro_batches(lengths, 20)] == [[0, 1], [2, 3, 4, 5]]
-    assert [p.tolist() for p in micro_batches(lengths, 20, packed=True)] == [[0, 1, 2, 3, 4, 5]]
-    assert [p.tolist() for p in micro_batches(lengths, 12, packed=True)] == [[0, 1], [2, 3, 4, 5]]
 
 
 def test_attention_that_looks_over_the_border_of_a_row_is_refused(small, monkeypatch):

@@ -1,5 +1,7 @@
 """Every training method on the tests' small world, and policies and judges for it."""
 
+from float64 import float64
+
 from sdar.parts import Judge, Policy
 from sdar.retrievers import FactRetriever
 from sdar.strategies import (
@@ -39,7 +41,7 @@ class DoublePolicy(Policy):
         return self.policy.load_tokenizer()
 
     def load_model(self):
-        return self.policy.load_model().double()
+        return float64(self.policy.load_model())
 
     def context(self):
         return self.policy.context()

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from float64 import float64
 from played import LAYOUTS, gathered, spread
 from torch import Tensor, nn
 
@@ -82,7 +83,7 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 def double(policy):
     """The policy with weights in float64, in which sums in another order agree."""
     load = policy.load_model
-    policy.load_model = lambda: load().double()
+    policy.load_model = lambda: float64(load())
     return policy
 
 
