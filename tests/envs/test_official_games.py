@@ -1,5 +1,6 @@
 """ALFWorld's own games: all are found without what was said of them, their panels are the ones that are shipped."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -22,17 +23,41 @@ def test_the_official_panels_are_shipped(split, count):
     assert {i.split("-")[3].split(".")[0] for i in panel.task_ids} == set(FAMILIES)
 
 
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """The games, unpacked as `sdar fetch alfworld --from` does it."""
+    if not ARCHIVE.exists():
+        pytest.skip("ALFWorld's games are not beside the checkout")
+    folder = tmp_path_factory.mktemp("fetched")
+    assert take_folder(find_data_set("alfworld").files[0], ARCHIVE, folder / "alfworld") == 3553 + 140 + 134 + 200
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fetched(request, monkeypatch):
+    if "root" in request.fixturenames:
+        monkeypatch.setenv("SDAR_DATA", str(request.getfixturevalue("root")))
+        monkeypatch.setenv("SDAR_CACHE", str(request.getfixturevalue("root") / "cache"))
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="ALFWorld's games are not beside the checkout")
-def test_all_official_games_are_those_of_the_panels(tmp_path, monkeypatch):
-    monkeypatch.setenv("SDAR_DATA", str(tmp_path))
-    monkeypatch.setenv("SDAR_CACHE", str(tmp_path / "cache"))
-    assert take_folder(find_data_set("alfworld").files[0], ARCHIVE, tmp_path / "alfworld") == 3553 + 140 + 134 + 200
-    root = data_root("alfworld")
-    found = {split: Panel(split, tuple(sorted(trials(root, split)))) for split in ("train", "seen", "unseen")}
+def test_all_official_games_are_those_of_the_panels(root):
+    found = {split: Panel(split, tuple(sorted(trials(data_root("alfworld"), split)))) for split in ("train", "seen", "unseen")}
     assert {split: (len(panel), panel.hash) for split, panel in found.items()} == {
         "train": (3553, "977a7afc87a7"),
         **{split: (len(panel), panel.hash) for split, panel in ((s, Panel.load(file)) for s, file in PANELS.items())},
     }
     env = HouseholdEnv(data="alfworld")
     assert env.task(found["unseen"].task_ids[0]).instruction
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["train", "seen", "unseen"])
+def test_our_plan_and_the_files_walkthrough_win_games_of_every_split(root, split):
+    """Of all games: `python benchmarks/official_plans.py`."""
+    plans = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "official_plans.py"))
+    folders = list(plans["games"]("alfworld", split, 40))
+    assert len(folders) == 40
+    assert [folder for folder in folders if not plans["by_our_plan"](folder).won] == []
+    assert [folder for folder in folders if not plans["by_the_walkthrough"](folder).won] == []
+    assert not plans["played"](folders[0], ["look"]).won
