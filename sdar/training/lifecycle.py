@@ -34,7 +34,7 @@ from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
 from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
 from sdar.training.export import check_export, write_policy
-from sdar.training.lightning_checks import check_optimizer
+from sdar.training.lightning_checks import check_optimizer, check_steps_count
 from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
 from sdar.training.probe import probe
@@ -246,6 +246,8 @@ class Lifecycle(Updating):
         if threading.current_thread() is threading.main_thread():
             # no bound method: Python prints handlers, and to print networks that ZeRO divided takes all ranks
             signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
+        for optimizer in self.trainer.optimizers:
+            check_steps_count(optimizer)
         if self.max_mismatch is not None and self.plays_attempts:
             with self.ranks.error_context("probe before training"):
                 probe(self, self.max_mismatch)

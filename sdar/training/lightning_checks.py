@@ -4,6 +4,7 @@ import inspect
 import re
 from typing import Any, cast
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import (
     BaseFinetuning,
@@ -19,6 +20,8 @@ from lightning.pytorch.callbacks import (
     Timer,
     WeightAveraging,
 )
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 
 from sdar.errors import ConfigError
@@ -127,6 +130,42 @@ def check_optimizer(optimizer: Any, schedule: Any, max_steps: int) -> None:
             f"model.lr_scheduler: OneCycleLR.total_steps is {schedule.total_steps} and trainer.max_steps is {max_steps}: it has no step "
             "after its last, and the run would end there. Give both the same number (optimizer steps)."
         )
+
+
+def check_steps_count(optimizer: Any) -> None:
+    """Look at whether weights of few bits can hold what a step adds: Adam and its kin add about the learning rate, and a bfloat16 weight
+    that is more than some 400 times as large stays where it was, however often. Called behind the strategy's own wrapping: DeepSpeed
+    steps float32 weights.
+
+    Raises:
+        ConfigError: hardly any weight could ever move.
+    """
+    for group in optimizer.param_groups:
+        narrow = [p for p in group["params"] if p.is_floating_point() and torch.finfo(p.dtype).bits < 32]
+        rate = float(group.get("initial_lr", group["lr"]))
+        if "betas" not in group or not rate or not narrow:
+            continue
+        share = sum(_movable(p, rate) * p.numel() for p in narrow) / max(1, sum(p.numel() for p in narrow))
+        if share > 0.5:
+            continue
+        kind = str(narrow[0].dtype).removeprefix("torch.")
+        told = (
+            f"the trained weights are {kind}, and a step of {type(optimizer).__name__} at the learning rate {rate:g} is less than half of "
+            f"the last bit of {100 * (1 - share):.1f} % of them: these would never move. Set trainer.precision to bf16-mixed (weights in "
+            "float32), train adapters (LoRAPolicy: theirs are float32), or use DeepSpeed, which steps a float32 copy."
+        )
+        if share < 0.01:
+            raise ConfigError(told)
+        rank_zero_warn(told)
+
+
+@torch.no_grad()
+def _movable(weight: Tensor, rate: float, most: int = 1 << 16) -> float:
+    """Share of weights (of `most` of them, evenly spread) that adding the rate would change."""
+    some = weight.detach().flatten()[:: max(1, weight.numel() // most)]
+    _, exponent = torch.frexp(some.float())  # |w| is in [2^(exponent - 1), 2^exponent)
+    half = torch.ldexp(torch.full_like(exponent, torch.finfo(weight.dtype).eps / 4, dtype=torch.float32), exponent)
+    return float((half < rate).float().mean())
 
 
 def _required(step: Any) -> str | None:
