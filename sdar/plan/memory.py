@@ -3,6 +3,8 @@ moment in each phase, counted in bytes. `benchmarks/plan_memory.py` compares it 
 
 import math
 
+from sdar.functional.divergence_pass import LEAST
+from sdar.functional.head import ELEMENTS, IDS
 from sdar.plan.run import GIB, GPU, Architecture, Network, Run
 from sdar.types import TeacherSignal
 
@@ -15,7 +17,7 @@ RESERVED = int(1.5 * GIB)
 LOST = 0.05
 """Share of the rest that the allocator loses in holes; assumed."""
 CHUNK = 1024
-"""Tokens whose logits exist at a time: the default of `sdar.scoring.Scorer`."""
+"""Most tokens in a tile of logits: the default of `sdar.scoring.Scorer`."""
 LIVE_PARAMETERS = 10**9
 """Most numbers of a network that ZeRO-3 keeps gathered (DeepSpeed's stage3_max_live_parameters)."""
 BATCH_BYTES = 92
@@ -109,19 +111,19 @@ def passing(run: Run, network: Network, tokens: float) -> float:
 
 
 def logits(run: Run, network: Network, gradient: bool) -> float:
-    """Bytes that the head takes for a chunk of tokens; in the backward pass also what sums up the head's own gradient in float32."""
-    a, n = network.architecture, CHUNK
-    whole = {TeacherSignal.SAMPLED.value: 0, TeacherSignal.TOP_K.value: 3, TeacherSignal.FULL.value: 5}[
-        run.work.teacher_signal
-    ]
+    """Bytes that the head takes: tiles of logits, rows of them where student and teacher are compared over the whole vocabulary, and the
+    head's own gradient."""
+    a, full = network.architecture, run.work.teacher_signal == TeacherSignal.FULL.value
+    ids = min(a.vocab, IDS["cuda"])
+    tile = ids * min(CHUNK, ELEMENTS["cuda"] // ids)
+    block = 6.0 * ids * a.hidden  # rows of the weight in the precision of the product
     if not gradient:
-        more = whole if run.work.teacher_signal == TeacherSignal.TOP_K.value else 0
-        return 4.0 * n * a.vocab * (2 + more) + (2 * a.head if run.launch.autocast else 0)
-    total = n * a.vocab * (4.0 * (3 + whole) + 2)
+        return 4.0 * 2 * tile + block
+    total = 4.0 * 4 * tile + 2 * tile + block + (4.0 * 2 * LEAST * a.vocab if full else 0)
     if run.head_trained:
-        total += a.head * (2 * 4 + stored(run, network))
-    if run.launch.autocast:
-        total += 2 * a.head
+        sampled = run.work.teacher_signal == TeacherSignal.SAMPLED.value
+        # objectives over several ids sum their share up in float32
+        total += a.head * (stored(run, network) + (0 if sampled else 4))
     return total
 
 
