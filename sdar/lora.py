@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sdar.adapter_files import load_adapter, read_adapter_config, write_adapter
 from sdar.errors import ConfigError
 from sdar.parts import Blueprint, Environment, Policy
 from sdar.registry import did_you_mean, register
@@ -33,23 +34,38 @@ class LoRAPolicy(Policy):
 
     Args:
         base: Where the frozen weights, the tokenizer and the chat template come from.
-        rank: Width of an adapter.
-        alpha: The adapters count alpha / rank.
+        rank: Width of an adapter. Default: 64, or that of `adapter`.
+        alpha: The adapters count alpha / rank. Default: 128, or that of `adapter`.
         dropout: Probability with which an input of an adapter is dropped, in the passes that carry a gradient; what is only
             scored or sampled is never dropped.
         target_modules: Last names of the linear layers that get adapters, e.g. ``[q_proj, v_proj]``; by default all but the head.
         seed: Of the adapters' first weights.
+        adapter: Folder of adapters to begin with, as peft and vLLM load it and ``sdar export --adapter true`` writes it.
     """
 
     def __init__(
         self,
         base: Policy,
-        rank: int = 64,
-        alpha: float = 128.0,
+        rank: int | None = None,
+        alpha: float | None = None,
         dropout: float = 0.0,
         target_modules: list[str] | None = None,
         seed: int = 0,
+        adapter: str | None = None,
     ):
+        if adapter is not None:
+            found = read_adapter_config(adapter)
+            for name, given, its in (("rank", rank, found.r), ("alpha", alpha, found.lora_alpha)):
+                if given not in (None, its):
+                    raise ConfigError(
+                        f"policy.{name} is {given}, and the adapter {adapter} was made with {its}. Leave it out."
+                    )
+            if target_modules is not None and sorted(target_modules) != sorted(found.target_modules):
+                raise ConfigError(
+                    f"policy.target_modules is {target_modules}, and {adapter} has {found.target_modules}. Leave it out."
+                )
+            rank, alpha, target_modules = found.r, found.lora_alpha, found.target_modules
+        rank, alpha = 64 if rank is None else rank, 128.0 if alpha is None else alpha
         if rank < 1:
             raise ConfigError(f"policy.rank is {rank}: an adapter has a width of 1 or more. Published: 64 (OPSD), 128 (OPD).")
         if alpha <= 0:
@@ -65,7 +81,7 @@ class LoRAPolicy(Policy):
         self.base = base
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.target_modules = target_modules
-        self.seed = seed
+        self.seed, self.adapter = seed, adapter
         self.name = base.name
         self.chat_options = base.chat_options
 
@@ -98,10 +114,17 @@ class LoRAPolicy(Policy):
                 part.float()
             if self.dropout:
                 layer.lora_dropout[ADAPTER] = LearningDropout(self.dropout)
+        if self.adapter is not None:
+            load_adapter(self.adapter, adapted(model), ADAPTER)
         return model.train()  # that it drops and checkpoints; both end where no gradient is wanted
 
     def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
         return cast(PreTrainedModel, WithoutAdapters(model))  # it has what is asked of one
+
+    def write_adapter(self, weights: Iterable[tuple[str, Tensor]], folder: str, dtype: str) -> None:
+        """Write the adapters of a model's weights (name, whole tensor) as a folder that peft, vLLM and `adapter` read."""
+        place = getattr(self.base, "path", self.name)
+        write_adapter(folder, weights, place, self.alpha, ADAPTER, getattr(torch, dtype))
 
     def blueprint(self) -> Blueprint:
         base = self.base.blueprint()

@@ -284,6 +284,11 @@ def test_a_checkpoint_holds_adapters_only_and_knows_what_they_stand_on(base, tmp
     plain = dict(plain_weights(trained.model, trained.model.state_dict().items()))
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert exported.keys() == plain.keys() and all(torch.equal(exported[n], t) for n, t in plain.items())
+    run.export(strategy_of(GRPO, base), data, path, str(tmp_path / "adapter"), "float32", adapter=True)
+    again = LoRAPolicy(base, adapter=str(tmp_path / "adapter")).load_model().state_dict()
+    assert all(torch.equal(again[n], t) for n, t in trained.model.state_dict().items())
+    with pytest.raises(ConfigError, match=r"--adapter true: PretrainedPolicy has no adapters\. Leave it out"):
+        run.export(GRPO(policy=base), data, path, str(tmp_path / "none"), adapter=True)
 
     other = tmp_path / "other"
     base.load_tokenizer().save_pretrained(other)

@@ -75,7 +75,8 @@ examples:
 
 examples:
   sdar export -c runs/version_0/config.yaml --ckpt_path last --to my_policy
-  sdar export -c runs/version_0/config.yaml --ckpt_path runs/version_0/checkpoints/last.ckpt --to my_policy --dtype float32""",
+  sdar export -c runs/version_0/config.yaml --ckpt_path runs/version_0/checkpoints/last.ckpt --to my_policy --dtype float32
+  sdar export -c runs/version_0/config.yaml --ckpt_path last --to my_adapter --adapter true  # of a LoRAPolicy, for peft and vLLM""",
     ),
     Command(
         "plan",

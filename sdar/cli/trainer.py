@@ -11,10 +11,12 @@ from torch import Tensor
 
 from sdar.data import MultiTaskModule
 from sdar.errors import CheckpointError, ConfigError
+from sdar.lora import LoRAPolicy
 from sdar.plan.dry_run import rehearse
 from sdar.plan.report import as_json, report
 from sdar.plan.run import Launch, named
 from sdar.plan.settings import Expected, describe
+from sdar.registry import part_name
 from sdar.training.checkpoint_files import Written, check_form, read_checkpoint, read_parts
 from sdar.training.checkpoints import check_origin, fingerprints
 from sdar.training.export import check_export, write_policy
@@ -47,6 +49,7 @@ class AgentTrainer(Trainer):
         ckpt_path: str,
         to: str,
         dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
+        adapter: bool = False,
     ) -> None:
         """Write a checkpoint's policy as a directory that transformers and vLLM read.
 
@@ -54,10 +57,15 @@ class AgentTrainer(Trainer):
             ckpt_path: A checkpoint of `fit`, of any strategy and number of ranks; ``last``: that of the latest run of these settings.
             to: The directory, which must not exist yet or be empty.
             dtype: Type of the written weights.
+            adapter: Write the adapters of a LoRAPolicy alone, as peft and vLLM load them on its base, instead of the merged model.
         """
         path = ckpt_path
         check_export("--to", to)
         policy, data = cast("AgentModule", model).policy, cast("TaskSource", datamodule)
+        if adapter and not isinstance(policy, LoRAPolicy):
+            raise ConfigError(
+                f"--adapter true: {part_name(policy)} has no adapters. Leave it out, or give the settings of a LoRAPolicy."
+            )
         data.bind(policy)
         network = policy.load_model()
         weights, state = read_run(path)
@@ -73,7 +81,10 @@ class AgentTrainer(Trainer):
                 f"{path} does not hold the weights of {policy.name}: {len(missing)} are missing and "
                 f"{len(wrong.unexpected_keys)} belong nowhere, the first is {name}. Give the configuration of the checkpoint's run."
             )
-        write_policy(policy, network, network.state_dict().items(), to, dtype)
+        if adapter:
+            cast(LoRAPolicy, policy).write_adapter(network.state_dict().items(), to, dtype)
+        else:
+            write_policy(policy, network, network.state_dict().items(), to, dtype)
         write_manner(to, manner(policy, data))
         print(f"policy:      {to}")
 

@@ -1,0 +1,132 @@
+"""Adapters in folders: what is written is what peft loads, and what a policy goes on from."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from sdar.adapter_files import read_adapter_config
+from sdar.errors import ConfigError, PolicyError
+from sdar.lora import LoRAPolicy, adapted
+from sdar.policies import PretrainedPolicy
+
+IDS = torch.tensor([[5, 9, 2, 30, 7]])
+
+
+@pytest.fixture
+def base(tiny_policy_dir):
+    return PretrainedPolicy(str(tiny_policy_dir))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+@pytest.fixture
+def written(base, tmp_path):
+    """A model whose adapters say something, and the folder of these."""
+    policy = LoRAPolicy(base, rank=3, alpha=7.0, target_modules=["q_proj", "down_proj"])
+    model = policy.load_model()
+    generator = torch.Generator().manual_seed(0)
+    for _, layer in adapted(model):
+        weight = layer.lora_B["default"].weight
+        weight.data = torch.randn(weight.shape, generator=generator)
+    folder = tmp_path / "adapter"
+    policy.write_adapter(model.state_dict().items(), str(folder), "float32")
+    return model, folder
+
+
+def test_peft_loads_what_is_written_on_the_plain_model(base, written):
+    model, folder = written
+    plain = AutoModelForCausalLM.from_pretrained(base.path)
+    untaught = logits(plain)
+    loaded = PeftModel.from_pretrained(plain, str(folder))
+    torch.testing.assert_close(logits(loaded), logits(model))
+    assert (logits(loaded) - untaught).abs().max() > 0.01
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == base.path
+
+
+def test_a_policy_goes_on_from_what_is_written(base, written):
+    model, folder = written
+    policy = LoRAPolicy(base, adapter=str(folder))
+    assert (policy.rank, policy.alpha, policy.target_modules) == (3, 7.0, ["down_proj", "q_proj"])
+    again = policy.load_model()
+    assert torch.equal(logits(again), logits(model))
+    assert {n for n, p in again.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }
+
+
+def test_a_policy_goes_on_from_what_peft_wrote(base, tmp_path):
+    torch.manual_seed(0)
+    theirs = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base.path),
+        LoraConfig(r=2, lora_alpha=4, target_modules=["v_proj"], init_lora_weights=False),
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    torch.testing.assert_close(logits(LoRAPolicy(base, adapter=str(tmp_path / "theirs")).load_model()), logits(theirs))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"rank": 4}, r"policy\.rank is 4, and the adapter .* was made with 3\. Leave it out"),
+        ({"alpha": 3.0}, r"policy\.alpha is 3\.0, and the adapter .* was made with 7\.0"),
+        ({"target_modules": ["q_proj"]}, r"policy\.target_modules is \['q_proj'\], and .* has \['down_proj', 'q_proj'\]"),
+    ],
+)
+def test_settings_that_are_not_the_adapters_are_refused(base, written, given, told):
+    with pytest.raises(ConfigError, match=told):
+        LoRAPolicy(base, adapter=str(written[1]), **given)
+    LoRAPolicy(base, adapter=str(written[1]), rank=3, alpha=7.0)
+
+
+def test_a_folder_without_an_adapter_is_refused(base, tmp_path, written):
+    with pytest.raises(PolicyError, match=r"policy\.adapter is '.*nowhere', which has no adapter_config\.json: give a folder"):
+        LoRAPolicy(base, adapter=str(tmp_path / "nowhere"))
+    (written[1] / "adapter_model.safetensors").unlink()
+    with pytest.raises(PolicyError, match=r"which has no adapter_model\.safetensors"):
+        LoRAPolicy(base, adapter=str(written[1]))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"use_dora": True},
+            r"adapter_config\.json is of a kind that is not trained here \(.*use_dora.*\): adapters are plain LoRA",
+        ),
+        ({"peft_type": "IA3"}, r"of a kind that is not trained here \(IA3\)"),
+        ({"r": 0}, r"adapter_config\.json: Expected `int` >= 1 .*It is peft's: peft_type LORA"),
+        ({"target_modules": "all-linear"}, r"adapter_config\.json: Expected `array`"),
+    ],
+)
+def test_another_kind_of_adapter_is_refused(written, changed, told):
+    file = written[1] / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    with pytest.raises(PolicyError, match=told):
+        read_adapter_config(str(written[1]))
+
+
+def test_an_adapter_for_another_model_is_refused(base, written, tmp_path):
+    file = written[1] / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"r": 5}))
+    with pytest.raises(
+        PolicyError,
+        match=r"has \(3, \d+\) for base_model\.model\.model\.layers.*, and the model has \(5, \d+\): it is an adapter for",
+    ):
+        LoRAPolicy(base, adapter=str(written[1])).load_model()
+    file.write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(
+        PolicyError, match=r"weights more than the model has a place for, the first is base_model\.model\..*down_proj"
+    ):
+        LoRAPolicy(base, adapter=str(written[1])).load_model()
+    file.write_text(json.dumps(config | {"target_modules": ["q_proj", "down_proj", "v_proj"]}))
+    with pytest.raises(PolicyError, match=r"has nothing for base_model\.model\..*v_proj"):
+        LoRAPolicy(base, adapter=str(written[1])).load_model()
+    shutil.rmtree(written[1])
