@@ -159,7 +159,7 @@ def trials(root: Path, split: str) -> Mapping[str, Trial]:
     cached = cache_folder() / "alfworld" / f"{stamp[:32]}.json"
     try:
         return {task_id: Trial(**found) for task_id, found in json.loads(cached.read_text(encoding="utf-8")).items()}
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         pass  # not scanned yet, or by a run that was interrupted
     found = {}
     for name, *_ in tqdm(files, desc=f"games of {FOLDERS[split]}", unit=" files"):

@@ -33,6 +33,7 @@ from sdar.rollout import AgentLoop, Request
 from sdar.rollout.chat import ChatFormat
 from sdar.scoring import Head, Scorer
 from sdar.training import bars
+from sdar.training.heap import return_freed
 from sdar.types import Batch, Episode, Retrieval, Task, TeacherSignal
 
 
@@ -258,6 +259,7 @@ class Host(LightningModule, OldNames):
         bars.note(self.trainer, name)
         with self.metrics.timed(f"time/{name}_s", rate):
             yield
+            return_freed()
 
     def count_sampling(self) -> None:
         """Log what the sampler's engine counted."""

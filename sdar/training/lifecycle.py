@@ -34,6 +34,7 @@ from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
 from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
 from sdar.training.export import check_export, write_policy
+from sdar.training.heap import return_freed
 from sdar.training.lightning_checks import check_optimizer, check_steps_count
 from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
@@ -310,6 +311,7 @@ class Lifecycle(Updating):
     def validation_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self.ranks.error_context(f"validation after iteration {self.iteration}"):
             self.validation.play(task_batch)
+        return_freed()
 
     def on_validation_epoch_end(self) -> None:
         self.validation.report()

@@ -78,9 +78,10 @@ def test_files_are_read_once_and_then_known_by_names_sizes_and_times(
     assert env.task_ids("seen", 6, 0) == ids
     monkeypatch.undo()
     monkeypatch.setenv("SDAR_CACHE", str(cache.parent))
-    official.trials.cache_clear()
-    next(iter(cache.iterdir())).write_text("{ damaged")
-    assert env.task_ids("seen", 6, 0) == ids
+    for damaged in ("{ damaged", "[1]", '{"a": 1}', '{"a": {"b": 1}}'):
+        official.trials.cache_clear()
+        next(iter(cache.iterdir())).write_text(damaged)
+        assert env.task_ids("seen", 6, 0) == ids
     official.trials.cache_clear()
     shutil.rmtree(next((copied / "json_2.1.1" / "valid_seen").iterdir()))
     assert len(env.task_ids("seen", 5, 0)) == 5  # other files, another scan
