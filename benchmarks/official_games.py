@@ -53,6 +53,7 @@ def main() -> None:
             "model.val_sampler": "TorchSampler",
             "model.val_sampler.max_new_tokens": 16,
             "model.optimizer": "torch.optim.AdamW",
+            "model.optimizer.lr": 0.01,  # nothing is trained
             "data.env.data": "official",
             "data.env.horizon": given.turns,
             "data.layout": "trajectory",

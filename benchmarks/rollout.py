@@ -36,6 +36,7 @@ def settings(policy: str, layout: str, quick: bool) -> list[str]:
         "data.env.horizon": turns,
         "data.layout": layout,
         "data.val_tasks": 2,
+        "model.optimizer.lr": 0.01,  # less would move no weight of bfloat16, and is refused; nothing learns here
         "trainer.precision": precision,
     }
     return measuring.words(["quickstart/sdar"], {"model": "GRPO"} | chosen)

@@ -28,6 +28,7 @@ def script(name: str):
 
 
 measuring = script("measuring")
+PHASES = ("rollout", "score", "update")
 BENCHMARKS = script("run_all").BENCHMARKS
 
 
@@ -66,6 +67,17 @@ def test_every_benchmark_of_the_command_is_there_and_told_of():
     for full, quick in BENCHMARKS.values():
         assert (FOLDER / full[0]).exists() and f"benchmarks/{full[0]}" in told
         assert quick[:1] in ([], full[:1])
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_with_tiny_sizes_on_a_processor(tmp_path):
+    command = [sys.executable, str(FOLDER / "gpu_speed.py"), "--cpu", "--rounds", "1", "--to", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=1500)
+    told = (tmp_path / "step.md").read_text()
+    assert all(
+        re.search(rf"^\| {method} \| {phase} \| \d", told, re.MULTILINE) for method in ("GRPO", "SDAR") for phase in PHASES
+    )
+    assert "| reverse |" in (tmp_path / "head.md").read_text()
 
 
 @pytest.mark.slow
