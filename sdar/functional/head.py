@@ -88,6 +88,12 @@ class Projection:
             return None
         return (logits * (self.temperature / self.softcap)).square_().neg_().add_(1.0)
 
+    def excluded(self) -> Tensor:
+        """``[vocab]`` bool, which ids are forbidden; empty where none is."""
+        out = torch.zeros(self.vocab if self.forbidden else 0, dtype=torch.bool, device=self.weight.device)
+        out[list(self.forbidden)] = True
+        return out
+
     def forbidden_in(self, ids: slice) -> Tensor | None:
         """Which of a tile's columns are forbidden; None: none is."""
         first, end = bisect_left(self.forbidden, ids.start), bisect_left(self.forbidden, ids.stop)

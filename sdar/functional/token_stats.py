@@ -7,7 +7,9 @@ full logits need as well.
 """
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sdar.errors import ConfigError
-from sdar.functional.head import Projection, Tile, WeightGradient, add_product, projection
+from sdar.functional import triton_tiles
+from sdar.functional.head import IDS, Projection, Tile, WeightGradient, add_product, projection
 from sdar.functional.vocabulary import log_probs
 
 
@@ -229,10 +232,15 @@ def _fold(hidden: Tensor, targets: Tensor, head: Projection, chunk: int) -> tupl
     top, lost_top = (wanted.new_full(wanted.shape, lowest) for _ in range(2))
     total, lost, weighted = (torch.zeros_like(wanted) for _ in range(3))  # sums of exp(z - top); of exp(z - top) (z - top)
     states = head.operand(hidden)
+    fast, excluded = _fast(hidden.device, head.wide), head.excluded()
     for ids in columns:
         weight, forbidden = head.operand(head.weight[ids]), head.forbidden_in(ids)
         for at in rows:
             z = head.logits(states[at], weight, ids, tile.view(at, ids))
+            if fast:
+                sums = (targets, wanted, top, total, weighted, lost_top, lost)
+                triton_tiles.fold(z, excluded, ids.start, [t[at] for t in sums])
+                continue
             place, inside = _place(targets[at], ids)
             wanted[at] = torch.where(inside, z.gather(1, place)[:, 0], wanted[at])
             if forbidden is not None:
@@ -256,17 +264,14 @@ def _unfold(
     """
     rows, columns = head.tiles(len(hidden), chunk)
     tile, spare = (Tile(hidden, head.wide, rows, columns) for _ in range(2))
-    grad_logp, grad_entropy, grad_mass = (None if g is None else g * (head.scale / head.temperature) for g in grads)
-    of_p = torch.zeros_like(
-        found.entropy
-    )  # the gradient is p (of_p - grad_entropy log p), and something at target and forbidden
-    if grad_logp is not None:
-        of_p -= grad_logp
-    if grad_entropy is not None:
-        of_p -= grad_entropy * found.entropy
-    if grad_mass is not None:
-        grad_mass = grad_mass * torch.sigmoid(found.forbidden - found.normalizer)
-        of_p += grad_mass
+    grad_logp, grad_entropy, grad_mass = (
+        torch.zeros_like(found.entropy) if g is None else g * (head.scale / head.temperature) for g in grads
+    )
+    grad_mass = grad_mass * torch.sigmoid(found.forbidden - found.normalizer)
+    # the gradient is p (of_p - grad_entropy log p), and something at target and forbidden
+    of_p = grad_mass - grad_logp - grad_entropy * found.entropy
+    told = targets, found.normalizer, found.forbidden, of_p, grad_entropy, grad_logp, grad_mass
+    fast, excluded = _fast(hidden.device, head.wide), head.excluded()
     states = head.operand(hidden)
     grad_hidden = torch.zeros_like(hidden, dtype=head.wide) if needs_hidden else None
     for ids in columns:
@@ -275,23 +280,13 @@ def _unfold(
         for at in rows:
             z = head.logits(states[at], weight, ids, tile.view(at, ids))
             slope = head.slope(z)
-            lost = None
-            if forbidden is not None:
-                if grad_mass is not None:
-                    lost = z.index_select(1, forbidden).sub_(found.forbidden[at, None]).exp_().mul_(-grad_mass[at, None])
-                z.index_fill_(1, forbidden, torch.finfo(z.dtype).min)
-            z.sub_(found.normalizer[at, None])
-            if grad_entropy is None:
-                grad = z.exp_().mul_(of_p[at, None])
+            if fast:
+                triton_tiles.unfold(z, excluded, ids.start, [t[at] for t in told])
+                grad = z
             else:
-                p = torch.exp(z, out=spare.view(at, ids))
-                # an impossible id's log p is a huge number: p comes first
-                grad = torch.addcmul(p * of_p[at, None], z.mul_(p), grad_entropy[at, None], value=-1, out=z)
-            if lost is not None and forbidden is not None:
-                grad.index_copy_(1, forbidden, lost)
-            if grad_logp is not None:
-                place, inside = _place(targets[at], ids)
-                grad.scatter_add_(1, place, torch.where(inside, grad_logp[at], 0.0)[:, None])
+                grad = _gradient(
+                    z, spare.view(at, ids), targets[at], forbidden, ids, [t[at] for t in told[1:]], grads[1] is not None
+                )
             if slope is not None:
                 grad.mul_(slope)
             factor = head.operand(grad)
@@ -300,6 +295,60 @@ def _unfold(
             into.add(grad, factor, states[at])
         into.end()
     return grad_hidden
+
+
+def _gradient(
+    z: Tensor, spare: Tensor, targets: Tensor, forbidden: Tensor | None, ids: slice, told: Sequence[Tensor], entropy: bool
+) -> Tensor:
+    """A tile of logits turned into its gradient, in place."""
+    normalizer, lost_normalizer, of_p, of_entropy, of_logp, of_mass = (t[:, None] for t in told)
+    lost = None
+    if forbidden is not None:
+        lost = z.index_select(1, forbidden).sub_(lost_normalizer).exp_().mul_(-of_mass)
+        z.index_fill_(1, forbidden, torch.finfo(z.dtype).min)
+    z.sub_(normalizer)
+    if entropy:
+        p = torch.exp(z, out=spare)
+        # an impossible id's log p is a huge number: p comes first
+        grad = torch.addcmul(p * of_p, z.mul_(p), of_entropy, value=-1, out=z)
+    else:
+        grad = z.exp_().mul_(of_p)
+    if lost is not None and forbidden is not None:
+        grad.index_copy_(1, forbidden, lost)
+    place, inside = _place(targets, ids)
+    return grad.scatter_add_(1, place, torch.where(inside[:, None], of_logp, 0.0))
+
+
+_KERNELS: ContextVar[bool | None] = ContextVar("kernels", default=None)
+"""Whether Triton's kernels are used; None: where they prove themselves."""
+
+
+def _fast(device: torch.device, dtype: torch.dtype) -> bool:
+    chosen = _KERNELS.get()
+    return _kernels_agree(device) if chosen is None and device.type == "cuda" and dtype == torch.float32 else bool(chosen)
+
+
+@cache
+def _kernels_agree(device: torch.device) -> bool:
+    """Compare the kernels with torch's operations on a few tokens of two tiles, once on a device."""
+    if not triton_tiles.there():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    shapes = (40, 16), (IDS["cuda"] + 700, 16)
+    inputs = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+    targets = torch.arange(40, device=device) * 200
+
+    def statistics(kernels: bool) -> list[Tensor]:
+        token = _KERNELS.set(kernels)
+        try:
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                hidden, weight = (t.detach().requires_grad_() for t in inputs)
+                stats = torch.stack(chunked_token_stats(hidden, weight, targets, forbidden_ids=(3, IDS["cuda"] + 5)))
+                return [stats.detach(), *torch.autograd.grad((stats * stats.detach().sin()).sum(), (hidden, weight))]
+        finally:
+            _KERNELS.reset(token)
+
+    return triton_tiles.agree(lambda: statistics(True), statistics(False))
 
 
 def _add_exponentials(z: Tensor, top: Tensor, total: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
