@@ -127,8 +127,7 @@ def child(case: dict) -> float:
         sampler.bind_ids([1], [], VOCABULARY, 2048)
         prompts = torch.randint(2, VOCABULARY, (16, 383), generator=generator).tolist()
         sampler.sample(model, prompts, [SampleKey(0, str(n), 0, 0) for n in range(16)])
-        layers = sampler._caches[0].layers.layers
-        return float(sum(r.untyped_storage().nbytes() for layer in layers for r in (layer._key_room, layer._value_room)))
+        return float(sum(buffer.untyped_storage().nbytes() for buffer in sampler._slots[1].buffers()))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 

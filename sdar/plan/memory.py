@@ -128,10 +128,9 @@ def logits(run: Run, network: Network, gradient: bool) -> float:
 
 
 def cache_bytes(run: Run, network: Network) -> int:
-    """Bytes of keys and values of one token. Under autocast keys are float32, as rotary positions are."""
+    """Bytes of keys and values of one token."""
     a, size = network.architecture, stored(run, network)
-    pair = 6 if run.launch.autocast and size == 4 else 2 * size
-    return a.layers * a.kv_heads * a.head_dim * pair
+    return a.layers * a.kv_heads * a.head_dim * 2 * (2 if run.launch.autocast else size)
 
 
 def playing(run: Run) -> int:
@@ -145,7 +144,7 @@ def kv_cache(run: Run) -> float:
     """Bytes of keys and values of one rank's episodes; the buffers have a quarter of spare room."""
     if not run.work.in_process:
         return 0.0
-    return 1.25 * playing(run) * run.work.row * cache_bytes(run, run.policy)
+    return 1.25 * min(playing(run), run.work.together) * run.work.row * cache_bytes(run, run.policy)
 
 
 def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float]]:

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from sdar.parts import SampleKey
 
+LARGE = 4096
+"""Vocabularies of so many tokens are worth a second way."""
+PIECE = 256
+"""Tokens that are summed up before they are gone through one by one."""
+
 
 def truncate(logits: Tensor, temperature: float, top_k: int, top_p: float, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
     """Log-density that is sampled from, and the log-mass that it kept of the tempered softmax.
@@ -41,6 +46,51 @@ def truncate(logits: Tensor, temperature: float, top_k: int, top_p: float, forbi
         scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -math.inf)
     kept = torch.logsumexp(scores, -1)
     return scores - kept[:, None], kept - everything
+
+
+def draw(
+    logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float, forbidden: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One token a row from the density of `truncate`, as `inverse_cdf` chooses it: ids, their log-density and the kept log-mass,
+    ``[batch]`` each, the last two float64.
+
+    Where nothing is truncated a large vocabulary is gone through in the logits' own precision (at least float32), summed up in float64.
+    """
+    if logits.shape[-1] < LARGE or temperature == 0.0 or 0 < top_k < logits.shape[-1] or top_p < 1.0:
+        log_density, kept = truncate(logits, temperature, top_k, top_p, forbidden)
+        chosen = inverse_cdf(log_density, uniforms)
+        return chosen, log_density.gather(-1, chosen[:, None])[:, 0], kept
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    scores = scores if temperature == 1.0 else scores / temperature
+    allowed = scores if forbidden is None else scores.masked_fill(forbidden, -math.inf)
+    top = allowed.amax(-1, keepdim=True)
+    weights = (allowed - top).exp_()
+    chosen, total = _first_beyond(weights, uniforms)
+    mass = weights.gather(-1, chosen[:, None])[:, 0].double()
+    kept = torch.zeros_like(total)
+    if forbidden is not None:
+        kept = total.log()
+        kept = kept - torch.logaddexp(kept, (scores[:, forbidden].double() - top).logsumexp(-1))
+    return chosen, (mass / total).log(), kept
+
+
+def _first_beyond(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the first place at which the cumulative weight exceeds its share of the total, and the total; float64 sums."""
+    size = weights.shape[-1]
+    whole = size - size % PIECE
+    sums = weights[:, :whole].unflatten(-1, (-1, PIECE)).sum(-1, dtype=torch.float64)
+    sums = torch.cat([sums, weights[:, whole:].sum(-1, dtype=torch.float64)[:, None]], -1)
+    cumulative = sums.cumsum(-1)
+    total = cumulative[:, -1]
+    target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))[:, None]
+    piece = torch.searchsorted(cumulative, target, right=True)
+    places = piece * PIECE + torch.arange(PIECE, device=weights.device)
+    within = weights.gather(-1, places.clamp_max(size - 1)).double().masked_fill(places >= size, 0.0)
+    inner = (cumulative - sums).gather(-1, piece) + within.cumsum(-1)
+    found = torch.searchsorted(inner, target, right=True).clamp_max(PIECE - 1)
+    likeliest = within.argmax(-1, keepdim=True)  # where rounding leads past what has weight
+    found = found.where(within.gather(-1, found) > 0, likeliest)
+    return (piece * PIECE + found)[:, 0], total
 
 
 def inverse_cdf(log_density: Tensor, uniforms: Tensor) -> Tensor:

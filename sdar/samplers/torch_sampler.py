@@ -1,7 +1,8 @@
-"""Sampling in the training process with plain torch: batched, one key-value cache kept between the turns of an episode."""
+"""Sampling in the training process with plain torch: what was read once is not read again."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from transformers import PreTrainedConfig
@@ -11,7 +12,9 @@ from sdar.parts import Completion, SampleKey
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.cache import CACHE, RaggedCache
-from sdar.samplers.density import inverse_cdf, truncate, uniforms
+from sdar.samplers.density import draw, uniforms
+from sdar.samplers.session import TorchSession, reads_rows
+from sdar.samplers.slots import SMALLEST_ROOM, Slots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,11 +24,16 @@ if TYPE_CHECKING:
 class TorchSampler(TruncatingSampler):
     """Samples with the training weights in the training process.
 
+    A forward pass goes over what is new in the rows that are being answered, without padding. Keys and values stay until `reset`: a prompt
+    is read from where it differs from all that was read, an earlier turn of its episode or another attempt at its task, say.
     Every token's random number derives from (run seed, task id, attempt, turn, position), so what an episode draws does not
     depend on what else is in the batch.
 
+    Models whose attention cannot be told which tokens see which (`sdar.attention.can_lay_out`) get padded batches, in which a prompt
+    goes on from the last turn of its episode alone.
+
     Args:
-        batch_size: Most prompts in one forward pass.
+        batch_size: Most rows in one forward pass, and most whose keys and values are kept.
     """
 
     def __init__(self, *, batch_size: int = 256, **kwargs: Any):
@@ -33,10 +41,12 @@ class TorchSampler(TruncatingSampler):
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
         self.batch_size = batch_size
+        self._slots: tuple[ref[PreTrainedModel], Slots] | None = None
+        self._longest = 0  # tokens of a row so far: room for so many is made at once
         self._caches: list[RaggedCache] = []
 
     def reset(self) -> None:
-        self._caches = []
+        self._slots, self._caches = None, []
 
     release = reset
 
@@ -45,15 +55,41 @@ class TorchSampler(TruncatingSampler):
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
     ) -> list[Completion]:
         self.check_room(prompts, keys)
+        was_training = model.training
+        model.eval()
+        try:
+            sample = self._sample_rows if reads_rows(model) else self._sample_padded
+            return sample(model, prompts, keys)
+        finally:
+            model.train(was_training)
+
+    def _sample_rows(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
+        of, slots = self._slots or (None, None)
+        self._slots = None  # what is left in the middle is of no use
+        if slots is None or of is None or of() is not model:
+            slots = Slots(self.batch_size, max(SMALLEST_ROOM, self._longest))
+        slots.keep({(key.seed, key.task, key.attempt) for key in keys})
+        session = TorchSession(self, model, slots, self.batch_size)
+        for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+            session.submit(number, prompt, key)
+        out: dict[int, Completion] = {}
+        while len(out) < len(prompts):
+            out |= session.step()
+        self._slots, self._longest = (ref(model), slots), max(self._longest, int(slots.lengths.max(initial=0)))
+        return [out[number] for number in range(len(prompts))]
+
+    def _sample_padded(
+        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
+    ) -> list[Completion]:
+        """For models whose rows cannot be laid out."""
         device = next(model.parameters()).device
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
         self._caches = [self._cache(prompts[part], keys[part], device) for part in parts]  # others are gone now
-        was_training = model.training
-        model.eval()
         out: list[Completion] = []
         for part, cache in zip(parts, self._caches, strict=True):
             out += self._sample_batch(model, prompts[part], keys[part], cache)
-        model.train(was_training)
         return out
 
     def _cache(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], device: torch.device) -> RaggedCache:
@@ -96,11 +132,13 @@ class TorchSampler(TruncatingSampler):
                 **{CACHE: cache.layers},
             )
             logits = step.logits[:, -1, : self.vocab_size]
-            log_density, kept = truncate(logits, self.temperature, self.top_k, self.top_p, forbidden)
-            chosen = inverse_cdf(log_density, uniforms(keys, position).to(device))
-            logp = log_density.gather(-1, chosen[:, None])[:, 0].tolist()
+            chosen, logp, kept = draw(
+                logits, uniforms(keys, position).to(device), self.temperature, self.top_k, self.top_p, forbidden
+            )
             new = [[] for _ in prompts]
-            for b, (token, token_logp, token_kept) in enumerate(zip(chosen.tolist(), logp, kept.tolist(), strict=True)):
+            for b, (token, token_logp, token_kept) in enumerate(
+                zip(chosen.tolist(), logp.tolist(), kept.tolist(), strict=True)
+            ):
                 if not out[b].stopped:
                     out[b].ids.append(token)
                     out[b].behaviour_logp.append(token_logp)
