@@ -24,6 +24,7 @@ from sdar.parts.models import ModelCopy as ModelCopy
 from sdar.parts.models import Policy as Policy
 from sdar.parts.models import RemoteModel as RemoteModel
 from sdar.parts.models import Sampler as Sampler
+from sdar.parts.models import Session as Session
 from sdar.parts.models import SharedWeights as SharedWeights
 from sdar.parts.models import Teacher as Teacher
 from sdar.parts.part import Part as Part

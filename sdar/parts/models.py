@@ -1,6 +1,7 @@
 """What samplers, policies, teachers and judges promise: the parts that have a language model."""
 
 import copy
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,32 @@ if TYPE_CHECKING:
 
     from sdar.parts.methods import PrivilegedView
     from sdar.rollout.chat import ChatFormat
+
+
+class Session(ABC):
+    """Prompts of independent episodes, each of which is answered as soon as can be."""
+
+    places: int = sys.maxsize
+    """Most episodes that should be under way at once."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether there are prompts without a response."""
+
+    @abstractmethod
+    def submit(self, number: int, prompt: Sequence[int], key: SampleKey, most: int) -> None:
+        """Ask for a response of at most `most` tokens, which a later `step` gives under this number."""
+
+    @abstractmethod
+    def step(self) -> list[tuple[int, Completion]]:
+        """Go on by as little as there is, a token of each say: (number, response) of what has ended by then."""
+
+    def leave(self, key: SampleKey) -> None:
+        """The episode of such a name (whatever the turn) asks no more."""
+
+    def close(self) -> None:
+        """Nobody asks any more."""
 
 
 @part_kind("samplers")
@@ -63,6 +90,10 @@ class Sampler(Part, ABC):
     ) -> list[Completion]:
         """One response for each prompt. A prompt that continues an earlier prompt and its response is cheap."""
 
+    def session(self, model: "PreTrainedModel") -> Session:
+        """For prompts that come one by one. By default those that have come by a step are answered in one batch."""
+        return BatchSession(self, model)
+
     def reset(self) -> None:
         """Forget everything that was cached: the weights changed or another rollout begins."""
 
@@ -84,6 +115,38 @@ class Sampler(Part, ABC):
 
     def close(self) -> None:
         """Let go of processes and connections."""
+
+
+class BatchSession(Session):
+    """A session with a sampler that answers batches: one call of `Sampler.sample` a step for each limit of new tokens."""
+
+    def __init__(self, sampler: Sampler, model: "PreTrainedModel"):
+        self.model = model
+        self._samplers = {sampler.max_new_tokens: sampler}
+        self._sampler = sampler
+        self._waiting: list[tuple[int, Sequence[int], SampleKey, int]] = []
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting)
+
+    def submit(self, number: int, prompt: Sequence[int], key: SampleKey, most: int) -> None:
+        self._waiting.append((number, prompt, key, most))
+
+    def step(self) -> list[tuple[int, Completion]]:
+        waiting, self._waiting = sorted(self._waiting, key=lambda asked: asked[0]), []
+        out: list[tuple[int, Completion]] = []
+        for limit in dict.fromkeys(most for *_, most in waiting):
+            numbers, prompts, keys = zip(*((n, p, k) for n, p, k, most in waiting if most == limit), strict=True)
+            out += zip(numbers, self._with(limit).sample(self.model, [*prompts], [*keys]), strict=True)
+        return sorted(out, key=lambda answered: answered[0])
+
+    def _with(self, limit: int) -> Sampler:
+        if limit not in self._samplers:
+            self._samplers[limit] = own = copy.copy(self._sampler)
+            own.max_new_tokens = limit
+            own.reset()
+        return self._samplers[limit]
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,23 @@
-"""The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status."""
+"""The agent loop: prompts out, responses in, actions to the worlds, until every episode has a status.
 
-import copy
+Each episode is a small program of its own, `Rollout.play`, that asks now the sampler for a response and now the world for an answer.
+`play_together` is who brings them what they ask for; no episode waits for another.
+"""
+
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from functools import lru_cache
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sdar.errors import ConfigError
-from sdar.parts import PrivilegedView, Protocol, Sampler
+from sdar.parts import PrivilegedView, Protocol, Sampler, Session
 from sdar.rollout.chat import ChatFormat, Message
-from sdar.rollout.pool import EnvPool, EnvReply
+from sdar.rollout.pool import Command, EnvPool, EnvReply
 from sdar.rollout.rows import messages_of
 from sdar.types import Completion, Episode, History, Request, SampleKey, Status, Task, Turn
 
@@ -21,8 +25,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LAYOUTS = ("trajectory", "turn")
-Asked = tuple[list[list[int]], list[SampleKey]]
-"""Prompts that wait for a response, and the names of the responses."""
+
+
+class Asked(NamedTuple):
+    """A prompt that waits for a response."""
+
+    prompt: list[int]
+    key: SampleKey
+    most: int
+    """Longest response, in tokens."""
+
+
+Play = Generator["Asked | Command", "Completion | EnvReply | None", Episode]
+"""An episode that is being played: asks the sampler for a `Completion` (`Asked`), or its world for an `EnvReply` (anything else)."""
 
 
 class AgentLoop(ABC):
@@ -106,52 +121,43 @@ class Rollout(AgentLoop):
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         return play_together(model, self.sampler, [(self, requests)])[0]
 
-    def play(self, requests: Sequence[Request]) -> Generator[Asked, list[Completion], list[Episode]]:
-        """Play all requests, in the hands of somebody who samples: each turn's prompts are given out for their responses."""
-        episodes = [r.begin() for r in requests]
-        limits = [self.horizon if r.max_turns is None else min(len(r.replay) + r.max_turns, self.horizon) for r in requests]
-        contexts: list[list[int]] = [[] for _ in requests]  # [slots][tokens] that the model was told and said so far
-        seen = self.pool.reset({slot: r.task for slot, r in enumerate(requests)})
-        live = [slot for slot in range(len(requests)) if not self._faulted(episodes[slot], seen[slot])]
-        for turn in range(self.horizon):
-            prompts: dict[int, list[int]] = {}  # slot -> [tokens], of the slots that go on
-            for slot in live:
-                prompt = self.prompt(episodes[slot], contexts[slot], seen[slot].result.observation, seen[slot].admissible)
-                if len(prompt) + self.max_new_tokens > self.sampler.context:
-                    self.end_for_context(episodes[slot], prompt)
-                elif self.left(episodes[slot], contexts[slot], prompt) <= 0:
-                    self.end_before_turn(episodes[slot], Status.TOKEN_LIMIT)
-                else:
-                    prompts[slot] = prompt
-            self._cut(episodes, set(live) - set(prompts))
-            live = list(prompts)
-            if not live:
+    def play(self, request: Request) -> Play:
+        """One episode, in the hands of somebody who samples and acts: each prompt, and each action, is given out for its answer."""
+        episode, context = request.begin(), list[int]()  # tokens that the model was told and said so far
+        limit = self.horizon if request.max_turns is None else min(len(request.replay) + request.max_turns, self.horizon)
+        seen: EnvReply = yield request.task  # type: ignore[assignment]
+        if self._faulted(episode, seen):
+            return episode
+        while True:
+            turn, observation = len(episode.turns), seen.result.observation
+            prompt = self.prompt(episode, context, observation, seen.admissible)
+            if len(prompt) + self.max_new_tokens > self.sampler.context:
+                self.end_for_context(episode, prompt)
                 break
-            acting = [s for s in live if turn >= len(requests[s].replay)]
-            keys = [SampleKey(self.seed, requests[s].task.id, requests[s].attempt, turn) for s in acting]
-            completions = {s: self.replayed(requests[s].replay[turn]) for s in live if s not in acting}  # slot -> [tokens]
-            if acting:
-                sampled = yield [prompts[s] for s in acting], keys
-                completions |= dict(zip(acting, sampled, strict=True))
-            actions: dict[int, str] = {}
-            for slot in live:
-                completion, observation = completions[slot], seen[slot].result.observation
-                if slot in acting:
-                    completion = first_tokens(completion, self.left(episodes[slot], contexts[slot], prompts[slot]))
-                text = self.chat.decode(completion.ids)
-                actions[slot], valid = self.protocol.parse(text, seen[slot].admissible)
-                said = self.turn(contexts[slot], prompts[slot], completion, text, observation, actions[slot])
-                said.valid = said.well_formed = valid
-                said.trainable = slot in acting
-                episodes[slot].turns.append(said)
-                contexts[slot] = prompts[slot] + completion.ids
-            seen = self.pool.step(actions)
-            ended = {slot for slot in live if self._ended(episodes[slot], seen[slot], limits[slot])}
-            ended |= {slot for slot in live if self._used_up(episodes[slot])}
-            self._cut(episodes, {slot for slot in ended if not seen[slot].result.done})
-            live = [slot for slot in live if slot not in ended]
-            self.progress(len(requests) - len(live), len(requests))
-        return episodes
+            if self.left(episode, context, prompt) <= 0:
+                self.end_before_turn(episode, Status.TOKEN_LIMIT)
+                break
+            if is_replay := turn < len(request.replay):
+                completion = self.replayed(request.replay[turn])
+            else:
+                key = SampleKey(self.seed, request.task.id, request.attempt, turn)
+                completion = yield Asked(prompt, key, self.max_new_tokens)  # type: ignore[assignment]
+                completion = first_tokens(completion, self.left(episode, context, prompt))
+            text = self.chat.decode(completion.ids)
+            action, valid = self.protocol.parse(text, seen.admissible)
+            said = self.turn(context, prompt, completion, text, observation, action)
+            said.valid = said.well_formed = valid
+            said.trainable = not is_replay
+            episode.turns.append(said)
+            context = prompt + completion.ids
+            seen = yield action  # type: ignore[assignment]
+            ended = self._ended(episode, seen, limit)
+            if self._used_up(episode) or ended:
+                break
+        if not seen.result.done:  # it ends here by our doing: the world would go on, and says what it is worth so far
+            seen = yield None  # type: ignore[assignment]
+            self._price(episode, seen)
+        return episode
 
     def prompt(self, episode: Episode, context: list[int], observation: str, admissible: Sequence[str]) -> list[int]:
         """Ids that the next response of an episode answers; `context` is all that the model was told and said before."""
@@ -240,15 +246,13 @@ class Rollout(AgentLoop):
             episode.status, episode.error = seen.fault, seen.error
         return seen.fault is not None
 
-    def _cut(self, episodes: Sequence[Episode], slots: Collection[int]) -> None:
-        """Price episodes that end here by our doing: the world would go on."""
-        for slot, seen in (self.pool.unfinished(slots) if slots else {}).items():
-            episode, result = episodes[slot], seen.result
-            if not self._faulted(episode, seen):
-                if episode.turns:
-                    episode.turns[-1].reward += result.reward
-                episode.reward += result.reward
-                episode.scores = result.scores or episode.scores
+    def _price(self, episode: Episode, seen: EnvReply) -> None:
+        """What an episode is worth that ended before its world did."""
+        if not self._faulted(episode, seen):
+            if episode.turns:
+                episode.turns[-1].reward += seen.result.reward
+            episode.reward += seen.result.reward
+            episode.scores = seen.result.scores or episode.scores
 
     def _ended(self, episode: Episode, seen: EnvReply, limit: int) -> bool:
         if self._faulted(episode, seen):
@@ -287,38 +291,89 @@ def first_tokens(completion: Completion, most: int) -> Completion:
 def play_together(
     model: "PreTrainedModel", sampler: Sampler, shares: Sequence[tuple[Rollout, Sequence[Request]]]
 ) -> list[list[Episode]]:
-    """Play the requests of several worlds at once: in each turn one call of the sampler answers the prompts of all (one for each limit of
-    new tokens), so that no world waits for the end of another."""
-    samplers = {rollout.max_new_tokens: sampler for rollout, _ in shares}
-    for most in samplers:
-        if most != sampler.max_new_tokens:
-            samplers[most] = copy.copy(sampler)
-            samplers[most].max_new_tokens = most
-        samplers[most].reset()
-    loops = [rollout.play(requests) for rollout, requests in shares]
-    played: list[list[Episode]] = [[] for _ in shares]
-    asked: dict[int, Asked] = {}  # number of a loop that goes on -> what it waits for
+    """Play the requests of several worlds at once, each episode at its own pace: a response goes to its world as soon as it ends, and what
+    the world answers joins those that are being answered.
 
-    def go_on(number: int, answers: list[Completion] | None) -> None:
+    Who comes when depends on numbers of passes alone and never on the clock: worlds that run elsewhere step beside one `Session.step`, and
+    are waited for behind it.
+    """
+    sampler.reset()
+    with closing(sampler.session(model)) as session:
+        return _Table(session, shares).play()
+
+
+class _Table:
+    """Episodes in play, and what each of them waits for."""
+
+    def __init__(self, session: Session, shares: Sequence[tuple[Rollout, Sequence[Request]]]):
+        self.session, self.shares = session, shares
+        self.seats = [(share, slot) for share, (_, requests) in enumerate(shares) for slot in range(len(requests))]
+        self.waiting = deque(enumerate(self.seats))
+        self.playing: dict[int, Play] = {}  # number of a seat -> the episode
+        self.acts: list[dict[int, Command]] = [{} for _ in shares]  # of each share: slot -> what its world shall do
+        self.numbers = {seat: number for number, seat in enumerate(self.seats)}
+        self.played: list[dict[int, Episode]] = [{} for _ in shares]
+
+    def play(self) -> list[list[Episode]]:
+        """All episodes, in the order of the requests of each share."""
+        self._fill()
+        while self.playing:
+            answers = self._act()
+            try:
+                completed = self.session.step() if self.session.busy else []
+            finally:
+                replies = [(share, answer()) for share, answer in answers]
+            self._hear(replies)
+            for number, completion in completed:
+                self._go_on(number, completion)
+            self._fill()
+        return [[played[slot] for slot in range(len(played))] for played in self.played]
+
+    def _act(self) -> list[tuple[int, Callable[[], dict[int, EnvReply]]]]:
+        """Have the worlds do what was asked of them; those of this process at once, for as long as they go on without a response."""
+        begun = []
+        while any(self.acts):
+            acts, self.acts = self.acts, [{} for _ in self.shares]
+            for share, commands in enumerate(acts):
+                pool = self.shares[share][0].pool
+                if commands and pool.elsewhere:
+                    begun.append((share, pool.begin(commands)))
+                elif commands:
+                    self._hear([(share, pool.call(commands))])
+            if begun:
+                break
+            self._fill()
+        return begun
+
+    def _hear(self, replies: Sequence[tuple[int, dict[int, EnvReply]]]) -> None:
+        for share, answered in replies:
+            for slot in sorted(answered):  # worlds that run elsewhere answer in any order
+                self._go_on(self.numbers[share, slot], answered[slot])
+            rollout, requests = self.shares[share]
+            rollout.progress(len(self.played[share]), len(requests))
+
+    def _go_on(self, number: int, answer: Completion | EnvReply | None) -> None:
+        """Give an episode what it waited for."""
+        share, slot = self.seats[number]
         try:
-            asked[number] = next(loops[number]) if answers is None else loops[number].send(answers)
+            wish = self.playing[number].send(answer)
         except StopIteration as end:
-            played[number] = end.value
+            self.played[share][slot] = episode = end.value
+            del self.playing[number]
+            self.session.leave(SampleKey(self.shares[share][0].seed, episode.task.id, episode.attempt, 0))
+            return
+        if isinstance(wish, Asked):
+            self.session.submit(number, *wish)
+        else:
+            self.acts[share][slot] = wish
 
-    for number in range(len(loops)):
-        go_on(number, None)
-    while asked:
-        waiting, answers = dict(asked), dict[int, list[Completion]]()
-        asked.clear()
-        for most, one in samplers.items():
-            mine = [n for n in waiting if shares[n][0].max_new_tokens == most]
-            if mine:
-                prompts, keys = ([each for n in mine for each in waiting[n][part]] for part in (0, 1))
-                completions = iter(one.sample(model, prompts, keys))  # type: ignore[arg-type]
-                answers |= {n: list(islice(completions, len(waiting[n][0]))) for n in mine}
-        for number in waiting:
-            go_on(number, answers[number])
-    return played
+    def _fill(self) -> None:
+        """Begin as many episodes as the session has places for."""
+        while self.waiting and len(self.playing) < self.session.places:
+            number, (share, slot) = self.waiting.popleft()
+            rollout, requests = self.shares[share]
+            self.playing[number] = rollout.play(requests[slot])
+            self._go_on(number, None)
 
 
 def no_room(tokens: int, most: int, context: int) -> str:

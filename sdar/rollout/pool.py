@@ -15,7 +15,8 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from queue import Empty, SimpleQueue
@@ -54,6 +55,26 @@ class EnvReply:
 
 class EnvPool(ABC):
     """Slots with one running episode each."""
+
+    elsewhere = False
+    """True: its worlds do not need this thread, and step beside what it does (`begin`)."""
+
+    def call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
+        """Carry out a command in each named slot."""
+        return self._call(commands)
+
+    def begin(self, commands: Mapping[int, Command]) -> Callable[[], dict[int, EnvReply]]:
+        """Carry them out beside what the caller does next; gives what waits for the replies. One at a time."""
+        done: Future[dict[int, EnvReply]] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(self._call(commands))
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name="sdar-worlds", daemon=True).start()
+        return done.result
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, EnvReply]:
         """Begin an episode in each named slot."""
@@ -99,6 +120,8 @@ class ThreadPool(EnvPool):
         threads: Most calls at once.
         deadline: Seconds that one reset or step may take.
     """
+
+    elsewhere = True
 
     def __init__(self, env: Environment, threads: int, deadline: float = 30.0):
         _check_deadline(deadline)
@@ -149,6 +172,8 @@ class WorkerPool(EnvPool):
         start_deadline: Seconds that a fresh process may take to be ready (imports).
     """
 
+    elsewhere = True
+
     def __init__(self, env: Environment, workers: int, deadline: float = 30.0, start_deadline: float = 120.0):
         if workers < 1:
             raise ConfigError(f"workers is {workers}: a worker pool needs at least 1 process. Use 0 to run in one process.")
@@ -168,10 +193,6 @@ class WorkerPool(EnvPool):
         self._past: dict[int, list[tuple[Command, EnvReply]]] = {}
         self._workers = [self._start() for _ in range(workers)]
 
-    def reset(self, tasks: Mapping[int, Task]) -> dict[int, EnvReply]:
-        self._past |= {slot: [] for slot in tasks}
-        return super().reset(tasks)
-
     def close(self) -> None:
         for worker in self._workers:
             worker.pipe.close()  # an idle worker ends by itself
@@ -183,6 +204,7 @@ class WorkerPool(EnvPool):
 
     def _call(self, commands: Mapping[int, Command]) -> dict[int, EnvReply]:
         """All workers at once, each with one of its slots at a time."""
+        self._past |= {slot: [] for slot, command in commands.items() if isinstance(command, Task)}
         assert self._past.keys() >= commands.keys(), "a command for a slot without a running episode"
         out: dict[int, EnvReply] = {}
         shares: list[dict[int, Command]] = [{} for _ in self._workers]

@@ -1,4 +1,4 @@
-"""The agent loop of a run with several worlds: each has its own way of being told, and all share the sampler's calls."""
+"""The agent loop of a run with several worlds: each has its own way of being told, and all share the sampler's passes."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -11,7 +11,7 @@ import torch
 
 from sdar.attention import can_lay_out
 from sdar.errors import PolicyError
-from sdar.parts import Completion, SampleKey
+from sdar.parts import Completion, SampleKey, Session
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.density import draw, uniform
 from sdar.samplers.row_pass import RowPass
@@ -29,12 +29,13 @@ class _Row:
     number: int
     prompt: Sequence[int]
     key: SampleKey
+    most: int
     said: Completion = field(default_factory=lambda: Completion([], [], [], False))
     slot: int = -1
 
 
-class TorchSession:
-    """Prompts may come at any time; `step` is one forward pass.
+class TorchSession(Session):
+    """Answers prompts that come at any time.
 
     Args:
         sampler: In whose density the responses are sampled.
@@ -43,7 +44,9 @@ class TorchSession:
     """
 
     def __init__(self, sampler: TruncatingSampler, model: "PreTrainedModel", slots: Slots, batch_size: int):
-        self.sampler, self.model, self.slots, self.batch_size = sampler, model, slots, batch_size
+        self.sampler, self.model, self.slots, self.places = sampler, model, slots, batch_size
+        self._was_training = model.training
+        model.eval()
         self._device = next(model.parameters()).device
         self._waiting: deque[_Row] = deque()
         self._rows: list[_Row] = []  # that are being answered, by their slots
@@ -52,13 +55,23 @@ class TorchSession:
             self._forbidden = torch.zeros(sampler.vocab_size, dtype=torch.bool, device=self._device)
             self._forbidden[list(sampler.forbidden_ids)] = True
 
-    def submit(self, number: int, prompt: Sequence[int], key: SampleKey) -> None:
-        """Ask for a response to a prompt, which `step` will give under this number."""
-        self._waiting.append(_Row(number, prompt, key))
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self._rows)
+
+    def submit(self, number: int, prompt: Sequence[int], key: SampleKey, most: int) -> None:
+        self.sampler.check_room([prompt], [key])
+        self._waiting.append(_Row(number, prompt, key, most))
+
+    def leave(self, key: SampleKey) -> None:
+        self.slots.leave((key.seed, key.task, key.attempt))
+
+    def close(self) -> None:
+        self.model.train(self._was_training)
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Completion]]:
-        """The responses that end with one more token of each row."""
+        """One forward pass: a token more of each row, the first one of those that have come."""
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
         tokens = numpy.array([row.said.ids[-1] for row in self._rows], dtype=numpy.int64)
         longest = max((len(row.prompt) for row in self._waiting), default=0)
@@ -68,7 +81,7 @@ class TorchSession:
         part = RowPass(self.slots, answering, tokens)
         busy = {row.slot for row in self._rows}
         rows = list(self._rows)
-        while self._waiting and len(rows) < self.batch_size and part.count - len(answering) < MOST_READ:
+        while self._waiting and len(rows) < self.places and part.count - len(answering) < MOST_READ:
             row = self._waiting.popleft()
             prompt = numpy.array(row.prompt, dtype=numpy.int64)
             row.slot = part.add_prompt((row.key.seed, row.key.task, row.key.attempt), prompt, busy)
@@ -90,7 +103,7 @@ class TorchSession:
             said.behaviour_logp.append(logp)
             said.kept_logmass.append(kept)
             said.stopped = said.ids[-1] in s.stop_ids
-            if said.stopped or len(said.ids) == s.max_new_tokens:
+            if said.stopped or len(said.ids) == row.most:
                 ended.append((row.number, said))
                 row.slot = -1
         self._rows = sorted((row for row in rows if row.slot >= 0), key=lambda row: row.slot)

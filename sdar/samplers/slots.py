@@ -77,9 +77,19 @@ class Slots:
         self.lengths, self._used = (numpy.pad(known, (0, slots - have)) for known in (self.lengths, self._used))
         self.free = numpy.pad(self.free, (0, slots - have), constant_values=True)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.lengths.max(initial=0))
+
     def keep(self, names: Collection[object]) -> None:
-        """Nobody needs the rows of other names any more; what they hold may still be of use."""
+        """Nobody needs the rows of other names any more."""
         for name in [name for name in self._own if name not in names]:
+            self.leave(name)
+
+    def leave(self, name: object) -> None:
+        """Nobody needs the row of this name any more; what it holds may still be of use."""
+        if name in self._own:
             self.free[self._own.pop(name)] = True
 
     def common(self, prompt: numpy.ndarray) -> numpy.ndarray:

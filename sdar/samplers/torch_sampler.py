@@ -1,6 +1,7 @@
 """Sampling in the training process with plain torch: what was read once is not read again."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
@@ -8,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from sdar.errors import ConfigError, PolicyError
-from sdar.parts import Completion, SampleKey
+from sdar.parts import Completion, SampleKey, Session
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.cache import CACHE, RaggedCache
@@ -50,46 +51,52 @@ class TorchSampler(TruncatingSampler):
 
     release = reset
 
+    def session(self, model: "PreTrainedModel") -> Session:
+        own = type(self).sample is TorchSampler.sample  # a subclass that samples in its own way is asked to
+        if not (own and reads_rows(model)):
+            return super().session(model)
+        return TorchSession(self, model, self._slots_for(model), self.batch_size)
+
     @torch.no_grad()
     def sample(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
     ) -> list[Completion]:
         self.check_room(prompts, keys)
-        was_training = model.training
-        model.eval()
-        try:
-            sample = self._sample_rows if reads_rows(model) else self._sample_padded
-            return sample(model, prompts, keys)
-        finally:
-            model.train(was_training)
-
-    def _sample_rows(
-        self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
-    ) -> list[Completion]:
-        of, slots = self._slots or (None, None)
-        self._slots = None  # what is left in the middle is of no use
-        if slots is None or of is None or of() is not model:
-            slots = Slots(self.batch_size, max(SMALLEST_ROOM, self._longest))
+        if not reads_rows(model):
+            return self._sample_padded(model, prompts, keys)
+        slots = self._slots_for(model)
         slots.keep({(key.seed, key.task, key.attempt) for key in keys})
-        session = TorchSession(self, model, slots, self.batch_size)
-        for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-            session.submit(number, prompt, key)
-        out: dict[int, Completion] = {}
-        while len(out) < len(prompts):
-            out |= session.step()
-        self._slots, self._longest = (ref(model), slots), max(self._longest, int(slots.lengths.max(initial=0)))
+        with closing(TorchSession(self, model, slots, self.batch_size)) as session:
+            for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+                session.submit(number, prompt, key, self.max_new_tokens)
+            out: dict[int, Completion] = {}
+            while session.busy:
+                out |= session.step()
+        self._slots = ref(model), slots
+        self._longest = max(self._longest, slots.longest)
         return [out[number] for number in range(len(prompts))]
+
+    def _slots_for(self, model: "PreTrainedModel") -> Slots:
+        """What was read with this model; it is not kept should the caller fail, for what is left in the middle is of no use."""
+        of, slots = self._slots or (None, None)
+        self._slots = None
+        if slots is None or of is None or of() is not model:
+            return Slots(self.batch_size, max(SMALLEST_ROOM, self._longest))
+        return slots
 
     def _sample_padded(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
     ) -> list[Completion]:
         """For models whose rows cannot be laid out."""
+        was_training = model.training
+        model.eval()
         device = next(model.parameters()).device
         parts = [slice(start, start + self.batch_size) for start in range(0, len(prompts), self.batch_size)]
         self._caches = [self._cache(prompts[part], keys[part], device) for part in parts]  # others are gone now
         out: list[Completion] = []
         for part, cache in zip(parts, self._caches, strict=True):
             out += self._sample_batch(model, prompts[part], keys[part], cache)
+        model.train(was_training)
         return out
 
     def _cache(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], device: torch.device) -> RaggedCache:
