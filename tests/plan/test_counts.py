@@ -70,7 +70,7 @@ def played(folder, strategy=GRPO, layout="trajectory", sampler=Babbler, **kwargs
             net.base_model.register_forward_pre_hook(count, with_kwargs=True)
 
     def count(layer, args, told):
-        if not told.get("use_cache"):
+        if hasattr(told.get("row_layout"), "tokens_of_rows"):  # the sampler's passes have another
             tokens = float(told["row_layout"].tokens_of_rows)
             seen.trained += tokens * torch.is_grad_enabled()
             seen.scored += tokens * (not torch.is_grad_enabled())
