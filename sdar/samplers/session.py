@@ -125,7 +125,8 @@ def _reads_rows(model: "PreTrainedModel") -> bool:
     prompts, then = numpy.array([[1, 2, 3, 4, 5], [1, 2, 3, 0, 2]]), numpy.array([4, 1])
     device = next(model.parameters()).device
     alone = numpy.concatenate([prompts, then[:, None]], 1)
-    wanted = torch.stack([model(input_ids=torch.from_numpy(row)[None].to(device)).logits[0, -2:] for row in alone])
+    rows = [torch.from_numpy(row)[None].to(device) for row in alone]
+    wanted = torch.stack([model(input_ids=row, use_cache=True).logits[0, -2:] for row in rows])
     slots = Slots(2)
     slots.reserve(2, 8)
     try:
