@@ -1,17 +1,19 @@
 """What is measured: means by name and numbers over tasks, also over ranks."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from unread import Unread
 
 import sdar
 from sdar.errors import ConfigError
 from sdar.evaluate import mean_interval, paired_difference
 from sdar.metrics import Mean, Metrics, PassAtK, Score, Success, TeacherLift
+from sdar.training.reporting import special_share
 from sdar.types import Episode, Status, Task
 
 
@@ -50,16 +52,6 @@ def test_no_response_token_is_no_number() -> None:
     assert metrics.compute() == {}
 
 
-class Unread(TorchDispatchMode):
-    """Nobody may ask a tensor for its number or for how many elements fit, which would wait for a device."""
-
-    ASKS = tuple(getattr(torch.ops.aten, name) for name in ("_local_scalar_dense", "nonzero", "masked_select", "index"))
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        assert function.overloadpacket not in self.ASKS, function
-        return function(*args, **(kwargs or {}))
-
-
 def test_what_is_added_is_read_when_it_is_asked_for() -> None:
     """All at once, to the digit, in the order in which it was added; what happens to a tensor meanwhile changes nothing."""
     metrics, loss = Metrics(), torch.tensor(0.1, requires_grad=True)
@@ -75,6 +67,18 @@ def test_what_is_added_is_read_when_it_is_asked_for() -> None:
     metrics.add("loss", loss)
     metrics.reset()
     assert metrics.compute() == {}
+
+
+def test_the_share_of_control_tokens_is_read_when_it_is_asked_for() -> None:
+    """Two rows, of which tokens 1 and 2, and token 1, are learned from; 7 is a control token. Gradients of 3, 4 and 5."""
+    part = SimpleNamespace(ids=torch.tensor([[1, 7, 2], [7, 2, 7]]), loss_mask=torch.tensor([[0, 1, 1], [0, 1, 0]]).bool())
+    hidden = torch.zeros(3, 1, requires_grad=True)
+    metrics = Metrics()
+    with Unread():
+        loss = torch.tensor([[9.0, 1.0, -2.0], [9.0, 5.0, 9.0]])
+        special_share(metrics, part, SimpleNamespace(hidden=hidden, predicts=part.loss_mask[:, 1:]), loss, torch.tensor([7]))
+        (hidden[:, 0] * torch.tensor([3.0, 4.0, 5.0])).sum().backward()
+    assert metrics.compute() == {"loss/special_share": 1 / 8, "grad/special_share": 3 / 12}
 
 
 class TwoRanks:

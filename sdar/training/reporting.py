@@ -141,7 +141,7 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
         def known(gradient: Tensor) -> None:
             norms = gradient.detach().float().norm(dim=-1)  # [tokens]
             places = now.predicts.flatten().nonzero_static(size=len(norms))[:, 0]
-            metrics.add("grad/special_share", norms.where(on[:, 1:].flatten()[places], 0).sum(), norms.sum())
+            metrics.add("grad/special_share", norms.where(on[:, 1:].take(places), 0).sum(), norms.sum())
 
         now.hidden.register_hook(known)
 
