@@ -60,26 +60,31 @@ def draw(
         log_density, kept = truncate(logits, temperature, top_k, top_p, forbidden)
         chosen = inverse_cdf(log_density, uniforms)
         return chosen, log_density.gather(-1, chosen[:, None])[:, 0], kept
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scores = scores if temperature == 1.0 else scores / temperature
-    allowed = scores if forbidden is None else scores.masked_fill(forbidden, -math.inf)
-    top = allowed.amax(-1, keepdim=True)
-    weights = (allowed - top).exp_()
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
+    if temperature != 1.0:
+        scores /= temperature
+    outside = None
+    if forbidden is not None:
+        ids = forbidden.nonzero()[:, 0]
+        outside = scores.index_select(-1, ids).double()
+        scores.index_fill_(-1, ids, -math.inf)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()  # a large tensor is gone through as often as must be, and no other one made
     chosen, total = _first_beyond(weights, uniforms)
     mass = weights.gather(-1, chosen[:, None])[:, 0].double()
     kept = torch.zeros_like(total)
-    if forbidden is not None:
+    if outside is not None:
         kept = total.log()
-        kept = kept - torch.logaddexp(kept, (scores[:, forbidden].double() - top).logsumexp(-1))
+        kept = kept - torch.logaddexp(kept, (outside - top).logsumexp(-1))
     return chosen, (mass / total).log(), kept
 
 
 def _first_beyond(weights: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row the first place at which the cumulative weight exceeds its share of the total, and the total; float64 sums."""
+    """Of each row the first place at which the cumulative weight exceeds its share of the total, and the total, in float64."""
     size = weights.shape[-1]
     whole = size - size % PIECE
-    sums = weights[:, :whole].unflatten(-1, (-1, PIECE)).sum(-1, dtype=torch.float64)
-    sums = torch.cat([sums, weights[:, whole:].sum(-1, dtype=torch.float64)[:, None]], -1)
+    sums = weights[:, :whole].unflatten(-1, (-1, PIECE)).sum(-1)
+    sums = torch.cat([sums, weights[:, whole:].sum(-1, keepdim=True)], -1).double()
     cumulative = sums.cumsum(-1)
     total = cumulative[:, -1]
     target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))[:, None]
