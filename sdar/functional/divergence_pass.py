@@ -168,7 +168,7 @@ class _Run:
         if isinstance(objective, PerId):
             vocab = min(head.vocab for head, _ in sides)
             sides = [(head.tempered(objective.temperature, vocab), states) for head, states in sides]
-            columns = sides[0][0].tiles(0, 1)[1]
+            columns = sides[0][0].columns(len(rows))
             normalizers = [m.project(*side, columns) for m, side in zip(memory, sides, strict=True)]
             slopes = memory[1]
             self.values[rows], total = _sum(objective, memory, normalizers, len(rows), columns, learns)

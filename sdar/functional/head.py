@@ -66,6 +66,12 @@ class Projection:
         elements = ELEMENTS[kind] * (min(torch.get_num_threads(), 16) if kind == "cpu" else 1)
         return list(pieces(tokens, min(chunk, max(elements // ids, 64)))), list(pieces(self.vocab, ids))
 
+    def columns(self, rows: int) -> list[slice]:
+        """Id ranges where few tokens are taken at a time: wider on a GPU, which waits for the call of each operation."""
+        if self.weight.device.type == "cpu":
+            return self.tiles(0, 1)[1]
+        return list(pieces(self.vocab, max(IDS["cuda"], ELEMENTS["cuda"] // 4 // max(rows, 1))))
+
     def logits(self, hidden: Tensor, weight: Tensor, ids: slice, out: Tensor) -> Tensor:
         """``[tokens, ids]`` tempered logits, into `out`; forbidden ids among them like any others.
 

@@ -1,5 +1,6 @@
 """Divergences from hidden states against the same on full logits: values, gradients, matrix products and memory."""
 
+from dataclasses import replace
 from unittest.mock import patch
 
 import pytest
@@ -249,3 +250,14 @@ def test_logits_of_a_few_ids_are_those_of_the_whole_head(softcap, scale):
         found.append([z, *torch.autograd.grad((z.where(allowed, 0.0) * upstream).sum(), tensors[:3])])
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_gpu_takes_wide_tiles_of_few_tokens_and_every_id_once():
+    head = projection(torch.zeros(1, 2), torch.zeros(9, 2), bias=None, vocab=None, **SETTING)
+    head = replace(head, weight=torch.zeros(150_000, 2, device="meta"), vocab=150_000)  # any device that is no processor
+    for rows, least in ((160, 20_000), (4096, 8192)):
+        columns = head.columns(rows)
+        assert columns[0].stop >= least and [c.start for c in columns[1:]] == [c.stop for c in columns[:-1]]
+        assert (
+            columns[0].start == 0 and columns[-1].stop == 150_000 and max(c.stop - c.start for c in columns) * rows <= 1 << 26
+        )
