@@ -97,6 +97,8 @@ class LoRAPolicy(Policy):
     def load_model(self) -> PreTrainedModel:
         try:
             from peft import LoraConfig, inject_adapter_in_model
+
+            from sdar.lora_linear import fuse
         except ImportError as error:
             raise ConfigError(f"LoRAPolicy needs the package peft, which is not here: {install('lora')}.") from error
         model = self.base.load_model()
@@ -114,6 +116,7 @@ class LoRAPolicy(Policy):
                 part.float()
             if self.dropout:
                 layer.lora_dropout[ADAPTER] = LearningDropout(self.dropout)
+            fuse(layer)
         if self.adapter is not None:
             load_adapter(self.adapter, adapted(model), ADAPTER)
         return model.train()  # that it drops and checkpoints; both end where no gradient is wanted

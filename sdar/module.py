@@ -122,7 +122,7 @@ class AgentModule(Lifecycle):
         """Fill in old and reference log-probabilities and the teacher's signal, all with the weights before the update."""
         inputs = (batch.ids, batch.attention_mask, batch.response_mask)
         score = partial(self.scorer.score, sharding=self.sharding, ranks=self.ranks)
-        old = score(self.model, *inputs, self.micro_batch_tokens)
+        old = self.first_pass(batch) or score(self.model, *inputs, self.micro_batch_tokens)
         batch.old_logp, batch.old_entropy = old.logp, old.entropy
         if self.needs_reference:
             assert self.initial is not None, "`configure_model` keeps it whenever needs_reference is set"
@@ -185,6 +185,7 @@ class AgentModule(Lifecycle):
     def finish_iteration(self, episodes: list[Episode]) -> None:
         """Tell retriever and teacher, count, log; only attempts say how the policy does."""
         attempts = [e for e in episodes if not e.extra]
+        self.scoring_pass = None
         self.update_retriever(attempts)
         if self.teacher is not None:
             self.teacher.after_iteration(self.model, self.iteration)

@@ -213,12 +213,13 @@ class _NodeByNode(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, logsum = ctx.saved_tensors
+        *narrow, logsum = ctx.saved_tensors
         back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        dtype = narrow[0].dtype
+        wide = torch.promote_types(dtype, torch.float32)  # in bfloat16 the kernel is slower
+        query, key, value, out, grad = (t.to(wide) for t in (*narrow, grad))
         grad = grad.transpose(0, 1)[None]
-        wide = torch.promote_types(query.dtype, torch.float32)
-        grad_query = torch.empty_like(query, dtype=wide)
-        grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
+        grad_query, grad_key, grad_value = (torch.empty_like(t) for t in (query, key, value))
         for start, end, stop, _, depth in ctx.nodes:
             seeing, own = slice(start, stop), slice(start, end)
             of_query, of_key, of_value = back(
@@ -227,4 +228,4 @@ class _NodeByNode(torch.autograd.Function):
             )  # fmt: skip
             grad_query[:, seeing] = of_query[0] if depth == 0 else grad_query[:, seeing] + of_query[0]
             grad_key[:, own], grad_value[:, own] = of_key[0], of_value[0]
-        return grad_query.to(query.dtype), grad_key, grad_value, None, None
+        return grad_query.to(dtype), grad_key.to(dtype), grad_value.to(dtype), None, None

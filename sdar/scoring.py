@@ -57,14 +57,20 @@ class Scorer:
         self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, response_mask: Tensor
     ) -> "StudentOutput":
         """Per token ``[batch, time]``, aligned with `ids`; zero outside of the response. Carries the model's gradient."""
-        predicts = response_mask[:, 1:].bool()  # position t is predicted by the hidden state at t - 1
+        predicts = response_mask[:, 1:].bool()
+        return self.output(model, self.states(model, ids, attention_mask, predicts), ids, predicts)
+
+    def states(self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:
+        """``[tokens, hidden]``: what the model is in at the places ``[batch, time - 1]`` that predict the token behind them."""
         if self.packs(model):
             tree = PrefixTree(ids, attention_mask.sum(1))
-            hidden = read_rows(model, tree.ids, tree.positions, tree).index_select(0, tree.index[:, :-1][predicts])
-        else:
-            positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
-            states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-            hidden = states.last_hidden_state[:, :-1][predicts]
+            return read_rows(model, tree.ids, tree.positions, tree).index_select(0, tree.index[:, :-1][predicts])
+        positions = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        states = model.base_model(input_ids=ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        return states.last_hidden_state[:, :-1][predicts]
+
+    def output(self, model: "PreTrainedModel", hidden: Tensor, ids: Tensor, predicts: Tensor) -> "StudentOutput":
+        """What the head makes of such states."""
         targets = ids[:, 1:][predicts]
 
         def project(hidden: Tensor) -> tuple[Tensor, ...]:
@@ -257,6 +263,13 @@ class StudentOutput:
     """[batch, time - 1] which states those are."""
     model: "PreTrainedModel"
     scorer: Scorer
+
+    def select(self, rows: Tensor, ids: Tensor, tokens: Tensor) -> "StudentOutput":
+        """The same pass of some rows, with their `ids` and some of their response tokens: ``[rows, time]``. Only the head is asked anew."""
+        predicts = tokens[:, 1:].bool()
+        number = (self.predicts.flatten().cumsum(0) - 1).view_as(self.predicts)  # of the state that predicts a token
+        hidden = self.hidden.index_select(0, number[rows, : predicts.shape[1]][predicts])
+        return self.scorer.output(self.model, hidden, ids, predicts)
 
     def compare(
         self, divergence: Divergence, tokens: TokenView, teachers: Sequence[tuple[Head, Tensor, Tensor]] = (),

@@ -344,6 +344,8 @@ class Batch(Filled):
     """Turn weights, spans and filters of the distillation term, as one number a token."""
     old_logp: Tensor = later(SCORED)
     old_entropy: Tensor = later(SCORED)
+    scored_row: Tensor = later("the pass that scored these rows was not kept for their update.")
+    """[batch] number of the row in that pass."""
     importance: Tensor = later(SCORED)
     """What each token's loss is multiplied by, because its engine had another density than the trainer."""
     ref_logp: Tensor = later("set `needs_reference = True` in the method: the frozen policy reads the rows only then.")

@@ -375,3 +375,27 @@ def test_without_peft_the_error_says_how_to_get_it(base, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(ConfigError, match=r"LoRAPolicy needs the package peft, which is not here: pip install .*\[lora\]"):
         LoRAPolicy(base).load_model()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_layer_with_its_adapter_computes_what_peft_computes(base, dtype):
+    """In float64 the same; in bfloat16, where peft widens its inputs, but for rounding."""
+    model = LoRAPolicy(base, rank=4).load_model().to(dtype)
+    _, layer = next(adapted(model))
+    peft_layer = copy.deepcopy(layer)
+    peft_layer.__class__ = type(layer).__mro__[1]
+    x = torch.randn(3, 5, layer.in_features, dtype=dtype)
+    found = []
+    for each in (layer, peft_layer):
+        torch.manual_seed(0)
+        for part in (each.lora_A, each.lora_B):
+            part.to(dtype if dtype == torch.float64 else torch.float32)
+            torch.nn.init.normal_(part["default"].weight, std=0.2)
+        inputs = x.clone().requires_grad_()
+        out = each(inputs)
+        out.square().sum().backward()
+        found.append((out, inputs.grad, each.lora_A["default"].weight.grad, each.lora_B["default"].weight.grad))
+        assert each.base_layer.weight.grad is None and out.dtype == dtype
+    for ours, theirs in zip(*found, strict=True):
+        close = 1e-12 if dtype == torch.float64 else 0.02 * float(theirs.abs().max())
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=close)

@@ -40,7 +40,7 @@ from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
 from sdar.training.probe import probe
 from sdar.training.progress import Progress
-from sdar.training.updating import Updating
+from sdar.training.updating import Updating, fuse
 from sdar.types import Episode
 
 if TYPE_CHECKING:
@@ -234,6 +234,7 @@ class Lifecycle(Updating):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(p for p in self.model.parameters() if p.requires_grad)
+        fuse(optimizer)
         schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
         check_optimizer(optimizer, schedule, self.trainer.max_steps)
         return optimizer if schedule is None else {"optimizer": optimizer, "lr_scheduler": schedule}

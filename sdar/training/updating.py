@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sdar.distributed.sharding import Sharding
 from sdar.errors import NonFiniteLossError
-from sdar.scoring import StudentOutput
+from sdar.scoring import Scored, StudentOutput
 from sdar.training.finite import blame
 from sdar.training.rows import Rows
 from sdar.types import Batch
@@ -21,6 +22,8 @@ class Updating(Rows):
     rows_per_update: int | None
     max_grad_norm: float
     max_skipped_steps: int
+    scoring_pass: StudentOutput | None = None
+    """The forward pass that scored this iteration's rows, where it is that of their update, too."""
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""
@@ -36,15 +39,48 @@ class Updating(Rows):
                 return
             yield batch.select(torch.tensor(piece))
 
+    def one_pass(self, batch: Batch) -> bool:
+        """Whether one optimizer step learns from a batch in one pass of this process, in which nothing is dropped: it gives each token
+        what scoring gives it."""
+        if type(self.sharding) is not Sharding or self.updates_per_rollout > 1 or self.rows_per_update is not None:
+            return False
+        drops = any("Dropout" in type(layer).__name__ and getattr(layer, "p", 0) for layer in self.model.modules())
+        return not drops and len(self.micro_batches(batch)) == 1
+
+    def first_pass(self, batch: Batch) -> Scored | None:
+        """What the policy thinks of rows, by the pass whose hidden states `forward_student` will use; None: there must be several."""
+        if not self.one_pass(batch):
+            return None
+        part, predicts = batch.to(self.device), batch.response_mask[:, 1:].bool().to(self.device)
+
+        def read() -> StudentOutput:
+            hidden = self.scorer.states(self.model, part.ids, part.attention_mask, predicts)
+            with torch.no_grad():
+                now = self.scorer.output(self.model, hidden, part.ids, predicts)
+            return now
+
+        self.scoring_pass = now = self.sharding.run_as_forward(read)
+        batch.scored_row = torch.arange(len(batch))
+        return Scored(*(v.to(batch.ids.device) for v in (now.logp, now.entropy, now.allowed_logmass)))
+
     def forward_student(self, part: Batch) -> StudentOutput:
-        """The current student's statistics of the tokens whose loss is computed; carries the gradient."""
+        """The current student's statistics of the tokens whose loss is computed; carries the gradient. The pass that scored the rows is
+        used where it was kept: once, and unless most of its rows have been left out since."""
+        if (now := self.scoring_pass) is not None and part.has("scored_row") and 2 * len(part) >= len(now.predicts):
+            if torch.is_grad_enabled():
+                self.scoring_pass = None
+            return now.select(part.scored_row, part.ids, part.loss_mask)
         return self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
+
+    def micro_batches(self, batch: Batch) -> list[Tensor]:
+        """Rows of each micro-batch of an update."""
+        return self.scorer.micro_batches(self.model, batch.ids, batch.attention_mask, self.micro_batch_tokens)
 
     def local_micro_batches(self, batch: Batch) -> list[tuple[Tensor, Batch]]:
         """This rank's micro-batches of a batch, and which rows they hold. Every rank gets equally many, so that none waits for a pass
         that another does not make: where there is nothing left it gets the shortest row once more, of which no token counts."""
         lengths = batch.attention_mask.sum(1)
-        pieces = self.scorer.micro_batches(self.model, batch.ids, batch.attention_mask, self.micro_batch_tokens)
+        pieces = self.micro_batches(batch)
         self.ranks.check_same(
             (len(batch), [len(p) for p in pieces], zlib.crc32(batch.ids.numpy().tobytes())), "the micro-batches"
         )
@@ -70,6 +106,7 @@ class Updating(Rows):
         return self.ranks.all_reduce_sum(out, "measurements")
 
     def _step(self, optimizer: Any, update: Batch) -> None:
+        self.scoring_pass = None  # weights change
         norm = self.sharding.clip_and_step(optimizer, self.max_grad_norm)  # taken only if it is finite
         if torch.isfinite(norm):
             if self.teacher is not None:
@@ -87,3 +124,15 @@ class Updating(Rows):
                 f"(model.max_skipped_steps is {self.max_skipped_steps}). The weights were not changed by them and the last checkpoint "
                 f"is good. {blame(update, self.metrics)}"
             )
+
+
+def fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Have torch's own optimizers take a step in one kernel on a processor, where nobody chose: elsewhere that is their default."""
+    for group in optimizer.param_groups:
+        plain = all(p.device.type == "cpu" and type(p) is nn.Parameter and p.is_floating_point() for p in group["params"])
+        if (
+            plain
+            and group.get("fused", False) is None
+            and not any(group.get(k) for k in ("foreach", "differentiable", "capturable"))
+        ):
+            group["fused"] = True
