@@ -57,7 +57,8 @@ def layer_activations(a: Architecture, tokens: int, row: int, size: int, autocas
     """Bytes that one layer keeps of `tokens` tokens for its backward pass, attention scores not among them.
 
     With h, q, k, f the widths of hidden states, queries, keys and feed-forward, `s` bytes of a number and rows that are padded (so
-    that keys and values are repeated for all heads, and a mask of a row's length stands beside each token):
+    that keys and values are repeated for all heads, and a mask of a row's length stands beside each token; rows without padding keep
+    less):
 
         s = 4                 4 (6 h + 4 q + 4 f)     + 8 (q + k) where queries and keys are normalised  + 4 row
         s = 2                 16 h + 8 q + 8 f        + 6 (q + k)                                        + 2 row
@@ -212,6 +213,8 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
         told = max(work.pass_tokens, work.row + work.told)
         put("activations", max(passing(run, n, told) for n in networks), "score")
         put("logits", max(logits(run, n, gradient=False) for n in networks), "score")
+        if launch.kind == "one" and work.updates == 1 and work.tokens <= work.micro_batch:  # `Updating.first_pass` keeps it
+            put("the pass that the update learns from", activations(run, int(work.tokens)), "score")
     put("activations", activations(run, work.pass_tokens), "head", "update")
     put("logits", logits(run, policy, gradient=True), "head")
     put("a layer's backward pass", backward(run, work.pass_tokens), "update")
