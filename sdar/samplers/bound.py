@@ -19,6 +19,9 @@ class TruncatingSampler(Sampler):
         forbid: Tokens that a turn may not emit. Default: all special tokens but those that end a turn.
     """
 
+    longest: int = 0
+    """Tokens of the longest row so far: the in-process engine makes room for so many at once."""
+
     def __init__(
         self,
         max_new_tokens: int = 512,

@@ -67,6 +67,7 @@ class TorchSession(Session):
         self.slots.leave((key.seed, key.task, key.attempt))
 
     def close(self) -> None:
+        self.sampler.longest = max(self.sampler.longest, self.slots.longest)
         self.model.train(self._was_training)
 
     @torch.no_grad()

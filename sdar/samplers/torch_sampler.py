@@ -43,7 +43,6 @@ class TorchSampler(TruncatingSampler):
             raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
         self.batch_size = batch_size
         self._slots: tuple[ref[PreTrainedModel], Slots] | None = None
-        self._longest = 0  # tokens of a row so far: room for so many is made at once
         self._caches: list[RaggedCache] = []
 
     def reset(self) -> None:
@@ -73,7 +72,6 @@ class TorchSampler(TruncatingSampler):
             while session.busy:
                 out |= session.step()
         self._slots = ref(model), slots
-        self._longest = max(self._longest, slots.longest)
         return [out[number] for number in range(len(prompts))]
 
     def _slots_for(self, model: "PreTrainedModel") -> Slots:
@@ -81,7 +79,7 @@ class TorchSampler(TruncatingSampler):
         of, slots = self._slots or (None, None)
         self._slots = None
         if slots is None or of is None or of() is not model:
-            return Slots(self.batch_size, max(SMALLEST_ROOM, self._longest))
+            return Slots(self.batch_size, max(SMALLEST_ROOM, self.longest))
         return slots
 
     def _sample_padded(
