@@ -4,6 +4,7 @@ What holds for every family: scores are the model's own densities, a rollout rec
 is told nothing is the student, and a training step changes the weights.
 """
 
+import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 
@@ -203,13 +204,31 @@ def test_thinking_decides_how_many_rows_an_episode_has():
 # ------------------------------------------------------------------ sliding windows
 
 
-def test_a_batch_that_is_wider_than_a_window_is_refused_by_the_sampler_in_process():
-    """Its cache has holes, which a window would count."""
-    sampler = bound(chat_of("gemma3"))
+def through_a_window(model):
+    env, chat = HouseholdEnv(**WORLD), chat_of("gemma3")
+    rollout = Rollout(LocalPool(env), CompactProtocol(), chat, bound(chat), SkillView(), "turn", horizon=3)
+    return rollout(model, [Request(env.task(env.task_ids("train", 1, 0)[0]), 0)])[0]
+
+
+def test_a_batch_that_is_wider_than_a_window_is_refused_where_the_cache_has_holes():
+    """A window would count them."""
+    model = copy.deepcopy(network("gemma3", sliding_window=32))
+    model.set_attn_implementation("eager")
     with pytest.raises(PolicyError, match=r"Gemma3ForCausalLM looks back over 32 positions only, and the batch takes \d+"):
-        env = HouseholdEnv(**WORLD)
-        rollout = Rollout(LocalPool(env), CompactProtocol(), chat_of("gemma3"), sampler, SkillView(), "turn", horizon=3)
-        rollout(network("gemma3", sliding_window=32), [Request(env.task(env.task_ids("train", 1, 0)[0]), 0)])
+        through_a_window(model)
+
+
+def test_rows_without_padding_are_sampled_through_a_window():
+    model = network("gemma3", sliding_window=32)
+    turn = through_a_window(model).turns[-1]
+    assert len(turn.prompt_ids) > 32
+    ids = torch.tensor([turn.prompt_ids + turn.response_ids])
+    with torch.no_grad():
+        logp = network("gemma3", sliding_window=32)(input_ids=ids).logits[0, len(turn.prompt_ids) - 1 : -1].log_softmax(-1)
+    told = torch.tensor(turn.behaviour_logp) + torch.tensor(turn.kept_logmass)
+    vocabulary = len(chat_of("gemma3").tokenizer)
+    logp = logp[:, :vocabulary] - logp[:, :vocabulary].logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(logp.gather(1, torch.tensor(turn.response_ids)[:, None])[:, 0], told.float(), atol=1e-4, rtol=0)
 
 
 # ------------------------------------------------------------------ training

@@ -22,7 +22,9 @@ from sdar.skills import SkillBank
 
 CONF = installed_settings()
 FILES = sorted(
-    str(p.relative_to(CONF)) for p in CONF.rglob("*.yaml") if "skills" not in p.parts and p.name != "published.yaml"
+    str(p.relative_to(CONF))
+    for p in CONF.rglob("*.yaml")
+    if "skills" not in p.parts and p.name not in ("published.yaml", "data_sets.yaml")
 )
 REST = {  # what a piece of a setting needs before it
     "quickstart": [],

@@ -36,11 +36,13 @@ def truncate(logits: Tensor, temperature: float, top_k: int, top_p: float, forbi
     if forbidden is not None:
         scores = scores.masked_fill(forbidden, -math.inf)
     if 0 < top_k < scores.shape[-1]:
-        order = scores.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
+        # the first of equal ones, either way
+        ranked = scores.argmax(-1, keepdim=True) if top_k == 1 else scores.sort(dim=-1, descending=True, stable=True).indices
+        order = ranked[:, :top_k]
         scores = torch.full_like(scores, -math.inf).scatter(-1, order, scores.gather(-1, order))
     if top_p < 1.0:
-        ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-        probability = ranked.softmax(-1)
+        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+        probability = ordered.softmax(-1)
         # the first token always stays; a mass that is top_p but for rounding has reached it
         outside = probability.cumsum(-1) - probability >= top_p * (1 - 1e-12)
         scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -math.inf)

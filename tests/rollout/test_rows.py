@@ -489,6 +489,7 @@ def test_all_of_a_batch_is_moved(made: Made) -> None:
     missing = {
         "importance",
         "old_entropy",
+        "scored_row",
         "teacher_entropy",
         "world",
         "ref_logp",
