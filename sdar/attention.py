@@ -56,13 +56,28 @@ def read_rows(model: "PreTrainedModel", ids: Tensor, positions: Tensor, layout: 
     Args:
         ids, positions: ``[tokens]``; a position is a token's place in its row.
     """
+    states: Tensor = model.base_model(**_laid_out(model, ids, positions, layout)).last_hidden_state
+    return states[0]
+
+
+def read_logits(model: "PreTrainedModel", ids: Tensor, positions: Tensor, layout: RowLayout, keep: Tensor) -> Tensor:
+    """Logits ``[kept, vocab]`` behind the tokens `keep` of a pass, by the model's own head; the others as for `read_rows`."""
+    logits: Tensor = model(**_laid_out(model, ids, positions, layout), logits_to_keep=keep).logits
+    return logits[0]
+
+
+def _laid_out(model: "PreTrainedModel", ids: Tensor, positions: Tensor, layout: RowLayout) -> dict[str, Any]:
+    """What a model is called with, once its attention asks here."""
     if model.config.get_text_config()._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     prepared = torch.empty(1, 1, 0, 0, device=ids.device)  # a mask of four axes is taken as it is: none is made
-    states = model.base_model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=prepared, use_cache=False, row_layout=layout
-    )
-    return states.last_hidden_state[0]
+    return {
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "attention_mask": prepared,
+        "use_cache": False,
+        "row_layout": layout,
+    }
 
 
 def attend(

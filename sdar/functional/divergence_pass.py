@@ -293,6 +293,6 @@ class _Rows:
             before = top.clone()
             torch.maximum(top, z.amax(1), out=top)
             total.mul_((before - top).exp_())
-            for part in pieces(len(columns) and z.shape[1], 1 << 14):
+            for part in pieces(z.shape[1], 1 << 14):
                 total.add_((z[:, part] - top[:, None]).exp_().sum(1))
         return top + total.log()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from sdar.attention import NAME, RowLayout
+from sdar.attention import RowLayout, read_logits
 from sdar.samplers.slots import Slots
 
 if TYPE_CHECKING:
@@ -242,15 +242,3 @@ def _blocks_of(slots: Slots, rows: numpy.ndarray, device: torch.device) -> list[
     pieces = [_Block(slots, rows[first : first + BLOCK], first, device) for first in firsts]
     work = [sum(len(block.seen) * block.length for block in blocks) for blocks in (whole, pieces)]
     return pieces if work[1] < 0.8 * work[0] else whole
-
-
-def read_logits(model: "PreTrainedModel", ids: Tensor, positions: Tensor, layout: RowLayout, keep: Tensor) -> Tensor:
-    """Logits ``[kept, vocab]`` behind some tokens of a pass, by the model's own head; arguments as those of `sdar.attention.read_rows`."""
-    if model.config.get_text_config()._attn_implementation != NAME:
-        model.set_attn_implementation(NAME)
-    prepared = torch.empty(1, 1, 0, 0, device=ids.device)
-    out = model(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=prepared, use_cache=False, logits_to_keep=keep,
-        row_layout=layout,
-    )  # fmt: skip
-    return out.logits[0]

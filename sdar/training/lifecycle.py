@@ -35,7 +35,7 @@ from sdar.training.checkpoints import fingerprints, put_state, take_state, valid
 from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
 from sdar.training.export import check_export, write_policy
 from sdar.training.heap import return_freed
-from sdar.training.lightning_checks import check_optimizer, check_steps_count
+from sdar.training.lightning_checks import check_optimizer, check_weights_move
 from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
 from sdar.training.probe import probe
@@ -249,7 +249,7 @@ class Lifecycle(Updating):
             # no bound method: Python prints handlers, and to print networks that ZeRO divided takes all ranks
             signal.signal(signal.SIGTERM, lambda number, frame: self._ask_to_stop())
         for optimizer in self.trainer.optimizers:
-            check_steps_count(optimizer)
+            check_weights_move(optimizer)
         if self.max_mismatch is not None and self.plays_attempts:
             with self.ranks.error_context("probe before training"):
                 probe(self, self.max_mismatch)

@@ -132,7 +132,7 @@ def check_optimizer(optimizer: Any, schedule: Any, max_steps: int) -> None:
         )
 
 
-def check_steps_count(optimizer: Any) -> None:
+def check_weights_move(optimizer: Any) -> None:
     """Look at whether weights of few bits can hold what a step adds: Adam and its kin add about the learning rate, and a bfloat16 weight
     that is more than some 400 times as large stays where it was, however often. Called behind the strategy's own wrapping: DeepSpeed
     steps float32 weights.

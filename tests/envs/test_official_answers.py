@@ -53,7 +53,7 @@ def test_answers_of_math_count_and_others_do_not():
     rows("math500")
     found, refused, accepted = wrong_that_count("math500")
     assert found == 500 and refused == []
-    # one more in place of a base's or a root's number is another expression of another value: none may count
+    # a base or a root that is one more is another value, too
     assert accepted == []
 
 

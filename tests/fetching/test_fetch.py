@@ -177,7 +177,7 @@ def test_the_original_files_are_found_used_and_checked(capsys, folder):
     assert "is another file than was meant: its SHA-256 is" in capsys.readouterr().err
 
 
-def test_what_was_unpacked_is_known(capsys, folder, tmp_path, monkeypatch):
+def test_what_was_unpacked_is_known(capsys, folder, tmp_path):
     zipped(tmp_path / "g.zip", **{"json_2.1.1/train/t/trial/game.tw-pddl": b"1"})
     assert main(["fetch", "alfworld", "--from", str(tmp_path / "g.zip")]) == 0
     assert (folder / "alfworld" / "json_2.1.1" / "train" / "t" / "trial" / "game.tw-pddl").exists()

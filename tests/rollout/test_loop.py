@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 from families import chat_of
 from faulty_world import FaultyWorld
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import CHATS, Parrot, ScriptedSampler, byte_chat, random_ids, word_chat
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import ConfigError
@@ -336,21 +335,6 @@ def test_what_ends_an_episode_at_its_limit_is_told_apart(last: str) -> None:
     [episode], _, _ = play(FaultyWorld(), words("go on", last), wanted("a", max_turns=2))
     [free], _, _ = play(FaultyWorld(), words("go on", last), wanted("a"))
     assert episode == free and episode.status != Status.HORIZON
-
-
-@pytest.fixture(scope="module")
-def small_model() -> Qwen3ForCausalLM:
-    """A random policy of the word tokenizer whose next token depends on all that it was told."""
-    torch.manual_seed(1)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-    vocabulary = len(word_chat().tokenizer)
-    config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=1, max_position_embeddings=2048, **size)
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0, 0.5)
-    return model
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

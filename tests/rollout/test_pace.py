@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import pytest
-import torch
 from faulty_world import FaultyWorld
 from scripted import ScriptedSampler, word_chat
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.parts import Completion, SampleKey, Session
@@ -103,20 +102,6 @@ def test_worlds_elsewhere_step_beside_a_pass_and_are_waited_for_behind_it() -> N
     assert all(e.success for e in episodes)
 
 
-@pytest.fixture(scope="module")
-def model() -> Qwen3ForCausalLM:
-    torch.manual_seed(1)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 8}
-    vocabulary = len(word_chat().tokenizer)
-    config = Qwen3Config(vocab_size=vocabulary, num_key_value_heads=1, max_position_embeddings=2048, **size)
-    model = Qwen3ForCausalLM(config).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() == 2:
-                weight.normal_(0, 0.5)
-    return model
-
-
 def played(pool: EnvPool, model: Qwen3ForCausalLM, layout: str, batch_size: int = 256) -> list[Episode]:
     chat, env = word_chat(), HouseholdEnv(receptacles=6, distractors=1, horizon=6)
     sampler = TorchSampler(max_new_tokens=5, batch_size=batch_size)
@@ -127,14 +112,14 @@ def played(pool: EnvPool, model: Qwen3ForCausalLM, layout: str, batch_size: int 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_rollout_is_the_same_wherever_its_worlds_run_and_bit_for_bit_where_they_are(
-    layout: str, model: Qwen3ForCausalLM
+    layout: str, small_model: Qwen3ForCausalLM
 ) -> None:
     env = HouseholdEnv(receptacles=6, distractors=1, horizon=6)
-    here = played(LocalPool(env), model, layout)
-    assert here == played(LocalPool(env), model, layout)
-    there = [played(ThreadPool(env, 2), model, layout) for _ in range(2)]
+    here = played(LocalPool(env), small_model, layout)
+    assert here == played(LocalPool(env), small_model, layout)
+    there = [played(ThreadPool(env, 2), small_model, layout) for _ in range(2)]
     assert there[0] == there[1]
-    few = played(LocalPool(env), model, layout, batch_size=2)
+    few = played(LocalPool(env), small_model, layout, batch_size=2)
     for other in (there[0], few):
         for a, b in zip(here, other, strict=True):
             assert [t.response_ids for t in a.turns] == [t.response_ids for t in b.turns]
