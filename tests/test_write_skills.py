@@ -46,6 +46,11 @@ LINES = [
 ]
 
 
+def asked_of(endpoint) -> list[str]:
+    """The questions that came, sorted: several are asked at once and arrive in any order."""
+    return sorted(body["messages"][0]["content"] for _, body, _ in endpoint.requests)
+
+
 def run_of(folder: Path, lines=LINES) -> str:
     """A run's folder with two files of training, and a validation that nobody shall learn from."""
     (folder / "episodes").mkdir(parents=True)
@@ -96,9 +101,12 @@ def test_a_bank_of_skillrls_form_is_written_and_read(tmp_path, endpoint, capsys)
     retrieval = KeywordRetriever(str(out)).retrieve(Task("t", HEAT, "heat it"))
     assert retrieval.skill_ids == ("general_skills", "common_mistakes", HEAT) and "Second first." in retrieval.text
     assert "7 pieces of advice as 4 skills, 2 of them for every task. Left out: 3 that had another form" in said
-    asked = [body["messages"][0]["content"] for _, body, _ in endpoint.requests]
+    asked = asked_of(endpoint)
     assert len(asked) == 4 and all(body["temperature"] == 0.7 for _, body, _ in endpoint.requests)
-    general, heat, look, mistakes = asked
+    [heat] = [text for text in asked if f"of one kind: {HEAT}" in text]
+    [look] = [text for text in asked if f"of one kind: {LOOK}" in text]
+    [mistakes] = [text for text in asked if '"how_to_avoid"' in text]
+    [general] = [text for text in asked if text not in (heat, look, mistakes)]
     assert f"{HEAT}, {LOOK}" in general and all(f"do {task}" in general for task in ("mug", "egg", "book"))
     assert "do mug" in heat and "do egg" in heat and "do book" not in heat
     assert "did not:\n\n(none)" in look and "do egg" in mistakes and "do mug" not in mistakes
@@ -120,9 +128,7 @@ def test_each_episode_becomes_a_skill_of_its_family_for_ucb(tmp_path, endpoint) 
     bank = SkillBank.load(out)
     assert [s.families for s in bank] == [(HEAT,), (HEAT,), (LOOK,)] and bank.general == ()
     assert bank.skills[0].text == "**What went well**: found mug\n**What went wrong**: nothing\n**A workflow**: 1. go 2. take"
-    reached = [
-        "reached the goal" if "did not reach" not in b["messages"][0]["content"] else "failed" for _, b, _ in endpoint.requests
-    ]
+    reached = ["failed" if "did not reach" in question else "reached the goal" for question in asked_of(endpoint)]
     assert sorted(reached) == ["failed", "reached the goal", "reached the goal"]
     retriever = UCBRetriever(str(out), count=1, c=0.0)
     assert {retriever.retrieve(Task(str(k), HEAT, "heat it")).skill_ids for k in range(20)} == {
@@ -301,4 +307,5 @@ def test_ones_own_prompts_are_what_is_asked(tmp_path, endpoint) -> None:
     own = tmp_path / "mine.yaml"
     own.write_text('skill_sd: {episode: "Tell me. It {outcome}. do x {record} {{\\"success_analysis\\"}}"}', encoding="utf-8")
     write_skills(run_of(tmp_path / "r"), str(tmp_path / "b"), "skill_sd", url=endpoint.url, model="w", prompts=str(own))
-    assert endpoint.requests[0][1]["messages"][0]["content"].startswith("Tell me. It reached the goal. do x Task:\n")
+    told = {question.split(" Task:\n")[0] for question in asked_of(endpoint)}
+    assert told == {"Tell me. It reached the goal. do x", "Tell me. It did not reach the goal. do x"}
