@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from sdar.evaluate.curves import aligned, smooth
+
 SKILLS = ["-c", "conf/scale/quickstart_skills.yaml"]
 TEACHER = ["-c", "conf/scale/quickstart_teacher.yaml"]
 JUDGE = ["-c", "conf/scale/quickstart_judge.yaml"]
@@ -115,16 +117,11 @@ def table(results: dict[str, list[dict[str, Any] | None]]) -> str:
     return "\n".join(lines)
 
 
-def smooth(values: Sequence[float], width: int = 5) -> list[float]:
-    """Mean of the last `width` values."""
-    return [sum(values[max(0, i + 1 - width) : i + 1]) / min(i + 1, width) for i in range(len(values))]
-
-
 def mean_curve(runs: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Environment steps that all runs have reached, and the mean over runs of their smoothed training success, in percent."""
-    curves = [np.array(run["curve"], dtype=float).T for run in runs]
-    reached = np.linspace(max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves), 100)
-    return reached, 100 * np.mean([np.interp(reached, steps, smooth(success)) for steps, success in curves], axis=0)
+    curves = [tuple(zip(*run["curve"], strict=True)) for run in runs]
+    reached, success = aligned([(steps, smooth(of_run)) for steps, of_run in curves], 100)
+    return reached, 100 * success.mean(0)
 
 
 def drawn_from(results: dict[str, list[dict[str, Any] | None]], method: str) -> str:

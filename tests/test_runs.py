@@ -15,6 +15,7 @@ from sdar.cli import main
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
 from sdar.errors import ConfigError
+from sdar.evaluate.curves import Curve
 from sdar.policies import PretrainedPolicy
 from sdar.samplers import TorchSampler
 from sdar.strategies import GRPO
@@ -153,6 +154,24 @@ def test_other_tasks_can_be_measured_and_a_test_says_when_they_are_validations(
     assert {"pass@2/unseen", "success/unseen"} < line.keys() and any(k.startswith("success_by_family/unseen/") for k in line)
     told = capsys.readouterr().out
     assert "test of unseen (panel" in told and "Validation measures these tasks, too" in told
+
+
+def test_seeds_and_runs_of_other_commands_are_compared(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sdar("validate", "--ckpt_path", "runs/version_0/checkpoints/last.ckpt", "--trainer.default_root_dir", "measured")
+    assert main(["compare", "GRPO=runs/version_0", "again=runs/version_1", "--json", "found.json"]) == 0
+    found = json.loads(Path("found.json").read_text())
+    [panel], measured = found["panels"], lines(there / "runs/version_1/validation.jsonl")[-1]
+    assert (panel["panel"], panel["hash"]) == ("unseen", measured["hash"])
+    assert panel["settings"][1]["success"] == measured["success/unseen"][0]
+    assert panel["settings"][1]["runs"][0]["env_steps"] == measured["env_steps"]
+    assert {cost: len(of["at"]) for cost, of in found["curves"].items()} == dict.fromkeys(
+        ("env_steps", "tokens", "seconds"), 101
+    )
+    played = [e for n in (1, 2) for e in lines(there / f"runs/version_0/episodes/train-{n:06d}.jsonl")]
+    tokens = sum(len(turn["response_ids"]) for e in played for turn in e["turns"])
+    assert Curve.read(there / "runs/version_0").costs["tokens"][-1] == pytest.approx(tokens)
+    assert main(["compare", "runs/version_0", "last=measured/validate_0"]) == 0
+    assert "validate_0 has no metrics.csv of a training: learning curves are left out" in capsys.readouterr().out
 
 
 def test_predict_plays_every_task_and_keeps_every_episode(there: Path, capsys: pytest.CaptureFixture[str]) -> None:

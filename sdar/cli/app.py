@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from importlib import import_module
 from itertools import pairwise
 
 import sdar
@@ -32,10 +33,9 @@ def main(args: list[str] | None = None) -> int:
             from sdar.cli.completion import complete
 
             _say(complete(args[1:]))
-        elif args[:1] == ["fetch"]:
-            from sdar.fetching.command import main as fetch
-
-            return fetch(args[1:])
+        elif args and args[0] in COMMANDS and COMMANDS[args[0]].words:
+            module, _, function = COMMANDS[args[0]].words.rpartition(".")
+            return int(getattr(import_module(module), function)(args[1:]))
         elif not args:
             raise ConfigError(no_command())
         elif not args[0].startswith("-") and args[0] not in COMMANDS:

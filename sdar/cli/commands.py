@@ -14,12 +14,14 @@ class Command:
         summary: What it does, in the words of a line of `sdar --help`.
         text: What `sdar NAME --help` begins with, where a configuration is needed; a function's docstring says it otherwise.
         tool: The dotted path of the function that it is: the function's arguments are the command's.
+        words: The dotted path of the function that reads the words behind it itself, without a model, and returns the exit code.
     """
 
     name: str
     summary: str
     text: str = ""
     tool: str = ""
+    words: str = ""
 
     @property
     def needs_settings(self) -> bool:
@@ -97,6 +99,12 @@ examples:
     Command(
         "fetch",
         "official data and models to this machine",
+        words="sdar.fetching.command.main",
+    ),
+    Command(
+        "compare",
+        "runs side by side, with intervals",
+        words="sdar.evaluate.command.main",
     ),
     Command(
         "check",

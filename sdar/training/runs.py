@@ -27,6 +27,8 @@ INCIDENTAL = {
     "val_batch", "workers", "threads", "deadline",
 }  # fmt: skip
 """Arguments of the method and the tasks that say where and how long a run works, not what it does."""
+SECTIONS = ("model", "seed_everything", "data")
+"""What a run's settings say of what it does."""
 
 
 class Runs:
@@ -82,14 +84,9 @@ class Runs:
                     )
         return claim(self.root, NAMES.get(self.command, self.command))
 
-    def differences(
-        self, config: Mapping[str, Any], sections: tuple[str, ...] = ("model", "seed_everything", "data")
-    ) -> list[str]:
+    def differences(self, config: Mapping[str, Any], sections: tuple[str, ...] = SECTIONS) -> list[str]:
         """What differs between another run's settings and these, one text a setting."""
-        theirs, ours = (dict(_flat({s: c.get(s) for s in sections})) for c in (config, self.settings))
-        keys = [key for key in dict.fromkeys([*ours, *theirs]) if key.split(".")[-1] not in INCIDENTAL]
-        keys = [key for key in keys if (key in ours, ours.get(key)) != (key in theirs, theirs.get(key))]
-        return [f"{key.replace('.init_args', '')} ({theirs.get(key)}, here {ours.get(key)})" for key in keys]
+        return [f"{key} ({theirs}, here {ours})" for key, theirs, ours in differences(config, self.settings, sections)]
 
     def _trained(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """Folders and settings of trainings that left a checkpoint, the latest first."""
@@ -98,6 +95,16 @@ class Runs:
                 config = read_yaml(folder / "config.yaml")
                 if isinstance(config, dict) and last_checkpoint(folder, config).exists():
                     yield folder, config
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any], sections: tuple[str, ...] = SECTIONS
+) -> list[tuple[str, Any, Any]]:
+    """Where the settings of two runs differ in what they do: key, value of the one, of the other; None where it is not there."""
+    a, b = (dict(_flat({s: c.get(s) for s in sections})) for c in (one, other))
+    keys = [key for key in dict.fromkeys([*b, *a]) if key.split(".")[-1] not in INCIDENTAL]
+    keys = [key for key in keys if (key in a, a.get(key)) != (key in b, b.get(key))]
+    return [(key.replace(".init_args", ""), a.get(key), b.get(key)) for key in keys]
 
 
 def last_checkpoint(folder: Path, config: Mapping[str, Any]) -> Path:
