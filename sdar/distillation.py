@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdar.errors import ConfigError
 from sdar.functional import first_occurrences, truncated_ratio
+from sdar.metrics.places import Places, add_turns
 from sdar.module import AgentModule
 from sdar.parts import Divergence, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
 from sdar.schedules import scheduled
@@ -159,7 +160,9 @@ class Distillation(Taught):
         batch.distill_weights = chosen.float()
         if self.turn_weight is not None:
             turns = Turns(batch)
-            batch.distill_weights *= turns.spread(self.turn_weight(tokens, turns, self.metrics))  # [turns] -> [batch, time]
+            weights = self.turn_weight(tokens, turns, self.metrics)  # [turns]
+            add_turns(self.metrics, "turn/weight", weights, turns)
+            batch.distill_weights *= turns.spread(weights)  # [batch, time]
         return self.learned_rows(batch)
 
     def learned_rows(self, batch: Batch) -> Batch | None:
@@ -179,8 +182,10 @@ class Distillation(Taught):
         if coef == 0:
             return loss
         weights = batch.distill_weights  # [batch, time], as the gate, the ratio and the divergence
+        places = Places(batch)
         if self.gate is not None:
             gate = self.gate(self.token_view(batch, now.logp, now.entropy))
+            places.add(self.metrics, "gate", gate, batch.loss_mask)
             self.metrics.add_tokens("gate/mean", gate, batch.loss_mask)
             self.metrics.add_tokens("gate/active_share", gate > 0.5, batch.loss_mask)
             weights = weights * gate
@@ -188,4 +193,5 @@ class Distillation(Taught):
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now, weights)
         self.add_tokens("distill/divergence", divergence, batch.distill_weights > 0, batch)
+        places.add(self.metrics, "distill/divergence", divergence, batch.distill_weights > 0)
         return loss + coef * weights * divergence

@@ -177,6 +177,7 @@ def _place(plural: str) -> tuple[str, bool]:
     strategies = set(known_names([registry.kinds()["strategies"]]).values())
     ours_first = sorted(strategies, key=lambda cls: (not cls.__module__.startswith("sdar."), cls.__name__))
     owners = [("data", registry.locate("sdar.data.TaskModule")), *(("model", cls) for cls in ours_first)]
+    owners += [("alarms", registry.locate("sdar.alarms.watch.Alarms"))]
     for head, owner in owners:
         for cls in owner.__mro__:
             for name, declared in parameters(cls).items():

@@ -45,6 +45,8 @@ PART_MODULES = (
     "sdar.filters",
     "sdar.metrics.tasks",
     "sdar.metrics.tools",
+    "sdar.alarms.policy",
+    "sdar.alarms.teacher",
     "sdar.curricula",
     "sdar.divergences",
     "sdar.schedules",

@@ -6,6 +6,7 @@ from torch import Tensor
 from sdar import functional
 from sdar.errors import ConfigError
 from sdar.metrics import Metrics
+from sdar.metrics.places import add_turns
 from sdar.parts import AdvantageTransform, Schedule, TurnWeight
 from sdar.registry import register
 from sdar.schedules import scheduled
@@ -59,7 +60,11 @@ class GapAdvantage(AdvantageTransform):
         return self.coef(iteration)
 
     def __call__(self, advantages: Tensor, tokens: TokenView, turns: Turns, iteration: int, metrics: Metrics) -> Tensor:
-        weights = None if self.turn_weight is None else turns.spread(self.turn_weight(tokens, turns, metrics))
+        weights = None
+        if self.turn_weight is not None:
+            of_turn = self.turn_weight(tokens, turns, metrics)  # [turns]
+            add_turns(metrics, "turn/weight", of_turn, turns)
+            weights = turns.spread(of_turn)  # [batch, time]
         coef = self.coef(iteration)
         metrics.add("distill/coef", coef)
         sides = (tokens.teacher_logp, tokens.student_logp)

@@ -78,7 +78,7 @@ def test_the_share_of_control_tokens_is_read_when_it_is_asked_for() -> None:
         loss = torch.tensor([[9.0, 1.0, -2.0], [9.0, 5.0, 9.0]])
         special_share(metrics, part, SimpleNamespace(hidden=hidden, predicts=part.loss_mask[:, 1:]), loss, torch.tensor([7]))
         (hidden[:, 0] * torch.tensor([3.0, 4.0, 5.0])).sum().backward()
-    assert metrics.compute() == {"loss/special_share": 1 / 8, "grad/special_share": 3 / 12}
+    assert metrics.compute() == {"loss/special_share": 1 / 8, "grad/special_share": 3 / 12, "grad/top_token_share": 5 / 12}
 
 
 class TwoRanks:

@@ -56,6 +56,7 @@ def test_the_metrics_of_an_iteration_by_hand() -> None:
             "reward/group_std": 10 / math.sqrt(2),  # of task a alone: of b and c one attempt is left
             "rollout/valid_action_rate": 3 / 5,  # of the turns, not of the episodes
             "rollout/well_formed_rate": 5 / 5,
+            "rollout/repeated_action_share": 0 / 1,  # of turns behind another: one, and neither did anything
             "rollout/horizon_share": 1 / 6,
             "rollout/context_share": 1 / 6,
             "rollout/timeout_share": 1 / 6,
@@ -82,8 +83,27 @@ def test_retrievals_are_counted_once_a_task() -> None:
             "retrieval/skills_per_task": (2 + 1 + 0) / 3,
             "retrieval/distinct_skills": 2,
             "retrieval/most_used_share": 2 / 3,
+            "retrieval/copied_share": 0 / 4,  # of the turns of played episodes with skills
         }
     )
+
+
+def test_actions_that_are_taken_again_and_skills_that_are_recited() -> None:
+    actions = ["look", "look", "go", "", ""]
+    again = [episode("a", [turn(action=action) for action in actions]), episode("b", [turn(action="go")])]
+    skill = "First look where things of this kind are found most often, then open it."
+    copied = "I think: Look where things of this kind are found  most often, so I go."
+    shorter = "look where things of this kind are found"
+    for observation, told in (("You see an egg.", [1, 0]), (copied, [0, 0])):
+        turns = [turn(text=text, observation=observation) for text in (copied, shorter[:-1])]
+        metrics = Metrics()
+        reporting.episodes(metrics, [*again, replace(episode("c", turns), retrieval=Retrieval(("s",), skill))], retrieves=True)
+        assert [
+            reporting.copies(t.text, replace(episode("c", turns), retrieval=Retrieval(("s",), skill))) for t in turns
+        ] == told
+        numbers = metrics.compute()
+        assert numbers["retrieval/copied_share"] == sum(told) / 2
+        assert numbers["rollout/repeated_action_share"] == 1 / 5  # five turns behind another
 
 
 def test_responses_that_the_limit_cut_are_counted_but_not_those_that_nobody_sampled() -> None:
@@ -108,7 +128,7 @@ def test_every_skill_is_counted_in_a_table_and_metrics_stay_few(tmp_path) -> Non
     bank = [episode(f"t{n}", [turn()], "often", f"skill {n}") for n in range(200)]
     metrics = Metrics()
     reporting.episodes(metrics, bank, retrieves=True)
-    assert len([name for name in metrics.compute() if name.startswith("retrieval/")]) == 4
+    assert len([name for name in metrics.compute() if name.startswith("retrieval/")]) == 5
     for iteration in (1, 2):
         reporting.write_retrievals(SimpleNamespace(default_root_dir=tmp_path), iteration, bank)
     first, second = (json.loads(line) for line in (tmp_path / "retrievals.jsonl").read_text().splitlines())
@@ -239,9 +259,15 @@ def test_distance_and_entropy_are_told_by_what_came_before_a_turn(layout: str) -
     assert {k: v for k, v in told.items() if k.startswith("turn/")} == pytest.approx(
         {f"turn/divergence/{what}": mean for what, mean in by_what.items()}
     )
+    by_turn = {"1": (1 + 6 + 8) / 3, "2": (2 + 7 + 9) / 3, "3": (3 + 10) / 2, "4": 4, "5-8": 5}
+    by_place = {f"turn/{place}": mean for place, mean in by_turn.items()} | {"position/1": 5.5, "position/2-4": 5.5}
     assert {k: v for k, v in told.items() if k.startswith("teacher/")} == pytest.approx(
-        {"teacher/entropy": 0.55} | {f"teacher/entropy/{what}": mean / 10 for what, mean in by_what.items()}
+        {"teacher/entropy": 0.55} | {f"teacher/entropy/{what}": mean / 10 for what, mean in (by_what | by_place).items()}
     )
+    assert {k: v for k, v in told.items() if k.startswith("gap/abs/")} == pytest.approx(
+        {f"gap/abs/{place}": mean for place, mean in by_place.items()}
+    )
+    assert (told["gap/position/1"], told["gap/position/2-4"], told["gap/turn/3"]) == pytest.approx((5.5, -5.5, 0))
     assert told["gap/top10_share"] == pytest.approx(20 / 110) and told["gap/top1_share"] == pytest.approx(10 / 110)
     assert told["gap/effective_share"] == pytest.approx(110**2 / (20 * 770))
 
@@ -250,7 +276,8 @@ def test_without_a_tool_or_a_gap_there_is_nothing_to_divide() -> None:
     episodes = [taught(None, None)]
     batch, metrics = played.batch_of(episodes, "turn"), Metrics()
     reporting.signal(metrics, batch, played.view_of(batch, torch.zeros(batch.ids.shape)), episodes)
-    assert metrics.compute() == {}
+    told = metrics.compute()
+    assert not any("share" in name or "after_" in name for name in told) and set(map(abs, told.values())) == {0.0, 1.0}
 
 
 def test_tool_calls_are_counted_where_there_is_a_tool() -> None:

@@ -36,7 +36,11 @@ _sdar() {
 compdef _sdar sdar""",
 }
 
-GROUPS = {"trainer": ("lightning.pytorch.trainer.trainer", "Trainer"), "checkpoint": ("sdar", "RunCheckpoint")}
+GROUPS = {
+    "trainer": ("lightning.pytorch.trainer.trainer", "Trainer"),
+    "checkpoint": ("sdar", "RunCheckpoint"),
+    "alarms": ("sdar.alarms.watch", "Alarms"),
+}
 """Keys below which the arguments of one class stand, which nobody chooses."""
 
 OTHERS = ["--config", "--plugin", "--print_config", "--seed_everything", "--ckpt_path", "--help"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sdar.errors import SdarError
 
-HEADS = ("model", "data", "trainer", "checkpoint")
+HEADS = ("model", "data", "trainer", "checkpoint", "alarms")
 """Keys that are always the same: a message that begins with one says itself which setting is meant."""
 
 

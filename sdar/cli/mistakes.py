@@ -203,7 +203,7 @@ def wrong_value(place: Place, argument: Argument, written: Any) -> str:
     return f"{place}: must be {' or '.join(dict.fromkeys(allowed)) or 'something else'}, not {_quoted(value)}.{near}"
 
 
-GROUPS = ("trainer", "checkpoint")
+GROUPS = ("trainer", "checkpoint", "alarms")
 """Keys that always hold the same class, which nobody writes."""
 
 

@@ -76,6 +76,7 @@ def _of_run(command: str) -> dict[str, Argument]:
         Argument("data", source, False, Namespace(class_path=TASKS), Expected((source,))),
         Argument("trainer", expected=Expected(group=trainer)),
         Argument("checkpoint", expected=Expected(group=registry.locate("sdar.training.checkpoints.RunCheckpoint"))),
+        Argument("alarms", expected=Expected(group=registry.locate("sdar.alarms.watch.Alarms"))),
         Argument("seed_everything", bool | int),
     ]
     own = function_arguments(getattr(trainer, command), GIVEN_BY_US)

@@ -28,6 +28,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import sdar
 from sdar import registry, versions
+from sdar.alarms import Alarms
 from sdar.cli.commands import COMMANDS, HELP, USAGE
 from sdar.cli.failure import Origin, fail
 from sdar.cli.origin import origin
@@ -136,6 +137,7 @@ class AgentCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.set_defaults({"data": {"class_path": "sdar.data.TaskModule"}})
         parser.add_class_arguments(RunCheckpoint, "checkpoint", instantiate=False)
+        parser.add_class_arguments(Alarms, "alarms", instantiate=False)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -178,6 +180,8 @@ class AgentCLI(LightningCLI):
         callbacks = [*callbacks] if isinstance(callbacks, list) else [callbacks]
         if given["enable_checkpointing"] is not False and not (given["barebones"] or given["fast_dev_run"]):
             callbacks.append(RunCheckpoint(**told["checkpoint"]))
+        if not given["barebones"]:
+            callbacks.append(Alarms(**told["alarms"]))
         bars = given["enable_progress_bar"] is not False and not given["barebones"]
         if bars and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(IterationBar())

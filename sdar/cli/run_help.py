@@ -25,6 +25,7 @@ def help_of_run(command: str) -> str:
     """
     trainer = _stand_in(registry.locate("sdar.cli.trainer.AgentTrainer"), command)
     checkpoint = _stand_in(registry.locate("sdar.training.checkpoints.RunCheckpoint"))
+    alarms = _stand_in(registry.locate("sdar.alarms.watch.Alarms"))
     method, tasks = registry.kinds()["strategies"], registry.locate(SOURCE)
     parser = Ordered(
         prog=f"sdar {command}",
@@ -40,6 +41,7 @@ def help_of_run(command: str) -> str:
         parser.add_subclass_arguments(method, "model", fail_untyped=False, required=True)
         parser.add_subclass_arguments(tasks, "data", fail_untyped=False, required=True)
         parser.add_class_arguments(checkpoint, "checkpoint", instantiate=False)
+        parser.add_class_arguments(alarms, "alarms", instantiate=False)
         parser.add_method_arguments(
             trainer, command, skip={*GIVEN_BY_US} & {*inspect.signature(getattr(trainer, command)).parameters}
         )

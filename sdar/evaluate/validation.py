@@ -35,6 +35,8 @@ class Validation:
     def __init__(self, module: Playing, rollout: AgentLoop):
         self.module = module
         self.rollout = rollout
+        self.last_metrics: dict[str, float] = {}
+        """Of the last report, by name."""
         self._played: dict[str, dict[str, list[Episode]]] = defaultdict(lambda: defaultdict(list))
         self._panels: dict[str, Panel] = {}
         self._tasks: dict[str, list[str]] = defaultdict(list)
@@ -75,6 +77,7 @@ class Validation:
         module, played, self._played = self.module, self._played, defaultdict(lambda: defaultdict(list))
         tasks, self._tasks = self._tasks, defaultdict(list)
         successes: dict[str, Estimate] = {}
+        self.last_metrics = {}
         for name, actors in played.items():
             panel = Panel(name, tuple(tasks[name]))  # what was played: a limit of the Trainer may leave a part
             asked = len(by_group(actors["policy"])[0])
@@ -89,6 +92,7 @@ class Validation:
                 if lift.teacher:
                     metrics[f"teacher/lift/{name}"] = lift
             summary = {key: told(metric) for key, metric in metrics.items()}
+            self.last_metrics |= {key: found.mean if isinstance(found, Estimate) else found for key, found in summary.items()}
             self._log(name, metrics, summary, len(panel))
             successes |= {key: of for key, of in summary.items() if key.startswith("success") and isinstance(of, Estimate)}
             if module.trainer.is_global_zero:

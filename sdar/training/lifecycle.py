@@ -150,6 +150,8 @@ class Lifecycle(Updating):
         self.skipped = 0
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.metrics, self.own_metrics = Metrics(), nn.ModuleList(own_metrics(metrics))
+        self.last_metrics: dict[str, float] = {}
+        """Of the last iteration, by name."""
         self.progress = Progress(self, max_empty_iterations)
         self.ranks: Communicator = SINGLE_PROCESS
         self.sharding = Sharding(self)
@@ -354,6 +356,7 @@ class Lifecycle(Updating):
         self.metrics.add("train/env_steps", self.env_steps)
         self.metrics.add("train/lr", cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
         metrics = self.measure(episodes)
+        self.last_metrics = {**metrics}
         metrics["step"] = float(self.iteration)  # what loggers number rows by
         shown: dict[str, float] = {k: metrics.pop(k) for k in ("success/train", "reward/mean", "train/loss") if k in metrics}
         self.log_dict(shown, prog_bar=True, batch_size=max(1, len(episodes)))

@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from statistics import stdev
 from typing import Any, cast
@@ -13,6 +15,7 @@ from torch import Tensor
 import sdar
 from sdar.functional import concentration, effective_share
 from sdar.metrics import Metrics
+from sdar.metrics.places import Places
 from sdar.rollout.groups import by_group, finished
 from sdar.scoring import StudentOutput, densities
 from sdar.training.host import Host
@@ -51,6 +54,8 @@ def episodes(
         metrics.values("retrieval/skills_per_task", [len(group[0].retrieval.skill_ids) for group in groups])
         metrics.add("retrieval/distinct_skills", len(skills))
         metrics.add("retrieval/most_used_share", max(skills.values(), default=0), len(groups))
+        told = [e for e in played if e.retrieval.text]
+        metrics.values("retrieval/copied_share", [copies(t.text, e) for e in told for t in e.turns if t.trainable])
 
 
 def _outcomes(metrics: Metrics, played: Sequence[Episode], world: str = "") -> None:
@@ -62,6 +67,28 @@ def _outcomes(metrics: Metrics, played: Sequence[Episode], world: str = "") -> N
     metrics.values(f"rollout/response_tokens{behind}", [e.response_tokens for e in played])
     metrics.values(f"rollout/valid_action_rate{behind}", [t.valid for e in played for t in e.turns])
     metrics.values(f"rollout/well_formed_rate{behind}", [t.well_formed for e in played for t in e.turns])
+    pairs = [pair for e in played for pair in pairwise(e.turns)]
+    metrics.values(f"rollout/repeated_action_share{behind}", [now.action == before.action != "" for before, now in pairs])
+
+
+COPIED_WORDS = 8
+"""A response that has so many words in a row in common with the skills of its task copies them."""
+
+
+def copies(response: str, episode: Episode) -> bool:
+    """Whether a response says a passage of the skills of its task that nothing else had said to the policy."""
+    said = _passages(response) & _passages(episode.retrieval.text)
+    if not said:
+        return False
+    known = (episode.task.instruction, *(turn.observation for turn in episode.turns))
+    return bool(said.difference(*map(_passages, known)))
+
+
+@lru_cache(maxsize=1024)
+def _passages(text: str) -> frozenset[tuple[str, ...]]:
+    """All runs of `COPIED_WORDS` words."""
+    words = text.lower().split()
+    return frozenset(tuple(words[n : n + COPIED_WORDS]) for n in range(len(words) - COPIED_WORDS + 1))
 
 
 def _of_world(metrics: Metrics, played: Sequence[Episode], prefix: str) -> None:
@@ -96,21 +123,30 @@ def sampling_mismatch(metrics: Metrics, batch: Batch, allowed_logmass: Tensor) -
 
 
 def signal(metrics: Metrics, batch: Batch, tokens: TokenView, all_episodes: Sequence[Episode]) -> None:
-    """On how few tokens the gap lies, the teacher's entropy where it told one, and both by what came before a turn."""
+    """On how few tokens the gap lies, the teacher's entropy where it told one, and where in episodes and responses both are large."""
     sizes = tokens.gap[batch.response_mask].abs()
     if bool(sizes.any()):  # without a gap there is no share of it
         metrics.add("gap/top1_share", concentration(sizes, 0.01))
         metrics.add("gap/top10_share", concentration(sizes, 0.1))
         metrics.add("gap/effective_share", effective_share(sizes))
+    places = Places(batch)
+    places.add(metrics, "gap", tokens.gap)
+    places.add(metrics, "gap/abs", tokens.gap.abs())
+    places.add(metrics, "entropy", tokens.entropy)
+    attempt = batch.response_mask & ~batch.extra[:, None]
+    for outcome, of in (("success", batch.success > 0), ("failure", batch.success <= 0)):
+        metrics.add_tokens(f"gap/{outcome}", tokens.gap, attempt & of[:, None])
+        places.add(metrics, f"gap/{outcome}", tokens.gap, attempt & of[:, None])
     by_turn = {"turn/divergence": tokens.gap.abs()}
     if batch.has("teacher_entropy"):
+        places.add(metrics, "teacher/entropy", batch.teacher_entropy)
         metrics.add_tokens("teacher/entropy", batch.teacher_entropy, batch.response_mask)
         by_turn["teacher/entropy"] = batch.teacher_entropy
     turns = Turns(batch)
-    places = list(zip(turns.episode.tolist(), turns.turn.tolist(), strict=True))
-    if all(t.tool_ok is None for e in {e for e, _ in places} for t in all_episodes[e].turns):
+    taken = list(zip(turns.episode.tolist(), turns.turn.tolist(), strict=True))
+    if all(t.tool_ok is None for e in {e for e, _ in taken} for t in all_episodes[e].turns):
         return
-    before = [after(all_episodes[e].turns[:turn]) for e, turn in places]
+    before = [after(all_episodes[e].turns[:turn]) for e, turn in taken]
     for name, values in by_turn.items():
         means = turns.mean(values).tolist()
         for what in ("error", "result", "text"):
@@ -125,7 +161,8 @@ def after(turns: Sequence[Turn]) -> str:
 
 
 def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tensor, special: Tensor) -> None:
-    """Which part of a micro-batch's loss, in absolute values, and of its gradient falls on control tokens of the template.
+    """Which part of a micro-batch's loss, in absolute values, and of its gradient falls on control tokens of the template, and which
+    part of the gradient on the one token that has most of it.
 
     The gradient is that of the states which predict the tokens: the sum of its norms, when it is known in the backward pass.
 
@@ -142,6 +179,7 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
             norms = gradient.detach().float().norm(dim=-1)  # [tokens]
             places = now.predicts.flatten().nonzero_static(size=len(norms))[:, 0]
             metrics.add("grad/special_share", norms.where(on[:, 1:].take(places), 0).sum(), norms.sum())
+            metrics.add("grad/top_token_share", norms.amax() if len(norms) else 0.0, norms.sum())
 
         now.hidden.register_hook(known)
 
