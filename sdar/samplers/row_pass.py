@@ -1,7 +1,6 @@
 """One pass over what is new in many rows: a token of each that is being answered, and prompts as far as they were not read before."""
 
 from collections import defaultdict
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -161,8 +160,8 @@ class RowPass(RowLayout):
         self._masks: dict[int | None, list[Tensor | None]] = {}
         self.count = count
 
-    def add_prompt(self, name: object, prompt: numpy.ndarray, busy: Collection[int]) -> int:
-        """The slot that a prompt was given, `busy` ones are out of the question."""
+    def add_prompt(self, name: object, prompt: numpy.ndarray, busy: numpy.ndarray) -> int:
+        """The slot that a prompt was given; `busy` as `Slots.choose` takes it, which is then True there, too."""
         slots, common = self.slots, self.slots.common(prompt)
         slot = slots.choose(name, common, busy)
         donor = int(common.argmax()) if len(common) else slot
@@ -175,6 +174,7 @@ class RowPass(RowLayout):
                 fresh = numpy.concatenate([shared[max(0, own - first) : known - first], fresh])
             first = min(known, max(own, first))
         slots.take(slot, name, prompt)
+        busy[slot] = True
         self._fresh[slot] = first, fresh
         self._ids.append(prompt[known:])
         self._positions.append(numpy.arange(known, len(prompt)))

@@ -80,13 +80,13 @@ class TorchSession(Session):
         if len(answering):
             self.slots.reserve(0, int(self.slots.lengths[answering].max()) + 1)
         part = RowPass(self.slots, answering, tokens)
-        busy = {row.slot for row in self._rows}
+        busy = numpy.zeros(self.slots.limit, dtype=bool)
+        busy[answering] = True
         rows = list(self._rows)
         while self._waiting and len(rows) < self.places and part.count - len(answering) < MOST_READ:
             row = self._waiting.popleft()
             prompt = numpy.array(row.prompt, dtype=numpy.int64)
             row.slot = part.add_prompt((row.key.seed, row.key.task, row.key.attempt), prompt, busy)
-            busy.add(row.slot)
             rows.append(row)
         if not rows:
             return []
@@ -132,8 +132,9 @@ def _reads_rows(model: "PreTrainedModel") -> bool:
     slots.reserve(2, 8)
     try:
         first = RowPass(slots, then[:0], then[:0])
+        busy = numpy.zeros(2, dtype=bool)
         for number, prompt in enumerate(prompts):
-            first.add_prompt(number, prompt, range(number))
+            first.add_prompt(number, prompt, busy)
         found = [first.run(model), RowPass(slots, numpy.arange(2), then).run(model)]
     except (PolicyError, TypeError):  # it hands nothing on, or cannot be asked for some logits alone
         return False

@@ -101,21 +101,22 @@ class Slots:
         found = numpy.where(differs.any(1), differs.argmax(1), most)
         return numpy.minimum(found, self.lengths)
 
-    def choose(self, name: object, common: numpy.ndarray, busy: Collection[int]) -> int:
-        """A slot for a row: its own from before, else one that nobody needs, else a new one, else that which was used least recently."""
+    def choose(self, name: object, common: numpy.ndarray, busy: numpy.ndarray) -> int:
+        """A slot for a row: its own from before, else one that nobody needs, else a new one, else that which was used least recently.
+
+        Args:
+            busy: bool ``[limit]``, True where a slot is out of the question.
+        """
         own = self._own.get(name)
-        if own is not None and own not in busy:
+        if own is not None and not busy[own]:
             return own
-        free = self.free.copy()
-        free[list(busy)] = False
-        if len(free := numpy.flatnonzero(free)):
+        busy = busy[: len(self)]
+        if len(free := numpy.flatnonzero(self.free & ~busy)):
             return int(free[common[free].argmax()])
         if len(self) < self.limit:
             self.reserve(len(self) + 1, self.room)
             return len(self) - 1
-        used = self._used.copy()
-        used[list(busy)] = self._clock + 1
-        return int(used.argmin())
+        return int(numpy.where(busy, self._clock + 1, self._used).argmin())
 
     def take(self, slot: int, name: object, prompt: numpy.ndarray) -> None:
         """A slot holds the tokens of a prompt from now on."""

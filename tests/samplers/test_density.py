@@ -198,7 +198,7 @@ def model():
 
 
 def sample(model, tokenizer, count, max_new_tokens=1, **options):
-    sampler = TorchSampler(max_new_tokens=max_new_tokens, batch_size=count, **{"forbid": [], **options})
+    sampler = TorchSampler(max_new_tokens=max_new_tokens, **{"forbid": [], **options})
     sampler.bind(tokenizer, [1], context=64)
     out = sampler.sample(model, [PROMPT] * count, [SampleKey(0, "task", i, 0) for i in range(count)])
     return sampler, out
