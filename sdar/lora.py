@@ -98,10 +98,10 @@ class LoRAPolicy(Policy):
         try:
             from peft import LoraConfig, inject_adapter_in_model
 
-            from sdar.lora_linear import fuse
+            from sdar.lora_linear import fuse, keep_float32
         except ImportError as error:
             raise ConfigError(f"LoRAPolicy needs the package peft, which is not here: {install('lora')}.") from error
-        model = self.base.load_model()
+        model = self.base.load_frozen()
         config = LoraConfig(
             r=self.rank,
             lora_alpha=cast(int, self.alpha),  # only a factor
@@ -112,8 +112,7 @@ class LoRAPolicy(Policy):
             torch.manual_seed(self.seed)
             inject_adapter_in_model(config, model, ADAPTER)  # a model's own add_adapter refuses releases of peft that do work
         for _, layer in adapted(model):
-            for part in (layer.lora_A, layer.lora_B):
-                part.float()
+            keep_float32(layer.lora_A[ADAPTER], layer.lora_B[ADAPTER])
             if self.dropout:
                 layer.lora_dropout[ADAPTER] = LearningDropout(self.dropout)
             fuse(layer)

@@ -1,6 +1,7 @@
 """A linear layer with its adapter as one function: no copy of its input in another precision, and nothing kept but its input."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
 from peft.tuners.lora import Linear
@@ -36,6 +37,23 @@ def fuse(layer: nn.Module) -> None:
     """Have a layer that is peft's plain one compute so."""
     if type(layer) is Linear:
         layer.__class__ = AdaptedLinear
+
+
+class Float32Linear(nn.Linear):
+    """Is never made narrower, whatever its network is cast to: what is trained moves by less than narrow types tell apart."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            return out if out.itemsize >= tensor.itemsize else tensor.to(out.device)
+
+        return super()._apply(moved, recurse)
+
+
+def keep_float32(*layers: nn.Module) -> None:
+    """Make layers `Float32Linear`."""
+    for layer in layers:
+        layer.float().__class__ = Float32Linear
 
 
 class _Adapted(torch.autograd.Function):

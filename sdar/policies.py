@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -27,6 +29,7 @@ from sdar.errors import ConfigError, PolicyError, first_line
 from sdar.gguf import converted, gguf_file
 from sdar.parts import Blueprint, Environment, Policy
 from sdar.paths import how_to_fetch, resolve
+from sdar.precision import SMALL, bfloat16_unit
 from sdar.registry import did_you_mean, register
 
 CONTROL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
@@ -41,7 +44,9 @@ class PretrainedPolicy(Policy):
     Args:
         path: Directory or hub id; a GGUF file, or a folder of one, is converted at its first use. What is relative is also looked up among
             the installed settings and fetched models.
-        dtype: Type of the weights in memory. Training in plain Lightning wants float32 (with autocast for bf16-mixed).
+        dtype: Type of the weights in memory. auto: of weights that are trained float32; of others, those below adapters or of a teacher,
+            bfloat16 where they are stored so, the device multiplies it and they are 30 million or more, else float32. Weights that are
+            trained want float32: `sdar` then sets trainer.precision to bf16-mixed under the same conditions, unless that is set.
         chat_template: File that replaces the tokenizer's template.
         chat_options: Arguments for the template, e.g. ``{enable_thinking: false}``.
         trust_remote_code: Run code that lies beside the weights.
@@ -54,7 +59,7 @@ class PretrainedPolicy(Policy):
     def __init__(
         self,
         path: str,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         chat_template: str | None = None,
         chat_options: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
@@ -93,12 +98,36 @@ class PretrainedPolicy(Policy):
         return tokenizer
 
     def load_model(self) -> PreTrainedModel:
+        return self._load(DTYPES.get(self.dtype, torch.float32))
+
+    def load_frozen(self) -> PreTrainedModel:
+        unit = bfloat16_unit()
+        if self.dtype != "auto" or self._config().dtype != torch.bfloat16:
+            return super().load_frozen()
+        model = self._load(torch.float32 if unit is None else torch.bfloat16).requires_grad_(False).eval()
+        if model.num_parameters() < SMALL:
+            return model.float()
+        held = (
+            "float32, as this device does not multiply bfloat16" if unit is None else f"bfloat16, as they are stored ({unit})"
+        )
+        rank_zero_info(f"{self.name}: weights that are not trained are held in {held}; its dtype says otherwise.")
+        return model
+
+    def precision(self, bfloat16: bool) -> str | None:
+        if not bfloat16 or self.dtype != "auto":
+            return None
+        try:
+            return None if self.blueprint().frozen is None else "bf16-mixed"
+        except PolicyError:  # told when it is loaded
+            return None
+
+    def _load(self, dtype: torch.dtype) -> PreTrainedModel:
         chosen = {} if self.attention is None else {"attn_implementation": self.attention}
         try:
             with self._found():
                 model = AutoModelForCausalLM.from_pretrained(
                     self.path,
-                    dtype=DTYPES[self.dtype],
+                    dtype=dtype,
                     use_safetensors=True,
                     trust_remote_code=self.trust_remote_code,
                     **chosen,
@@ -125,13 +154,16 @@ class PretrainedPolicy(Policy):
         """Largest number of positions that the model knows."""
         if self._context is None:
             with self._found():
-                config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+                config = self._config()
             self._context = int(config.get_text_config().max_position_embeddings)
         return self._context
 
+    def _config(self) -> PreTrainedConfig:
+        return AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+
     def blueprint(self) -> Blueprint:
         try:
-            config = AutoConfig.from_pretrained(self.path, trust_remote_code=self.trust_remote_code)
+            config = self._config()
         except (OSError, ValueError) as error:
             if Path(self.path).is_dir():
                 raise PolicyError(f"{self.path}/config.json cannot be used: {first_line(error)}") from error
@@ -144,7 +176,9 @@ class PretrainedPolicy(Policy):
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(config, trust_remote_code=self.trust_remote_code)
         options = {name: name for name in ("dtype", "gradient_checkpointing")}
-        return Blueprint(network, DTYPES[self.dtype], 0, self.gradient_checkpointing, options)
+        narrow = self.dtype == "auto" and config.dtype == torch.bfloat16 and network.num_parameters() >= SMALL
+        dtype, frozen = DTYPES.get(self.dtype, torch.float32), torch.bfloat16 if narrow else None
+        return Blueprint(network, dtype, 0, self.gradient_checkpointing, options, frozen)
 
     def found_in(self, folder: str) -> "PretrainedPolicy":
         local = Path(folder, self.name)

@@ -236,7 +236,7 @@ def test_a_policy_is_the_published_model(policy: str) -> None:
     family, size = policy.split("-")
     assert given.path == (f"Qwen/Qwen3-{size.upper()}" if family == "qwen3" else f"Qwen/Qwen2.5-{size.upper()}-Instruct")
     assert given.chat_options == ({"enable_thinking": False} if family == "qwen3" else None)
-    assert given.gradient_checkpointing is True and given.dtype == "float32"
+    assert given.gradient_checkpointing is True and given.dtype == "auto"
 
 
 def table_rows() -> list[tuple[str, list[str], list[str]]]:

@@ -23,6 +23,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.callbacks import ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,6 +43,7 @@ from sdar.distributed import FSDP2Strategy, ReplicatedStrategy
 from sdar.errors import ConfigError, SdarError, StoppedError
 from sdar.module import AgentModule
 from sdar.plan.settings import launch_of
+from sdar.precision import bfloat16_unit
 from sdar.training.bars import IterationBar, NetworkSummary
 from sdar.training.checkpoints import AtomicCheckpointIO, RunCheckpoint
 from sdar.training.resume import settings
@@ -203,6 +205,8 @@ class AgentCLI(LightningCLI):
             self.model.max_grad_norm = clip or math.inf
             kwargs["gradient_clip_val"] = None
         strategy = self._strategy(given)
+        if given["precision"] is None and not given["plugins"]:
+            kwargs["precision"] = given["precision"] = self._precision(given["accelerator"])
         if self.subcommand == "plan":
             return self._planner(given, strategy, **kwargs)
         if strategy is not None:
@@ -211,6 +215,18 @@ class AgentCLI(LightningCLI):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
+
+    def _precision(self, accelerator: Any) -> str | None:
+        """The policy's own, which is told; a plan is for GPUs that multiply bfloat16."""
+        gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        unit = "a GPU" if self.subcommand == "plan" else bfloat16_unit(torch.device("cuda" if gpu else "cpu"))
+        chosen = cast(AgentModule, self.model).policy.precision(unit is not None)
+        if chosen is not None and self.subcommand != "export":
+            rank_zero_info(
+                f"trainer.precision is {chosen}, as nobody said: weights and optimizer in float32, products in bfloat16 ({unit}). 32-true "
+                "computes all in float32."
+            )
+        return chosen
 
     def _strategy(self, given: Any) -> Strategy | None:
         """Lightning's names mean its strategies, made for several backward passes a step; several processes mean ddp."""

@@ -77,13 +77,14 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
         self._init_deepspeed_distributed()
 
     def _setup_model(self, model: nn.Module) -> Any:
-        """Under ZeRO-3 parameters go to the device one by one and are divided there: it never holds a whole network."""
+        """The engine has all weights in one type. Under ZeRO-3 parameters go to the device one by one and are divided there: it never holds
+        a whole network."""
+        held = next((dtype for name, dtype in HALVES.items() if self.config.get(name, {}).get("enabled")), torch.float32)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(held)
         if self.zero_stage_3:
             import deepspeed
 
-            narrow = next((dtype for name, dtype in HALVES.items() if self.config.get(name, {}).get("enabled")), None)
-            for parameter in model.parameters() if narrow is not None else ():
-                parameter.data = parameter.data.to(narrow)
             for buffer in model.buffers():
                 buffer.data = buffer.data.to(self.root_device)
             deepspeed.zero.Init(module=model, config_dict_or_path=self.config)

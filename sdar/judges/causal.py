@@ -4,7 +4,7 @@ import copy
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -94,8 +94,8 @@ class CausalJudge(Judge):
         if self._loaded is None:
             chat = ChatFormat(self.policy.load_tokenizer(), self.policy.chat_options, self.policy.name)
             device = self.device or torch.accelerator.current_accelerator() or "cpu"
-            model = self.policy.load_model().requires_grad_(False).eval().to(device)
-            self._loaded = model, chat, self.policy.context()
+            model: Any = self.policy.load_frozen()
+            self._loaded = model.to(device), chat, self.policy.context()
         return self._loaded
 
     def _prompt(self, chat: ChatFormat, episode: Episode, solution: str, turn: int) -> list[int]:

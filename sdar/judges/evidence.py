@@ -47,7 +47,7 @@ class EvidenceJudge(Judge):
             tokenizer = self.policy.load_tokenizer()
             self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name)
             self.scorer = Scorer(1.0, (), len(tokenizer))
-            self.model = self.policy.load_model().requires_grad_(False).eval()
+            self.model = self.policy.load_frozen()
 
     def check_tokenizer(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         own = self.policy.load_tokenizer().get_vocab()

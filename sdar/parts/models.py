@@ -156,7 +156,7 @@ class Blueprint:
     network: "PreTrainedModel"
     """On torch's meta device: sizes, and no weights."""
     dtype: torch.dtype = torch.float32
-    """Of the weights as they are loaded."""
+    """Of the weights as `load_model` gives them."""
     adapters: int = 0
     """Parameters of adapters in float32, which are not in `network`. Where there are some, they alone are trained, and the initial weights
     are the same network's with them off (`Policy.frozen`): no copy."""
@@ -164,6 +164,8 @@ class Blueprint:
     """Whether activations are computed again in the backward pass."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Arguments of the policy that take memory off, by what they do: ``dtype``, ``gradient_checkpointing``. `sdar plan` advises them."""
+    frozen: torch.dtype | None = None
+    """Of the weights as `load_frozen` gives them on a GPU; None: the same."""
 
 
 @runtime_checkable
@@ -195,6 +197,19 @@ class Policy(OldNames, ABC):
     @abstractmethod
     def load_model(self) -> "PreTrainedModel":
         """A causal language model with its weights, each time a new one."""
+
+    def load_frozen(self) -> "PreTrainedModel":
+        """The same for weights that nobody trains, in evaluation mode; a policy may hold them in fewer bits."""
+        return self.load_model().requires_grad_(False).eval()
+
+    def precision(self, bfloat16: bool) -> str | None:
+        """The trainer.precision of a run that trains what `load_model` gives, where no setting says it; None: products are computed in the
+        type that the weights have.
+
+        Args:
+            bfloat16: Whether the run's device multiplies it.
+        """
+        return None
 
     @abstractmethod
     def context(self) -> int:

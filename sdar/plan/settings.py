@@ -118,7 +118,9 @@ def network_of(blueprint: Blueprint, name: str, role: str, trains: bool = False,
     """A policy's network, in the type that it is loaded in."""
     architecture = architecture_of(blueprint.network, name)
     trained = (blueprint.adapters or architecture.parameters) if trains else 0
-    return Network(role, architecture, blueprint.dtype.itemsize, blueprint.adapters, trained, sharded)
+    whole = trains and not blueprint.adapters
+    dtype = blueprint.dtype if whole or blueprint.frozen is None else blueprint.frozen
+    return Network(role, architecture, dtype.itemsize, blueprint.adapters, trained, sharded)
 
 
 def located(policy: Policy, configs: str | None) -> Policy:

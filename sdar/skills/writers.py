@@ -86,7 +86,8 @@ class PolicyWriter:
         context = self.policy.context()
         self.sampler.bind(chat.tokenizer, chat.stop_ids, context)
         device = self.device or torch.accelerator.current_accelerator() or "cpu"
-        model = self.policy.load_model().requires_grad_(False).eval().to(device)
+        model: Any = self.policy.load_frozen()
+        model = model.to(device)
         prompts = {k: chat.prompt([{"role": "user", "content": text}]) for k, text in enumerate(texts)}
         room = context - self.sampler.max_new_tokens
         for k in [k for k, prompt in prompts.items() if len(prompt) > room]:

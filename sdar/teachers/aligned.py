@@ -52,7 +52,7 @@ class AlignedTeacher(ExternalTeacher):
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.tokenizer = self.policy.load_tokenizer()
-        self.network = self.policy.load_model().requires_grad_(False).eval()
+        self.network = self.policy.load_frozen()
         self.student, self.own = Spelling(tokenizer), Spelling(self.tokenizer)
         self.vocab_size = len(self.tokenizer)
         chat = self.chat(())

@@ -136,7 +136,7 @@ class ExternalTeacher(Teacher):
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.lacks = check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
-        self.network = self.policy.load_model().requires_grad_(False).eval()
+        self.network = self.policy.load_frozen()
         rows = self.network.get_output_embeddings().weight.shape[0]
         if rows < len(tokenizer):
             raise PolicyError(

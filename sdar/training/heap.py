@@ -2,11 +2,18 @@
 
 The C library keeps what was freed for later. Tensors of each iteration have other sizes, which do not fit into the gaps that earlier ones
 left: the process would grow although it holds no more than before.
+
+So would oneDNN, which multiplies bfloat16 on processors: it keeps what it compiled for each of the last 1,024 shapes, twice, half a
+megabyte and more a shape. A micro-batch has fewer than a hundred, and the next one, of other lengths, has others.
 """
 
 import ctypes
+import os
 from collections.abc import Callable
 from functools import cache
+
+for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when the first such product is computed
+    os.environ.setdefault(_name, "128")
 
 
 def return_freed() -> None:

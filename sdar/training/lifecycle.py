@@ -24,6 +24,7 @@ from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
 from sdar.metrics.means import Metrics
 from sdar.metrics.tasks import average
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler, SharedWeights
+from sdar.precision import placed_on
 from sdar.rollout import AgentLoop
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.groups import by_group, finished
@@ -57,7 +58,8 @@ class Lifecycle(Updating):
         correction: How much a sampled token counts where the trainer's density is not the one it was sampled from: another engine, or
             older weights.
         max_mismatch: Before training, sampler and trainer are compared on a few hundred tokens; the run ends if their
-            log-probabilities differ by more nats than this on average. None: they are not compared.
+            log-probabilities differ by more nats than this on average. auto: than is ordinary in the number format that they are computed
+            in (0.1 in bfloat16, 0.001 in float32). None: they are not compared.
         rollouts_ahead: 1: while an iteration updates, servers play the attempts of the next one, with the weights from before the
             update. 0: each rollout has the weights of its own iteration.
         optimizer: Called with the trainable parameters.
@@ -89,7 +91,7 @@ class Lifecycle(Updating):
         sampler: Sampler = lazy_instance(TorchSampler),
         val_sampler: Sampler | None = None,
         correction: Correction = lazy_instance(NoCorrection),
-        max_mismatch: float | None = 0.05,
+        max_mismatch: float | Literal["auto"] | None = "auto",
         rollouts_ahead: Literal[0, 1] = 0,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-6, weight_decay=0.01),
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -112,7 +114,7 @@ class Lifecycle(Updating):
         check_least("model", 1, micro_batch_tokens=micro_batch_tokens, max_env_steps=max_env_steps)
         check_least("model", 1, max_empty_iterations=max_empty_iterations)
         check_least("model", 0, max_skipped_steps=max_skipped_steps, log_episodes_every=log_episodes_every)
-        check_least("model", 0, max_mismatch=max_mismatch)
+        check_least("model", 0, max_mismatch=None if max_mismatch == "auto" else max_mismatch)
         check_least("model", 1e-12, max_grad_norm=max_grad_norm)
         if rows_per_update is not None and updates_per_rollout > 1:
             raise ConfigError(
@@ -198,7 +200,7 @@ class Lifecycle(Updating):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        with self.sharding.init_context():
+        with self.sharding.init_context(), placed_on(self.trainer.strategy.root_device):
             self._build()
 
     def _build(self) -> None:

@@ -151,8 +151,9 @@ def check_weights_move(optimizer: Any) -> None:
         kind = str(narrow[0].dtype).removeprefix("torch.")
         told = (
             f"the trained weights are {kind}, and a step of {type(optimizer).__name__} at the learning rate {rate:g} is less than half of "
-            f"the last bit of {100 * (1 - share):.1f} % of them: these would never move. Set trainer.precision to bf16-mixed (weights in "
-            "float32), train adapters (LoRAPolicy: theirs are float32), or use DeepSpeed, which steps a float32 copy."
+            f"the last bit of {100 * (1 - share):.1f} % of them: these would never move. Leave policy.dtype out and set trainer.precision "
+            "to bf16-mixed (weights in float32), train adapters (LoRAPolicy: theirs are float32), or use DeepSpeed, which steps a float32 "
+            "copy."
         )
         if share < 0.01:
             raise ConfigError(told)

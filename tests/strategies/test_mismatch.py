@@ -101,8 +101,9 @@ def never(strategy):
 
 REFUSED = (
     r"{} does not sample from the density that is trained: .* differ by [\d.]+ nats on average, [\d.]+ at most, over (\d+) tokens "
-    r"\(estimated KL.*model\.max_mismatch is 0\.05\. .*other weights.*another temperature.*lower precision.*"
-    r"Start the engine with the directory.*model\.correction.*raise model\.max_mismatch; null does not look"
+    r"\(estimated KL.*model\.max_mismatch is auto, (?:0\.001 in float32|0\.1 in bfloat16)\. .*"
+    r"other weights.*another temperature.*lower precision.*"
+    r"Start the engine with the directory.*compute in float32.*model\.correction.*raise model\.max_mismatch; null does not look"
 )
 
 
