@@ -55,9 +55,19 @@ class Validation:
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
         acts = module.retriever is not None if module.teacher is None else module.teacher.acts
         if acts and task_batch.tasks and self._tells(task_batch.panel, module.env_of(task_batch.tasks[0])):
-            played["privileged"] += module.play_as_teacher(
-                self.rollout, module.privileged_requests(by_group(finished(attempts)))
-            )
+            played["privileged"] += self._as_teacher(finished(attempts))
+
+    def _as_teacher(self, attempts: list[Episode]) -> list[Episode]:
+        """The same attempts by the teacher. Where that is the policy, told nothing, they are those that were played: same prompts, same
+        random numbers."""
+        module = self.module
+        requests = module.privileged_requests(by_group(attempts))
+        own = [not r.privileged_text and self._is_policy(r.task) for r in requests]
+        others = iter(module.play_as_teacher(self.rollout, [r for r, same in zip(requests, own, strict=True) if not same]))
+        return [attempt if same else next(others) for attempt, same in zip(attempts, own, strict=True)]
+
+    def _is_policy(self, task: Task) -> bool:
+        return self.module.teacher is None or self.module.teacher_network(task) is self.module.model
 
     def _tells(self, panel: Panel, env: Environment) -> bool:
         """Whether the view can tell the teacher of every task of a panel; says why not."""

@@ -169,6 +169,23 @@ def test_a_placebo_of_shuffled_skills_trains_and_its_lift_is_reported(small, cap
     assert "teacher/lift/unseen" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("settings", "played"),
+    [
+        ({"retriever": NoRetriever()}, 0),
+        ({"retriever": FactRetriever()}, 4),
+        ({"retriever": NoRetriever(), "teacher": InitialTeacher()}, 4),  # other weights, after some steps
+    ],
+)
+def test_nothing_is_played_again_where_the_teacher_is_the_policy_and_told_nothing(small, capsys, settings, played):
+    strategy = small.strategy(SDAR, **settings)
+    asked, play = [], strategy.play_as_teacher
+    strategy.play_as_teacher = lambda rollout, requests: [asked.extend(requests), play(rollout, requests)][1]
+    small.trainer(0, limit_val_batches=None).validate(strategy, small.data(), verbose=False)
+    assert len(asked) == played
+    assert "teacher/lift/unseen" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(small, name):
     settings = {"updates_per_rollout": 2}
