@@ -118,6 +118,10 @@ class LoRAPolicy(Policy):
             fuse(layer)
         if self.adapter is not None:
             load_adapter(self.adapter, adapted(model), ADAPTER)
+            for _, layer in adapted(model):
+                cast(Any, layer).begun_with = tuple(
+                    part[ADAPTER].weight.detach().clone() for part in (layer.lora_A, layer.lora_B)
+                )
         return model.train()  # that it drops and checkpoints; both end where no gradient is wanted
 
     def frozen(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -172,7 +176,7 @@ class LearningDropout(nn.Module):
 
 
 class WithoutAdapters(nn.Module):
-    """A model with its adapters off: the weights that training started from, without a copy of them.
+    """A model with its adapters off, or as `LoRAPolicy.adapter` had them: the weights that training started from, no copy of them.
 
     It has no parameters of its own to train or to store; `parameters` gives the model's. Its mode is the model's, too.
     """
@@ -235,14 +239,17 @@ class WithoutAdapters(nn.Module):
         was_training = self.live.training
         if was_training:
             self.live.eval()
-        for layer in layers:
-            layer._disable_adapters = True  # `enable_adapters` would also switch the adapters' gradients off
+        learned = [_exchange(layer, first) if (first := begun_with(layer)) else None for layer in layers]
+        for layer, own in zip(layers, learned, strict=True):
+            layer._disable_adapters = own is None  # `enable_adapters` would also switch the adapters' gradients off
         try:
             with torch.no_grad():
                 yield
         finally:
-            for layer in layers:
+            for layer, own in zip(layers, learned, strict=True):
                 layer._disable_adapters = False
+                if own is not None:
+                    _exchange(layer, own)
             if was_training:
                 self.live.train()
 
@@ -251,7 +258,7 @@ def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> 
     """The weights of a network as its plain architecture has them: for an engine that knows nothing of adapters.
 
     Args:
-        network: Any model; with adapters they are merged, `WithoutAdapters` leaves them out.
+        network: Any model; with adapters they are merged, of `WithoutAdapters` those that training started from, if any.
         weights: (name, whole tensor) in the order of the state dict, of a `WithoutAdapters` that of its `live` model. Every one is
             taken, one after the other, and no more than a layer of them is held.
     """
@@ -267,7 +274,9 @@ def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> 
         layer = name.removesuffix(ends[part])
         if off:
             if part == "weight":
-                yield f"{layer}.weight", tensor
+                module = cast(Any, model.get_submodule(layer))
+                a, b = (weight.to(tensor.device) for weight in begun_with(module) or (tensor[:0], tensor[:, :0]))
+                yield f"{layer}.weight", merged(tensor, a, b, module.scaling[ADAPTER])
             continue
         parts = held.setdefault(layer, {})
         parts[part] = tensor.detach().clone()  # it may be whole for as long as it is given only
@@ -282,6 +291,31 @@ def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
     """``[out, in]`` the weight with its adapter, added in at least float32 and rounded once."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     return (weight.to(wide) + scaling * (b.to(wide) @ a.to(wide))).to(weight.dtype)
+
+
+def begun_with(layer: nn.Module) -> tuple[Tensor, ...]:
+    """A and B of a layer as `LoRAPolicy.adapter` has them; empty where training began without an adapter."""
+    return getattr(layer, "begun_with", ())
+
+
+def _exchange(layer: "LoraLayer", weights: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Give a layer's adapter other weights; returns those that it had.
+
+    Raises:
+        ConfigError: this process holds a part of it.
+    """
+    had = []
+    for part, weight in zip((layer.lora_A, layer.lora_B), weights, strict=True):
+        own = part[ADAPTER].weight
+        if own.shape != weight.shape:
+            raise ConfigError(
+                f"policy.adapter begins with adapters that something shall be compared with, and a process holds {tuple(own.shape)} of "
+                f"{tuple(weight.shape)} of one: they are divided among the ranks. Use ddp or ZeRO-2, or a method without a frozen copy "
+                "(kl_coef 0 and a live teacher)."
+            )
+        had.append(own.data)
+        own.data = weight.to(own.device, own.dtype)
+    return tuple(had)
 
 
 def adapted(model: nn.Module) -> Iterator[tuple[str, "LoraLayer"]]:

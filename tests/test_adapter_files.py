@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from sdar.adapter_files import read_adapter_config
 from sdar.errors import ConfigError, PolicyError
-from sdar.lora import LoRAPolicy, adapted
+from sdar.lora import LoRAPolicy, adapted, plain_weights
 from sdar.policies import PretrainedPolicy
 
 IDS = torch.tensor([[5, 9, 2, 30, 7]])
@@ -59,6 +59,26 @@ def test_a_policy_goes_on_from_what_is_written(base, written):
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+def test_the_frozen_model_of_such_a_policy_is_what_it_began_with(base, written):
+    model, folder = written
+    policy = LoRAPolicy(base, adapter=str(folder))
+    again = policy.load_model()
+    frozen = policy.frozen(again)
+    began = logits(model)
+    assert torch.equal(logits(frozen), began)
+    for _, layer in adapted(again):
+        layer.lora_A["default"].weight.data += 0.1
+    learned = logits(again)
+    assert not torch.equal(learned, began) and torch.equal(logits(frozen), began) and torch.equal(logits(again), learned)
+    plain = AutoModelForCausalLM.from_pretrained(base.path)
+    plain.load_state_dict(dict(plain_weights(frozen, again.state_dict().items())), strict=False)
+    torch.testing.assert_close(logits(plain), began)
+    for _, layer in adapted(again):
+        layer.lora_B["default"].weight.data = layer.lora_B["default"].weight.data[:1]
+    with pytest.raises(ConfigError, match=r"a process holds \(1, 3\) of \(\d+, 3\) of one: they are divided among the ranks"):
+        frozen(IDS)
 
 
 def test_a_policy_goes_on_from_what_peft_wrote(base, tmp_path):
