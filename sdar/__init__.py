@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sdar.data import MultiTaskModule as MultiTaskModule
     from sdar.data import TaskModule as TaskModule
     from sdar.envs import ALFWorldEnv as ALFWorldEnv
+    from sdar.envs import BriefProtocol as BriefProtocol
     from sdar.envs import CompactProtocol as CompactProtocol
     from sdar.envs import GymnasiumEnv as GymnasiumEnv
     from sdar.envs import HouseholdEnv as HouseholdEnv

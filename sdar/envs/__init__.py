@@ -7,6 +7,7 @@ from sdar.envs.code_protocol import HermesCodeProtocol as HermesCodeProtocol
 from sdar.envs.code_protocol import TextCodeProtocol as TextCodeProtocol
 from sdar.envs.gymnasium import GymnasiumEnv as GymnasiumEnv
 from sdar.envs.household import HouseholdEnv as HouseholdEnv
+from sdar.envs.household_protocol import BriefProtocol as BriefProtocol
 from sdar.envs.math_protocol import FencedMathProtocol as FencedMathProtocol
 from sdar.envs.math_protocol import HermesMathProtocol as HermesMathProtocol
 from sdar.envs.math_protocol import TextMathProtocol as TextMathProtocol

@@ -1,10 +1,12 @@
 """How a world is told and how a response is read."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar.envs import CompactProtocol, CountedThinkActProtocol, HouseholdEnv, ThinkActProtocol, WebShopProtocol
+from sdar.envs import BriefProtocol, CompactProtocol, CountedThinkActProtocol, HouseholdEnv, ThinkActProtocol, WebShopProtocol
 from sdar.envs.protocols import History
 from sdar.errors import ConfigError
 from sdar.parts import Protocol
@@ -179,3 +181,41 @@ def test_an_action_that_is_closed_before_it_is_opened_is_empty_and_valid(text: s
     for protocol in (ThinkActProtocol(), WebShopProtocol()):
         assert protocol.parse(text, []) == ("", True)
         assert "action" not in [tag for tag, *_ in protocol.spans(text)]
+
+
+def test_a_household_told_in_few_words_names_all_that_a_command_needs():
+    env, protocol = HouseholdEnv(receptacles="full"), BriefProtocol()
+    saved = []
+    for task in map(env.task, env.task_ids("train", 6, 0)):
+        observation = env.reset(task)
+        (message,) = protocol.opening(task, observation, env.admissible())
+        opening = message["content"]
+        assert opening.count(task.instruction) == 1
+        spans = [(kind, int(a), int(b or a)) for kind, a, b in re.findall(r"(\w+) (\d+)(?:-(\d+))?[,.]", opening)]
+        told = [f"{kind} {n}" for kind, a, b in spans for n in range(a, b + 1)]
+        assert sorted(told) == sorted(re.findall(r"\w+ \d+", observation))
+        saved.append(len(opening) / len(observation))
+        for command in env.demonstration(task):
+            told = env.step(command).observation
+            said = protocol.answer(told, env.admissible())
+            assert set(re.findall(r"\w+ \d+", told)) == set(re.findall(r"\w+ \d+", said)) and len(said) <= len(told)
+            saved.append(len(said) / len(told))
+    assert sum(saved) / len(saved) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("You arrive at desk 1. On the desk 1, you see a book 2, and a pen 1.", "desk 1: book 2, pen 1."),
+        ("On the shelf 2, you see nothing.", "shelf 2: nothing."),
+        ("You arrive at drawer 3. The drawer 3 is closed.", "drawer 3: closed."),
+        ("You open the drawer 3. The drawer 3 is open. In it, you see a pen 1.", "drawer 3: pen 1."),
+        ("You pick up the pen 1 from the drawer 3.", "You pick up the pen 1 from the drawer 3."),
+        ("Nothing happens.", "Nothing happens."),
+        ("You are in the middle of a room. Looking quickly around you, you see a bed 3, and a bed 1.", "Room: bed 1, bed 3."),
+    ],
+)  # fmt: skip
+def test_sentences_of_a_household_in_few_words(told, said):
+    assert BriefProtocol().answer(told, ()) == said
+    history = BriefProtocol().window(Task("t", "f", "x"), [(told, "look")], told, ())[0]["content"]
+    assert history.count(said) == 2
