@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from operator import attrgetter
@@ -99,7 +100,8 @@ class Game:
 
     Lists in observations follow the order of ids, as in the original, so `receptacles` and `objects` are kept sorted by
     id. `task` is the sentence without "Your task is to: " and without its full stop. `facts` are what a player cannot
-    see but a teacher may know: object type -> receptacle type where it usually lies. `rules` is GENERATED or ORIGINAL.
+    see but a teacher may know: object type -> receptacle type where it usually lies, or several (`either`), likeliest first.
+    `rules` is GENERATED or ORIGINAL.
     """
 
     receptacles: tuple[Receptacle, ...]
@@ -150,6 +152,16 @@ class Game:
             "facts": dict(self.facts),
         } | ({} if self.rules == GENERATED else {"rules": self.rules})
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def either(places: Sequence[str]) -> str:
+    """Receptacle types as a fact names them: "shelf, desk or bed"."""
+    return " or ".join(filter(None, (", ".join(places[:-1]), *places[-1:])))
+
+
+def places_in(fact: str) -> list[str]:
+    """The receptacle types that a fact names."""
+    return re.split(", | or ", fact)
 
 
 def _plain(part: Receptacle | Item) -> dict[str, Any]:

@@ -13,7 +13,10 @@ from sdar.envs import household_official as official
 from sdar.envs.household_engine import FAMILIES
 from sdar.envs.household_files import DOMAIN_TEXT, TEXTS, Logic
 from sdar.envs.household_official import FOLDERS, export_games
+from sdar.envs.household_places import usual_places
+from sdar.envs.household_types import places_in
 from sdar.errors import ConfigError, PanelError
+from sdar.types import Task
 
 LOGIC = Logic(DOMAIN_TEXT, "\n".join([*TEXTS, '"rhs": "Your task is to: UNKNOWN GOAL."']))
 MADE = HouseholdEnv(receptacles="full")
@@ -132,12 +135,13 @@ def test_families_can_be_chosen(data: Path, family: str) -> None:
 def test_an_episode_of_a_file_is_one_of_the_household(data: Path) -> None:
     env = HouseholdEnv(data=str(data), horizon=30)
     for task in map(env.task, env.task_ids("unseen", 6, 0)):
-        assert task.facts == {} and task.seed == int(task.id.split("-")[2], 16)
+        assert task.facts.keys() <= {*task.instruction.split()} and task.seed == int(task.id.split("-")[2], 16)
         assert env.reset(task).endswith(f"Your task is to: {task.instruction}.")
         results = [env.step(command) for command in env.demonstration(task)]
         assert [r.success for r in results] == [False] * (len(results) - 1) + [True]
         assert results[-1].reward == 10.0 and results[-1].done
-        assert env.hint(task) == f"Begin with: {env.demonstration(task)[0]}"
+        told = " ".join(f"The {thing} is usually in the {place}." for thing, place in task.facts.items())
+        assert env.hint(task) == (told or f"Begin with: {env.demonstration(task)[0]}")
         env.reset(task)
         expert = env.expert({}, random.Random(0))
         for _ in range(30):
@@ -145,6 +149,58 @@ def test_an_episode_of_a_file_is_one_of_the_household(data: Path) -> None:
             result = env.step(command)
             expert.watch(command)
         assert result.done
+
+
+def steps(env: HouseholdEnv, task: Task, facts: dict[str, str]) -> int:
+    """How many commands an expert needs who was told these facts."""
+    env.reset(task)
+    expert = env.expert(facts, random.Random(0))
+    done, number = False, 0
+    while not done:
+        command, number = expert.act(), number + 1
+        done = env.step(command).done
+        expert.watch(command)
+    return number
+
+
+def test_facts_say_where_the_wanted_things_lie_or_where_such_things_usually_do(data: Path, tmp_path: Path) -> None:
+    env = HouseholdEnv(data=str(data), horizon=30)
+    told = 0
+    tasks = [env.task(task_id) for task_id in env.task_ids("train", 12, 0)]
+    for task in tasks:
+        game = env.game(task.id)
+        types = {r.id: r.type for r in game.receptacles}
+        for thing, places in task.facts.items():
+            lying = {types[r] for o in game.objects if thing in o.types for r in o.receptacles}
+            assert (
+                set(places_in(places)) <= lying
+            )  # a place that it shall come to, and other things than the first four, are left out
+            told += 1
+    assert told >= 12
+    assert sum(steps(env, task, task.facts) for task in tasks) < 0.8 * sum(steps(env, task, {}) for task in tasks)
+    counted = usual_places(map(env.game, env.task_ids("train", 12, 0)), rooms=1)
+    file = tmp_path / "places.yaml"
+    file.write_text(json.dumps(counted), encoding="utf-8")
+    knowing = HouseholdEnv(data=str(data), usual=str(file))
+    for task in map(knowing.task, knowing.task_ids("unseen", 6, 0)):
+        room = {r.type for r in knowing.game(task.id).receptacles}
+        for thing, places in task.facts.items():
+            assert places_in(places) == [place for place in counted[thing] if place in room][:4]
+    assert any(knowing.task(task_id).facts for task_id in knowing.task_ids("unseen", 6, 0))
+
+
+def test_what_is_no_file_of_usual_places_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"env\.usual names 'nowhere\.yaml', and there is no such file\. It holds for each type"
+    ):
+        HouseholdEnv(data=str(data), usual="nowhere.yaml")
+    (tmp_path / "bad.yaml").write_text("mug: desk", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"bad\.yaml: Expected `array`, got `str` - at `\$\[\.\.\.\]`\. It holds for each"):
+        HouseholdEnv(data=str(data), usual=str(tmp_path / "bad.yaml"))
+    with pytest.raises(
+        ConfigError, match=r"env\.usual tells where things are in ALFWorld's own games, and generated games have facts"
+    ):
+        HouseholdEnv(usual="conf/real/places.yaml")
 
 
 def test_tasks_can_be_told_in_the_words_of_people(data: Path, tmp_path: Path) -> None:
