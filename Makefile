@@ -24,7 +24,7 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FAST)
 
 test-slow: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout 3600 -m "slow"

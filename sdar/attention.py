@@ -5,6 +5,7 @@ which (rows, prefixes that rows share, keys and values of earlier passes). Whoev
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +49,20 @@ def can_lay_out(model: "PreTrainedModel") -> bool:
     asks = getattr(model, "_supports_attention_backend", False) and not getattr(model, "_is_stateful", False)
     asks &= not getattr(config, "attention_dropout", 0)
     return bool(asks) and config._attn_implementation in ("sdpa", NAME) and layers <= SEES_ALL_BEFORE
+
+
+def kind_of(model: "PreTrainedModel") -> Hashable:
+    """What decides how a model computes, but for its weights: what was found out of one model holds for every other of its kind.
+
+    None where somebody has put functions of their own into the model: it is like no other.
+    """
+    modules = [*model.modules()]
+    if any("forward" in vars(m) or m._forward_hooks or m._forward_pre_hooks for m in modules):
+        return None
+    config: Any = model.config
+    classes = tuple((type(m), type(m).forward) for m in modules)
+    weights = tuple((name, p.shape, p.dtype, p.device) for name, p in model.named_parameters())
+    return classes, weights, config.get_text_config()._attn_implementation, config.to_json_string(use_diff=False)
 
 
 def read_rows(model: "PreTrainedModel", ids: Tensor, positions: Tensor, layout: RowLayout) -> Tensor:

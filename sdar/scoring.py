@@ -1,13 +1,13 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from sdar.attention import can_lay_out, read_rows
+from sdar.attention import can_lay_out, kind_of, read_rows
 from sdar.comparing import over_vocabulary
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator
 from sdar.distributed.sharding import Sharding
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 R = TypeVar("R")
+
+_packs: set[tuple[int, Hashable]] = set()
+"""Sizes of vocabularies and kinds of networks whose packed rows were compared with padded ones."""
 
 __getattr__ = old_names(__name__, StudentPass="StudentOutput", consult="score_with_teachers")
 
@@ -178,7 +181,7 @@ class Scorer:
 
     @torch.no_grad()
     def check_packing(self, model: "PreTrainedModel") -> None:
-        """Compare rows in a tree with the same rows padded.
+        """Compare rows in a tree with the same rows padded, with the first network of its kind in a process.
 
         Raises:
             PolicyError: a network that must be `packed` cannot be; in one that may be, more than 1e-3 nats and what rounding explains
@@ -191,6 +194,9 @@ class Scorer:
                     "without padding: its attention asks nobody which tokens see which. Set model.packed to null or false, or "
                     "policy.attention to sdpa."
                 )
+            return
+        kind = kind_of(model)
+        if kind and (self.vocab_size, kind) in _packs:
             return
         ids = torch.arange(96, device=next(model.parameters()).device).view(3, 32) % self.vocab_size
         ids[1, :24] = ids[0, :24]  # the third row shares nothing
@@ -206,6 +212,7 @@ class Scorer:
                 f"log-probabilities than the same rows alone ({off:.3g} nats apart): a row would attend to the ones before it. Set "
                 "model.packed to false, or use another attention (policy.attention)."
             )
+        _packs.add((self.vocab_size, kind))
 
     @torch.no_grad()
     def check(self, model: "PreTrainedModel") -> None:

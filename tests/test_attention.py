@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Lfm2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from sdar.attention import NAME, RowLayout, can_lay_out, read_rows
+from sdar.attention import NAME, RowLayout, can_lay_out, kind_of, read_rows
 from sdar.errors import PolicyError
 
 SMALL = {
@@ -94,3 +94,22 @@ def test_a_model_that_hands_nothing_on_is_refused():
     model.model.layers[1].self_attn.forward = lambda *args, row_layout, **kwargs: forward(*args, **kwargs)
     with pytest.raises(PolicyError, match=r"LlamaAttention does not hand on what it is told.*model\.packed to false"):
         read_rows(model, torch.tensor([1, 2]), torch.tensor([0, 1]), RowByRow([2]))
+
+
+def test_what_was_found_out_of_a_model_holds_for_others_of_its_kind_alone():
+    def made(config=CONFIGS["qwen3"], **settings):
+        return AutoModelForCausalLM.from_config(config, **settings)
+
+    kind = kind_of(made())
+    assert kind_of(made()) == kind  # with other weights
+    others = {
+        made(CONFIGS["qwen2"]),
+        made(Qwen3Config(**SMALL, head_dim=16)),
+        made(attn_implementation="eager"),
+        made().double(),
+    }
+    assert len({kind, *map(kind_of, others)}) == 5
+    hooked, changed = made(), made()
+    hooked.lm_head.register_forward_hook(lambda *_: None)
+    changed.model.forward = lambda **_: None
+    assert kind_of(hooked) is kind_of(changed) is None

@@ -1,7 +1,7 @@
 """Continuous batching in this process: one forward pass after the other over what is new in all rows that are being answered."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy
 import torch
 
-from sdar.attention import can_lay_out
+from sdar.attention import can_lay_out, kind_of
 from sdar.errors import PolicyError
 from sdar.parts import Completion, SampleKey, Session
 from sdar.samplers.bound import TruncatingSampler
@@ -112,12 +112,16 @@ class TorchSession(Session):
 
 
 _asked: "WeakKeyDictionary[PreTrainedModel, bool]" = WeakKeyDictionary()
+_kinds: dict[Hashable, bool] = {}
 
 
 def reads_rows(model: "PreTrainedModel") -> bool:
-    """Whether a model gives rows that are read so the logits that it gives them alone; asked about a few tokens the first time."""
+    """Whether a model gives rows that are read so the logits that it gives them alone; of each kind one is asked about a few tokens."""
     if model not in _asked:
-        _asked[model] = can_lay_out(model) and _reads_rows(model)
+        kind = kind_of(model)
+        if kind not in _kinds:
+            _kinds[kind] = can_lay_out(model) and _reads_rows(model)
+        _asked[model] = _kinds[kind] if kind else _kinds.pop(kind)
     return _asked[model]
 
 
