@@ -7,7 +7,6 @@ compact protocol. The limit is that of `rollout.py`: the prefix tree of all prom
 large bfloat16 matrix product of one thread times the threads.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import measuring
 import torch
+
+from sdar import episodes
 
 ARCHIVE = Path(__file__).parents[2] / "shared" / "data" / "alfworld_games.tar.xz"
 
@@ -75,13 +76,9 @@ def main() -> None:
             child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise SystemExit(Path(folder, "log").read_text())
-        played = [
-            json.loads(line)
-            for file in Path(folder, "run").rglob("episodes/*.jsonl")
-            for line in file.read_text().splitlines()
-        ]
-    said = sum(len(turn["response_ids"]) for episode in played for turn in episode["turns"])
-    turns = sum(len(episode["turns"]) for episode in played)
+        played = episodes.read(Path(folder, "run"))
+    said = sum(episode.response_tokens for episode in played)
+    turns = sum(len(episode.turns) for episode in played)
     row = [len(played), turns, f"{said:,}", f"{clock / 60:.1f}", f"{(used.ru_utime + used.ru_stime) / 60:.1f}",
            f"{said / clock:.0f}", f"{used.ru_maxrss / 2**20:.1f}", f"{rate / 1e9:.0f}"]  # fmt: skip
     measuring.tell(

@@ -33,6 +33,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
     "adapters": (["adapters.py"], ["adapters.py", "--quick", "--rounds", "1"]),
     "official_games": (["official_games.py"], ["official_games.py", "--quick"]),
     "growth": (["growth.py"], ["growth.py", "--along", "turns", "skills", "--layouts", "turn", "--rounds", "1", "--quick"]),
+    "episodes": (["episodes.py"], ["episodes.py", "--quick"]),
     "profile": (["profile_step.py"], ["profile_step.py", "--quick"]),
     "household": (["household_speed.py"], []),
     "household_parity": (["alfworld_parity.py", "--games", "30"], []),

@@ -8,6 +8,7 @@ with Distillation alone has no policy gradient.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -18,6 +19,7 @@ from sdar.functional import first_occurrences, truncated_ratio
 from sdar.metrics.places import Places, add_turns
 from sdar.module import AgentModule
 from sdar.parts import Divergence, Gate, PrivilegedView, Retriever, Schedule, SequenceFilter, Teacher, TurnWeight
+from sdar.registry import described
 from sdar.schedules import scheduled
 from sdar.scoring import StudentOutput
 from sdar.training import reporting
@@ -162,8 +164,15 @@ class Distillation(Taught):
             turns = Turns(batch)
             weights = self.turn_weight(tokens, turns, self.metrics)  # [turns]
             add_turns(self.metrics, "turn/weight", weights, turns)
-            batch.distill_weights *= turns.spread(weights)  # [batch, time]
+            batch.turn_weights = turns.spread(weights)  # [batch, time]
+            batch.distill_weights *= batch.turn_weights
         return self.learned_rows(batch)
+
+    def objective(self) -> dict[str, Any]:
+        mine = {"distill_coef": self.distill_coef(self.iteration), "divergence": described(self.divergence)}
+        gate = {} if self.gate is None else {"gate": described(self.gate)}
+        ratio = {} if self.ratio_cap is None else {"ratio_cap": self.ratio_cap}
+        return super().objective() | mine | gate | ratio
 
     def learned_rows(self, batch: Batch) -> Batch | None:
         """The rows that carry a loss: those with a weight, and every attempt where the method learns from attempts anyway."""
@@ -188,10 +197,13 @@ class Distillation(Taught):
             places.add(self.metrics, "gate", gate, batch.loss_mask)
             self.metrics.add_tokens("gate/mean", gate, batch.loss_mask)
             self.metrics.add_tokens("gate/active_share", gate > 0.5, batch.loss_mask)
+            self.token_log.learned(batch, gate=gate)
             weights = weights * gate
         if self.ratio_cap is not None:
             weights = weights * truncated_ratio(now.logp, batch.old_logp, self.ratio_cap)
         divergence = self.compare(self.divergence, batch, now, weights)
         self.add_tokens("distill/divergence", divergence, batch.distill_weights > 0, batch)
         places.add(self.metrics, "distill/divergence", divergence, batch.distill_weights > 0)
-        return loss + coef * weights * divergence
+        weights = coef * weights
+        self.token_log.learned(batch, divergence=divergence, weight=weights)
+        return loss + weights * divergence

@@ -1,5 +1,7 @@
 """Imitation: cross-entropy on what somebody else said, whoever said it."""
 
+from typing import Any
+
 from torch import Tensor
 
 from sdar.module import AgentModule
@@ -17,6 +19,9 @@ class Imitation(AgentModule):
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         return -now.logp
+
+    def objective(self) -> dict[str, Any]:
+        return super().objective() | {"likelihood_coef": 1.0}
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Nothing to score: the loss needs no log-probabilities from before the update."""

@@ -80,6 +80,7 @@ class AgentModule(Lifecycle):
         if batch:
             with self.phase("score"):
                 self.score(batch, episodes)
+                self.token_log.scored(batch)
                 batch, last = self.weigh(batch, episodes), "weigh"
         if batch:
             self.observe_tokens(batch)
@@ -156,6 +157,7 @@ class AgentModule(Lifecycle):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         tokens = self.normalizer(update)
+        self.token_log.begin_update(tokens)
         self.metrics.add("train/tokens_per_second", float(update.attention_mask.sum()), 0)
         parts = self.local_micro_batches(update)
         for number, (_, part) in enumerate(parts, 1):
@@ -173,6 +175,7 @@ class AgentModule(Lifecycle):
         loss = self.token_loss(part, now)
         if part.has("importance"):
             loss = part.importance * loss
+        self.token_log.learned(part, student_logp=now.logp, entropy=now.entropy, loss=loss)
         self.add_world_tokens("train/loss", loss, part.loss_mask, part)
         if self.teacher is not None:
             reporting.special_share(self.metrics, part, now, loss, self.control_ids)
@@ -186,6 +189,7 @@ class AgentModule(Lifecycle):
         """Tell retriever and teacher, count, log; only attempts say how the policy does."""
         attempts = [e for e in episodes if not e.extra]
         self.scoring_pass = None
+        self.write_episodes(episodes)
         self.update_retriever(attempts)
         if self.teacher is not None:
             self.teacher.after_iteration(self.model, self.iteration)
@@ -200,16 +204,12 @@ class AgentModule(Lifecycle):
     # ------------------------------------------------------------------ what they share
 
     def observe_tokens(self, batch: Batch) -> None:
-        """Show the iteration's tokens to the metrics that are about them."""
+        """Show the iteration's tokens to the metrics that are about them, and to the log."""
+        self.token_log.weighed(batch, credited=type(self).credit is not AgentModule.credit)
         reporting.token_shares(self.metrics, batch, self.tasks.worlds)
         for metric in self.own_metrics:
             if isinstance(metric, TokenMetric):
                 metric.update(self.token_view(batch))
-
-    def normalizer(self, update: Batch) -> Tensor:
-        """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
-        attempts = update.loss_mask[~update.extra].sum()
-        return attempts if attempts else update.loss_mask.sum()
 
     def token_view(self, batch: Batch, logp: Tensor | None = None, entropy: Tensor | None = None) -> TokenView:
         """What gates, weights and objectives may know of each token, detached; `logp` and `entropy` ``[batch, time]`` are the student's,

@@ -194,6 +194,12 @@ def part_name(part: object) -> str:
     return type(part).__name__.removeprefix("LazyInstance_")
 
 
+def described(part: object) -> dict[str, Any]:
+    """A part as plain data: its class, and those of its public attributes that are single values."""
+    plain = {k: v for k, v in vars(part).items() if isinstance(v, bool | int | float | str | None) and not k.startswith("_")}
+    return {"part": part_name(part)} | plain
+
+
 def summary(cls: type) -> str:
     """First sentence of a part's docstring, or, if none ends with a line, its first paragraph."""
     lines = (inspect.getdoc(cls) or "").partition("\n\n")[0].splitlines()

@@ -64,7 +64,7 @@ class GapAdvantage(AdvantageTransform):
         if self.turn_weight is not None:
             of_turn = self.turn_weight(tokens, turns, metrics)  # [turns]
             add_turns(metrics, "turn/weight", of_turn, turns)
-            weights = turns.spread(of_turn)  # [batch, time]
+            weights = turns.weigh(of_turn)  # [batch, time]
         coef = self.coef(iteration)
         metrics.add("distill/coef", coef)
         sides = (tokens.teacher_logp, tokens.student_logp)

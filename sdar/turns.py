@@ -24,6 +24,8 @@ class Turns:
     turn: Int[Tensor, " turns"]
     length: Int[Tensor, " turns"]
     row: Int[Tensor, " turns"]
+    weights: Tensor | None = None
+    """[turns] how much each counts in the distillation, once a turn weight has said it."""
 
     def __init__(self, rows: Batch | TokenView):
         self.mask = rows.response_mask
@@ -54,6 +56,11 @@ class Turns:
     def mean(self, values: Tensor) -> Tensor:
         """``[batch, time]`` to its mean over the response tokens of each turn."""
         return self.sum(values) / self.length
+
+    def weigh(self, weights: Tensor) -> Tensor:
+        """Keep weights ``[turns]`` for those who look at the turns later, and `spread` them."""
+        self.weights = weights
+        return self.spread(weights)
 
     def spread(self, values: Tensor) -> Tensor:
         """``[turns]`` to ``[batch, time]``: each response token gets the value of its turn, other tokens 0."""

@@ -342,6 +342,8 @@ class Batch(Filled):
     advantages: Tensor = later("`credit` fills them in.")
     distill_weights: Tensor = later("`Distillation.weigh` fills them in.")
     """Turn weights, spans and filters of the distillation term, as one number a token."""
+    turn_weights: Tensor = later("a turn weight fills them in.")
+    """[batch, time] how much the turn of each response token counts in the distillation."""
     old_logp: Tensor = later(SCORED)
     old_entropy: Tensor = later(SCORED)
     scored_row: Tensor = later("the pass that scored these rows was not kept for their update.")

@@ -10,6 +10,8 @@ Differences from verl-agent:
 * episodes whose world failed take no part, and what is left of their group is not compared with nothing: its advantage is 0.
 """
 
+from typing import Any
+
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor
@@ -21,7 +23,7 @@ from sdar.functional import k3
 from sdar.module import AgentModule
 from sdar.parts import AdvantageEstimator, AdvantageTransform, Credit, PolicyLoss
 from sdar.policy_losses import PPO
-from sdar.registry import part_name, register
+from sdar.registry import described, part_name, register
 from sdar.rollout.groups import by_group
 from sdar.rollout.loop import length
 from sdar.scoring import StudentOutput
@@ -194,8 +196,16 @@ class GRPO(AgentModule):
                 if transform.span is not None:
                     reshaped = reshaped.where(inside, batch.advantages)
                 batch.advantages = reshaped
+            if turns.weights is not None:
+                batch.turn_weights = turns.spread(turns.weights)
             self.metrics.add_tokens("advantage/reshaped_by", (batch.advantages - before).abs(), batch.response_mask)
         return super().weigh(batch, episodes)
+
+    def objective(self) -> dict[str, Any]:
+        mine = {"policy_coef": self.policy_coef, "policy_loss": described(self.policy_loss)}
+        coefs = {"kl_coef": self.kl_coef, "kl_clamp": self.kl_clamp, "entropy_coef": self.entropy_coef}
+        shaped = [described(t) | {"coef": t.weight(self.iteration)} for t in self.transforms]
+        return super().objective() | mine | coefs | ({"transforms": shaped} if shaped else {})
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         policy = (now.logp, batch.old_logp, batch.advantages, batch.response_mask)

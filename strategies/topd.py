@@ -10,7 +10,7 @@ The paper states neither ground cost, nor thresholds, nor weight, and gives no c
 and the rule that the latest fork owns a token are ours. The student's short future is its rollout, which is a sample of it.
 """
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jsonargparse import lazy_instance
@@ -177,6 +177,9 @@ class TOPD(Distillation):
             end = int(place) + int(mask.sum())  # later forks own what they share with earlier ones
             batch.soft_target_ids[row, place:end] = ids
             batch.soft_target_logp[row, place:end] = of_place[mask].log()
+
+    def objective(self) -> dict[str, Any]:
+        return super().objective() | {"trajectory_coef": self.trajectory_coef}
 
     def token_loss(self, batch: Batch, now: StudentOutput) -> Tensor:
         loss = super().token_loss(batch, now)

@@ -105,6 +105,7 @@ def test_the_script_for_a_gpu_runs_with_tiny_sizes_on_a_processor(tmp_path):
         ["head.py", "--rounds", "1", "--quick"],
         ["adapters.py", "--rounds", "1", "--quick"],
         ["official_games.py", "--games", "2", "--turns", "2"],
+        ["episodes.py", "--quick", "--layouts", "trajectory"],
         ["profile_step.py", "--quick"],
         ["quickstart_memory.py", "--rounds", "1"],
     ],

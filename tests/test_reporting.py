@@ -211,20 +211,6 @@ def test_the_mismatch_between_two_densities_is_zero_when_they_are_one() -> None:
     assert metrics.compute() == {}
 
 
-def test_episodes_are_written_as_lines_that_can_be_read_back(tmp_path) -> None:
-    odd = turn(observation='a "quote"\nand a line \u2028 \u6771\u4eac', text="half a \ud83d", action="look")
-    episodes = [episode("a", [odd, turn()], "s1", success=True, reward=1.5), episode("b", [], error="it broke")]
-    path = reporting.write_episodes(SimpleNamespace(default_root_dir=tmp_path), "unseen-policy-000003", episodes)
-    assert path == tmp_path / "episodes" / "unseen-policy-000003.jsonl"
-    first, second = (json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1])
-    assert first["turns"][0]["observation"] == odd.observation and first["turns"][0]["response"] == odd.text
-    assert first["turns"][0]["response_ids"] == [5, 5] and first["turns"][0]["behaviour_logp"] == [-0.12346] * 2
-    assert (first["skills"], first["success"], first["reward"], first["status"]) == (["s1"], True, 1.5, "done")
-    assert (second["task"], second["turns"], second["error"], second["privileged"]) == ("b", [], "it broke", False)
-    reporting.write_episodes(SimpleNamespace(default_root_dir=tmp_path), "unseen-policy-000003", episodes[:1])
-    assert len(path.read_text(encoding="utf-8").split("\n")) == 2  # written anew, not appended to
-
-
 def test_no_name_out_of_data_falls_on_another_metric_or_between_its_folders() -> None:
     """Families may be called as metrics are; a file store has no room for a name that is a folder of others."""
     from sdar.evaluate.validation import of_panel
@@ -291,4 +277,3 @@ def test_tool_calls_are_counted_where_there_is_a_tool() -> None:
     calls = ToolCalls()
     calls.update(episodes)
     assert calls.compute() == 1.0 and calls.name == "tool_calls"
-    assert [line["tool_ok"] for line in reporting.record(episodes[0])["turns"]] == [None, False, True]

@@ -11,6 +11,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from sdar import episodes
 from sdar.cli import main
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
@@ -109,8 +110,8 @@ def test_a_run_is_one_folder_and_the_next_one_another(there: Path) -> None:
         "checkpoints/last.ckpt",
         "validation.jsonl",
     }
-    expected |= {f"episodes/{name}.jsonl" for name in ("train-000001", "train-000002")}
-    expected |= {f"episodes/unseen-policy-00000{n}.jsonl" for n in range(3)}
+    expected |= {f"episodes/{name}.jsonl.gz" for name in ("train-000001", "train-000002")}
+    expected |= {f"episodes/unseen-policy-00000{n}.jsonl.gz" for n in range(3)}
     for number in (0, 1):
         folder = there / "runs" / f"version_{number}"
         assert files(folder) == expected
@@ -122,12 +123,12 @@ def test_a_run_is_one_folder_and_the_next_one_another(there: Path) -> None:
         assert measured == [(0, False), (1, True), (2, True)] and "epoch" not in rows[0]  # the one before training too
         trained = [r for r in rows if r["train/loss"]]
         for iteration, row in enumerate(trained, 1):
-            turns = [t for e in lines(folder / f"episodes/train-{iteration:06d}.jsonl") for t in e["turns"]]
-            lengths = [len(t["response_ids"]) for t in turns]
+            turns = [t for e in episodes.read(folder, f"kind == 'train' and iteration == {iteration}") for t in e.turns]
+            lengths = [len(t.response_ids) for t in turns]
             assert float(row["rollout/response_length_max"]) == max(lengths) <= 4
-            assert float(row["rollout/cut_share"]) == pytest.approx(sum(not t["stopped"] for t in turns) / len(turns))
-            assert all(t["stopped"] for t, n in zip(turns, lengths, strict=True) if n < 4)
-            assert any(not t["stopped"] for t in turns)  # a policy that knows nothing seldom ends within four tokens
+            assert float(row["rollout/cut_share"]) == pytest.approx(sum(not t.stopped for t in turns) / len(turns))
+            assert all(t.stopped for t, n in zip(turns, lengths, strict=True) if n < 4)
+            assert any(not t.stopped for t in turns)  # a policy that knows nothing seldom ends within four tokens
         told = [(x["run"], x["command"], x["method"], x["seed"], x["iteration"]) for x in lines(folder / "validation.jsonl")]
         assert told == [(f"version_{number}", "fit", "GRPO", number, n) for n in range(3)]
     assert {p.name for p in (there / "runs").iterdir()} >= {"version_0", "version_1"}
@@ -179,8 +180,8 @@ def test_predict_plays_every_task_and_keeps_every_episode(there: Path, capsys: p
     told = capsys.readouterr()
     folder = there / "runs/predict_0"
     for panel in ("seen", "unseen"):
-        episodes = lines(folder / f"episodes/predict-{panel}.jsonl")
-        assert len({e["task"] for e in episodes}) == 4 and len(episodes) == 8
+        played = episodes.read(folder, f"panel == '{panel}'", kind="predict")
+        assert len({e.task for e in played}) == 4 and len(played) == 8
         assert f"{panel}: 4 episodes of 2 tasks, success " in told.out
     assert str(folder.relative_to(there) / "episodes") in told.out
     assert "last checkpoint" not in told.err

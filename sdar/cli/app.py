@@ -4,7 +4,6 @@ Order of `main`: plugins are imported, configuration files are looked at, everyt
 a model built. A mistake ends with exit code 2 and one message before that; a failure while running ends with 1.
 """
 
-import os
 import re
 import sys
 from contextlib import suppress
@@ -15,7 +14,7 @@ import sdar
 from sdar import registry
 from sdar.cli import garbage
 from sdar.cli.commands import COMMANDS, HELP, USAGE, no_command, unknown_command
-from sdar.cli.failure import fail
+from sdar.cli.failure import fail, say
 from sdar.errors import ConfigError, SdarError
 from sdar.outline import UnreadableError
 
@@ -26,13 +25,13 @@ def main(args: list[str] | None = None) -> int:
         args, plugins = split_plugins(sys.argv[1:] if args is None else list(args))
         asks_for_help = bool({"-h", "--help"} & {*args})
         if args[:1] == ["--version"]:
-            _say(f"sdar {sdar.__version__}")
+            say(f"sdar {sdar.__version__}")
         elif args[:1] in (["-h"], ["--help"]) or (args[:1] == ["list"] and asks_for_help):
-            _say(f"usage: {USAGE}\n\n{HELP}")
+            say(f"usage: {USAGE}\n\n{HELP}")
         elif args[:1] == ["completion"]:
             from sdar.cli.completion import complete
 
-            _say(complete(args[1:]))
+            say(complete(args[1:]))
         elif args and args[0] in COMMANDS and COMMANDS[args[0]].words:
             module, _, function = COMMANDS[args[0]].words.rpartition(".")
             return int(getattr(import_module(module), function)(args[1:]))
@@ -58,7 +57,7 @@ def _run(args: list[str], plugins: list[str]) -> int:
         load(plugins)
         told = _told(args)
     if told:
-        _say(told)
+        say(told)
         return 0
     command = COMMANDS.get(args[0])
     if command and command.needs_settings and len(args) == 1:
@@ -70,13 +69,6 @@ def _run(args: list[str], plugins: list[str]) -> int:
 
     garbage.begin()
     return use_tool(*args) if command and command.tool else run(args)
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # whoever reads has seen enough, as in `sdar list | head`; Python would flush again as it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _look(args: list[str]) -> None:

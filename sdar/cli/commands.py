@@ -112,6 +112,11 @@ examples:
         tool="sdar.contracts.check.check",
     ),
     Command(
+        "episodes",
+        "look at the episodes of runs, filter, export",
+        words="sdar.episodes.command.main",
+    ),
+    Command(
         "write-skills",
         "episodes to a skill bank",
         tool="sdar.skills.write.write_skills",

@@ -1,4 +1,4 @@
-"""How the `sdar` command tells about an error: one message, and an exit code."""
+"""How the `sdar` command speaks: a text, or one message about an error and an exit code."""
 
 import os
 import re
@@ -40,3 +40,11 @@ def fail(code: int, error: BaseException, origin: Origin | None = None, trace: b
     named = re.match(rf"({'|'.join(HEADS)})[.: ]", message)
     sys.stderr.write(f"error: {key}: {message}\n" if key and not named else f"error: {message}\n")
     return code
+
+
+def say(text: str) -> None:
+    """Print a text to whoever may have stopped reading."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough, as in `sdar list | head`; Python would flush again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

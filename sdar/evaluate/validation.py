@@ -108,7 +108,7 @@ class Validation:
             if module.trainer.is_global_zero:
                 self._tell(panel, asked, summary, actors)
                 for actor, of_actor in actors.items():
-                    reporting.write_episodes(module.trainer, f"{name}-{actor}-{module.iteration:06d}", of_actor)
+                    module.episode_writer.validation(of_actor, panel, actor)
 
         self._report_means(successes)
 

@@ -1,4 +1,4 @@
-"""Episodes that a run left (``episodes/*.jsonl``), as a writer of skills reads them."""
+"""Episodes that a run left (docs/episodes.md), of this release or of an earlier one, as a writer of skills reads them."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,6 +29,7 @@ class StoredEpisode(msgspec.Struct):
     turns: list[StoredTurn]
     status: Status = Status.DONE
     privileged: bool = False
+    extra: bool = False
     final_observation: str = ""
 
 
@@ -65,8 +66,8 @@ def _files(path: Path) -> list[Path]:
     files = sorted([*folder.glob("train-*.jsonl"), *folder.glob("train-*.jsonl.gz")])
     if not files:
         raise SkillBankError(
-            f"{path} holds no training episodes (episodes/train-*.jsonl): those of validations are not taken, or success there would be no "
-            "measurement any more. Name a run's folder, a run with `--model.log_episodes_every 1`, or files."
+            f"{path} holds no training episodes (episodes/train-*.jsonl.gz): those of validations are not taken, or success there would be "
+            "no measurement any more. Name a run's folder, a run with `--model.log_episodes_every 1`, or files."
         )
     return files
 
@@ -76,7 +77,7 @@ def _reason(episode: StoredEpisode) -> str:
         return "ended by a fault of the world"
     if not episode.turns:
         return "without a turn"
-    return "told privileged text" if episode.privileged else ""
+    return "told privileged text" if episode.privileged else "no attempt of their group" if episode.extra else ""
 
 
 def spread(episodes: Iterable[StoredEpisode], most: int) -> list[StoredEpisode]:

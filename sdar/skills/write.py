@@ -68,7 +68,7 @@ def write_skills(
       sdar fit ... --model.retriever.skills my_skills
 
     Args:
-        episodes: Folder of a run, of which the training episodes are read, or file of episodes; ``[a, b]`` for several.
+        episodes: Folder of a run, of which the training episodes are read, or file of episodes (docs/episodes.md); ``[a, b]`` for several.
         out: Folder of the bank; new, or one that this command began.
         style: How experience becomes skills: ``skillrl`` or ``skill_sd``.
         url: Of an OpenAI-compatible API, e.g. ``http://localhost:8000/v1``.

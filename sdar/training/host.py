@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sdar.data import TaskBatch, TaskSource
+from sdar.data.panels import Panel
 from sdar.distributed.communicator import Communicator
 from sdar.distributed.sharding import Sharding
+from sdar.episodes.tokens import TokenLog
 from sdar.errors import ConfigError
 from sdar.metrics.means import Metrics
 from sdar.parts import (
@@ -47,6 +49,13 @@ class Measurements(Protocol):
 
     def take_first(self, state: dict[str, Any]) -> None:
         """Undo `first`."""
+
+
+class EpisodeStore(Protocol):
+    """Where the run's episodes are written, as validation sees it."""
+
+    def validation(self, episodes: Sequence[Episode], panel: Panel, actor: str) -> object:
+        """Write what somebody played of a panel."""
 
 
 class Host(LightningModule, OldNames):
@@ -109,6 +118,9 @@ class Host(LightningModule, OldNames):
     stops: bool
     """True: the run ends when this iteration's checkpoint is written."""
     metrics: Metrics
+    token_log: TokenLog
+    """What the step knows of its tokens, in an iteration whose episodes are written."""
+    episode_writer: EpisodeStore
     own_metrics: nn.ModuleList
     """Metrics of one's own, of `RunMetric`."""
     _said: set[str]
@@ -118,6 +130,8 @@ class Host(LightningModule, OldNames):
     """Fingerprints of what training started from and keeps."""
     validation: Measurements
     rollouts_ahead: int
+    log_episodes_every: int
+    log_episodes_mb: float | None
     micro_batch_tokens: int
     updates_per_rollout: int
 
@@ -211,6 +225,10 @@ class Host(LightningModule, OldNames):
     def hears_teacher(self) -> bool:
         """False in an iteration in which nothing that a teacher would say has a weight: then it reads no rows."""
         return self.teacher is not None
+
+    def objective(self) -> dict[str, Any]:
+        """What the loss is made with in this iteration, by name: coefficients and parts, for whoever reads the stored episodes."""
+        return {}
 
     def say_once(self, kind: str, text: str) -> None:
         """Warn; of each kind once in this process, because what comes again is counted."""

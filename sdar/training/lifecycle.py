@@ -18,6 +18,7 @@ from sdar.corrections import NoCorrection
 from sdar.data import Played, TaskBatch, TaskSource
 from sdar.distributed.communicator import SINGLE_PROCESS, Communicator, TorchCommunicator
 from sdar.distributed.sharding import Sharding, sharding_of
+from sdar.episodes.tokens import TokenLog
 from sdar.errors import ConfigError, PolicyError, StoppedError, check_least
 from sdar.evaluate.validation import Validation
 from sdar.metrics.base import EpisodeMetric, RunMetric, own_metrics
@@ -34,6 +35,7 @@ from sdar.teachers import SkillView
 from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
 from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
+from sdar.training.episode_writer import EpisodeWriter
 from sdar.training.export import check_export, write_policy
 from sdar.training.heap import return_freed
 from sdar.training.lightning_checks import check_optimizer, check_weights_move
@@ -78,7 +80,10 @@ class Lifecycle(Updating):
         max_empty_iterations: Iterations in a row that may end without an optimizer step, because their worlds failed or nothing was
             left to learn from; then the run ends.
         metrics: Metrics of your own, and those of `sdar list metrics`, beside the ones that are always logged.
-        log_episodes_every: Write the episodes of every n-th iteration to the run's folder (0: none; validation always).
+        log_episodes_every: Write the episodes of every n-th iteration to the run's folder, with what the step knew of each token
+            (docs/episodes.md). 1: all; 0: those of validations alone, which are always written.
+        log_episodes_mb: Most megabytes that the episodes of the run take on disk; what would be more is not written, and said. None: no
+            bound.
         export: Directory that gets the trained policy, as transformers saves it, when training ends; it must not exist yet or be empty.
         export_dtype: Type of the exported weights.
     """
@@ -105,6 +110,7 @@ class Lifecycle(Updating):
         max_empty_iterations: int = 20,
         metrics: list[RunMetric] | None = None,
         log_episodes_every: int = 10,
+        log_episodes_mb: float | None = 10_000,
         export: str | None = None,
         export_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16",
     ):
@@ -115,6 +121,7 @@ class Lifecycle(Updating):
         check_least("model", 1, max_empty_iterations=max_empty_iterations)
         check_least("model", 0, max_skipped_steps=max_skipped_steps, log_episodes_every=log_episodes_every)
         check_least("model", 0, max_mismatch=None if max_mismatch == "auto" else max_mismatch)
+        check_least("model", 0, log_episodes_mb=log_episodes_mb)
         check_least("model", 1e-12, max_grad_norm=max_grad_norm)
         if rows_per_update is not None and updates_per_rollout > 1:
             raise ConfigError(
@@ -138,7 +145,9 @@ class Lifecycle(Updating):
         self.max_grad_norm = max_grad_norm
         self.max_env_steps = max_env_steps
         self.max_skipped_steps = max_skipped_steps
-        self.log_episodes_every = log_episodes_every
+        self.token_log = TokenLog()
+        self.log_episodes_every, self.log_episodes_mb = log_episodes_every, log_episodes_mb
+        self.episode_writer: EpisodeWriter = EpisodeWriter(self)
         self.export, self.export_dtype = export, export_dtype
         self.view: PrivilegedView = SkillView()
         self.model = cast("PreTrainedModel", None)  # until `configure_model`
@@ -286,6 +295,7 @@ class Lifecycle(Updating):
             )
 
     def on_train_batch_start(self, task_batch: TaskBatch, batch_idx: int) -> None:
+        self.token_log.begin(self.episode_writer.wants(self.iteration + 1))
         if self._rng_state is not None:  # not earlier: loaders draw from the global stream when they start
             torch.set_rng_state(self._rng_state["torch"])
             version, internal, gauss = self._rng_state["python"]
@@ -329,7 +339,7 @@ class Lifecycle(Updating):
             requests = self.requests(task_batch, self.student_sees_skills, training=False)
             episodes = self.play(self.validation.rollout, self.model, requests)
         if self.trainer.is_global_zero:
-            reporting.write_episodes(self.trainer, f"predict-{task_batch.panel.name}", episodes, more=batch_idx > 0)
+            self.episode_writer.prediction(episodes, task_batch.panel, batch_idx)
             success = sum(e.success for e in episodes) / len(episodes)
             summary = f"{len(episodes)} episodes of {len(task_batch.tasks)} tasks, success {100 * success:.1f} %"
             bars.say(self.trainer, f"{task_batch.panel.name}: {summary}")
@@ -348,7 +358,7 @@ class Lifecycle(Updating):
                 self.retriever.observe(group[0].task, group[0].retrieval, average(group))
 
     def report(self, episodes: list[Episode]) -> None:
-        """Log the iteration's metrics; write its episodes when it is their turn."""
+        """Log the iteration's metrics."""
         bounded = any(world.max_episode_tokens is not None for world in self.tasks.worlds.values())
         tools = {name for name, world in self.tasks.worlds.items() if world.env.has_tools}
         reporting.episodes(self.metrics, episodes, retrieves=self.retriever is not None, bounded=bounded, tools=tools)
@@ -365,13 +375,14 @@ class Lifecycle(Updating):
         self.log_dict(metrics, batch_size=max(1, len(episodes)))
         if self.retriever is not None and self.trainer.is_global_zero:
             reporting.write_retrievals(self.trainer, self.iteration, episodes)
-        if (
-            episodes
-            and self.log_episodes_every
-            and self.iteration % self.log_episodes_every == 0
-            and self.trainer.is_global_zero
-        ):
-            reporting.write_episodes(self.trainer, f"train-{self.iteration:06d}", episodes)
+
+    def write_episodes(self, episodes: list[Episode]) -> None:
+        """Write the iteration's episodes when it is their turn, with what the step knew of their tokens."""
+        if not self.token_log.wanted:
+            return
+        kept = self.token_log.take(self.ranks)
+        if episodes and self.trainer.is_global_zero:
+            self.episode_writer.training(episodes, kept)
 
     def measure(self, episodes: list[Episode]) -> dict[str, float]:
         """What was measured in this iteration, over all ranks; most metrics start anew then."""

@@ -1,4 +1,4 @@
-"""What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them) and episodes as JSON lines."""
+"""What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them), and lines about it."""
 
 import json
 from collections import Counter
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import sdar
+from sdar.episodes.files import left_out
 from sdar.functional import concentration, effective_share
 from sdar.metrics import Metrics
 from sdar.metrics.places import Places
@@ -200,24 +201,6 @@ def run_folder(trainer: Any) -> Path | None:
     return None if getattr(trainer, "fast_dev_run", False) else Path(trainer.default_root_dir)
 
 
-def write_episodes(trainer: Any, name: str, all_episodes: Sequence[Episode], more: bool = False) -> Path | None:
-    """``episodes/<name>.jsonl``: one line an episode, with texts for people and ids for programs.
-
-    Args:
-        more: Add to the file instead of writing it anew.
-    """
-    if (folder := run_folder(trainer)) is None:
-        return None
-    path = folder / "episodes" / f"{name}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open(
-        "a" if more else "w", encoding="utf-8", errors="backslashreplace"
-    ) as out:  # half a surrogate pair: its escape
-        for e in all_episodes:
-            out.write(json.dumps(record(e), ensure_ascii=False) + "\n")
-    return path
-
-
 def write_retrievals(trainer: Any, iteration: int, all_episodes: Sequence[Episode]) -> None:
     """Add a line to ``retrievals.jsonl``: how many groups of attempts an iteration had, and how many of them got each skill, the most
     used first. A bank may have thousands of skills: too many for a metric each."""
@@ -261,40 +244,8 @@ def places(trainer: Any, export: str | None = None) -> list[str]:
     found += [("checkpoint", path) for path in kept if path]
     found += [(what, str(folder / name)) for what, name in (("episodes", "episodes"), ("validations", "validation.jsonl"))]
     found = [(what, where) for what, where in found if what in ("run", "checkpoint") or Path(where).exists()]
+    if missing := left_out(folder):
+        found.append(("left out", f"{sum(missing.values())} episodes in {len(missing)} files, for model.log_episodes_mb"))
     if export is not None:
         found.append(("policy", export))
     return [f"{what + ':':<12} {where}" for what, where in found]
-
-
-def record(e: Episode) -> dict[str, Any]:
-    """An episode as plain data."""
-    return {
-        "task": e.task.id,
-        **({"world": e.task.world} if e.task.world else {}),
-        "family": e.task.family,
-        "instruction": e.task.instruction,
-        "attempt": e.attempt,
-        "privileged": e.privileged,
-        "skills": list(e.retrieval.skill_ids),
-        "status": str(e.status),
-        "error": e.error,
-        "success": e.success,
-        "reward": e.reward,
-        "turns": [
-            {
-                "observation": t.observation,
-                "response": t.text,
-                "action": t.action,
-                "valid": t.valid,
-                "tool_ok": t.tool_ok,
-                "well_formed": t.well_formed,
-                "stopped": t.stopped,
-                "reward": t.reward,
-                "response_ids": t.response_ids,
-                "behaviour_logp": [round(x, 5) for x in t.behaviour_logp],
-            }
-            for t in e.turns
-        ],
-        "final_observation": e.final_observation,
-        "scores": e.scores,
-    }

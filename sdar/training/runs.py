@@ -23,7 +23,7 @@ from sdar.reading import read_yaml
 NAMES = {"fit": "version"}
 LAST = "last.ckpt"
 INCIDENTAL = {
-    "export", "export_dtype", "log_episodes_every", "max_env_steps", "max_skipped_steps", "micro_batch_tokens",
+    "export", "export_dtype", "log_episodes_every", "log_episodes_mb", "max_env_steps", "max_skipped_steps", "micro_batch_tokens",
     "val_batch", "workers", "threads", "deadline",
 }  # fmt: skip
 """Arguments of the method and the tasks that say where and how long a run works, not what it does."""
@@ -140,7 +140,7 @@ def claim(root: Path, name: str) -> Path:
 
 def discard(folder: Path) -> None:
     """Remove the folder of a run that came to nothing, and the one around it if it is empty now."""
-    if not any(any(folder.rglob(made)) for made in ("*.ckpt", "*.jsonl")):
+    if not any(any(folder.rglob(made)) for made in ("*.ckpt", "*.jsonl", "*.jsonl.gz")):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):
             folder.parent.rmdir()

@@ -39,6 +39,11 @@ class Updating(Rows):
                 return
             yield batch.select(torch.tensor(piece))
 
+    def normalizer(self, update: Batch) -> Tensor:
+        """Tokens that the losses of an optimizer step are means over: those of the attempts, of extra episodes if there are no others."""
+        attempts = update.loss_mask[~update.extra].sum()
+        return attempts if attempts else update.loss_mask.sum()
+
     def one_pass(self, batch: Batch) -> bool:
         """Whether one optimizer step learns from a batch in one pass of this process, in which nothing is dropped: it gives each token
         what scoring gives it."""

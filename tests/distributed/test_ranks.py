@@ -30,6 +30,7 @@ def test_ranks_end_where_one_process_ends(straight, world, kind):
     )
     torch.testing.assert_close(many["losses"], one["losses"], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(many["norms"], one["norms"], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(many["stored"], many["losses"], rtol=0, atol=1e-5)  # the episodes have every rank's tokens
     assert_same(one, many, atol=1e-5)
     assert many["validated"] == one["validated"]  # the same answers to the same tasks
     assert [len(played) for played in one["validated"]] == [6]

@@ -34,6 +34,7 @@ from one_step import (
 )
 from played import gathered
 
+from sdar import episodes
 from sdar.credit import GroupAdvantage
 from sdar.curricula import BackToFront, FrontToBack
 from sdar.divergences import TopKReverseKL
@@ -207,8 +208,7 @@ def test_tcod_plays_one_more_turn_from_the_front_now_and_then_and_validates_with
     data = small.data(env=HouseholdEnv(**LAMP, horizon=4))
     small.fit(strategy, 5, data, limit_val_batches=None, val_check_interval=5)
     assert played == [{1}, {1}, {2}, {2}, {3}]
-    lines = (small.folder / "episodes" / "unseen-policy-000005.jsonl").read_text().splitlines()
-    assert {len(json.loads(line)["turns"]) for line in lines} == {4}
+    assert {len(e.turns) for e in episodes.read(small.folder / "episodes" / "unseen-policy-000005.jsonl.gz")} == {4}
 
 
 @by_layout

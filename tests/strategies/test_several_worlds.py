@@ -7,6 +7,7 @@ import torch
 from near_servers import Servers
 from one_step import one_step
 
+from sdar import episodes
 from sdar.cli.trainer import planned
 from sdar.data import MultiTaskModule, World
 from sdar.envs import CompactProtocol, FencedMathProtocol, HouseholdEnv, MathEnv
@@ -109,8 +110,8 @@ def test_validation_plays_each_world_s_panels_and_a_mean_over_worlds(small):
     assert "pass@2/house/unseen" not in numbers and "scores/correct/math/unseen" in numbers
     lines = [json.loads(line) for line in (small.folder / "validation.jsonl").read_text().splitlines()]
     assert [line.get("panel") for line in lines] == ["house/unseen", "math/unseen", None]
-    written = [json.loads(line) for line in next(small.folder.glob("episodes/math/unseen-policy-*")).read_text().splitlines()]
-    assert {e["world"] for e in written} == {"math"} and len(written) == 6
+    written = episodes.read(small.folder, where="world == 'math' and panel == 'math/unseen'")
+    assert {e.world for e in written} == {"math"} and len(written) == 6
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from chats import sums, written
 from lightning.pytorch.callbacks import ModelCheckpoint
 from methods import TRAINING, DoublePolicy, rewarded
 
-from sdar import registry
+from sdar import episodes, registry
 from sdar.credit import GroupAdvantage
 from sdar.data import ChatModule
 from sdar.errors import ConfigError, NonFiniteLossError, PanelError
@@ -69,9 +69,10 @@ def test_every_registered_training_strategy_is_tested_here():
 @pytest.mark.parametrize("layout", ["trajectory", "turn"])
 def test_a_strategy_trains_in_both_layouts_to_the_recorded_numbers(small, name, layout):
     """Two iterations in float64: every metric and the weights are those that stand in numbers.json, so that a change of form changes
-    nothing. Where a number has to change, ``RECORD_NUMBERS=1 pytest tests/strategies/test_training_step.py -k recorded`` writes it anew."""
+    nothing. Where a number has to change, ``RECORD_NUMBERS=1 pytest tests/strategies/test_training_step.py -k recorded`` writes it anew.
+    The episodes are written, and the loss of each iteration follows from them."""
     small.precision = DoublePolicy
-    strategy = rewarded(TRAINING[name](small, policy=DoublePolicy(small.policy())))
+    strategy = rewarded(TRAINING[name](small, policy=DoublePolicy(small.policy()), log_episodes_every=1))
     logged = []
     strategy.log_dict = lambda metrics, **_: logged.append(metrics)
     before = weights_of_fresh(small)
@@ -91,6 +92,19 @@ def test_a_strategy_trains_in_both_layouts_to_the_recorded_numbers(small, name, 
     expected = recorded[f"{name} {layout}"]
     assert found.keys() == expected.keys()
     assert {k: v for k, v in found.items() if not math.isclose(v, expected[k], rel_tol=1e-5, abs_tol=1e-7)} == {}
+    check_stored_losses(name, episodes.read(small.folder), [metrics[f"{i}/train/loss"] for i in range(2)])
+
+
+def check_stored_losses(name: str, stored: list[episodes.StoredEpisode], logged: list[float]) -> None:
+    """From numbers of the tokens, coefficients and normalisers that were stored; TOPD's soft targets are not."""
+    for iteration, loss in enumerate(logged, 1):
+        of_iteration = [e for e in stored if e.iteration == iteration]
+        assert episodes.stored_loss(of_iteration) == pytest.approx(loss, abs=1e-5)
+        if name != "topd":
+            assert episodes.recomputed_loss(of_iteration) == pytest.approx(loss, abs=1e-5)
+            continue
+        with pytest.raises(ConfigError, match=r"the loss of TOPD has trajectory_coef, which cannot be made again"):
+            episodes.recomputed_loss(of_iteration)
 
 
 def weights_of_fresh(small):

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from tiny_policy import TinyPolicy
 
+from sdar import episodes
 from sdar.data import TaskModule
 from sdar.distributed import FSDP2Strategy, ReplicatedStrategy, ZeROStrategy
 from sdar.distributed.sharding import local_shard
@@ -118,7 +119,7 @@ def strategy(**kwargs):
         "sampler": TorchSampler(max_new_tokens=3),
         "optimizer": partial(torch.optim.AdamW, lr=3e-3),
         "distill_coef": 0.5,
-        "log_episodes_every": 0,
+        "log_episodes_every": 1,
         "micro_batch_tokens": 90,
         "updates_per_rollout": 2,
         "max_grad_norm": 0.5,
@@ -190,6 +191,9 @@ def main(out, steps, *kinds):
             found["validated"] = module.validated
             found["held"] = 0 if isinstance(run.strategy, ZeROStrategy) else held(module, run.optimizers[0])
             found["stays"], found["poisoned"] = module.stays, poisoned
+            stored = episodes.read(Path(out).parent, kind="train")
+            numbers = sorted({e.iteration for e in stored})[-len(module.losses) :]
+            found["stored"] = [episodes.recomputed_loss([e for e in stored if e.iteration == n]) for n in numbers]
             found["skills"], found["averages"] = module.retriever.state_dict(), average
             torch.save(found, f"{out}.{name}")
 
