@@ -74,6 +74,13 @@ def episode_files(path: Path) -> list[Path]:
     return sorted(file for file in found if file.name not in OTHERS and not file.name.startswith("."))
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """Where the episodes of a name are: as they are written now, or by an earlier release where only that is there."""
+    path = folder / f"{name}{ENDING}"
+    old = path.with_suffix("")
+    return old if old.is_file() and not path.is_file() else path
+
+
 def left_out(path: Path) -> dict[str, int]:
     """Name of each file that the limit kept from being written -> how many episodes it had; those that were written later are not there."""
     folder = path / "episodes" if (path / "episodes").is_dir() else path

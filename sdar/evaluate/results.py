@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sdar.episodes.files import file_of
 from sdar.errors import ConfigError
 from sdar.reading import convert, read_json_lines, read_yaml
 from sdar.training.runs import NAMES, differences
@@ -66,7 +67,7 @@ class Measurement:
         Raises:
             ConfigError: the run's folder has no episodes of this measurement.
         """
-        file = self.folder / "episodes" / f"{self.panel}-policy-{self.iteration:06d}.jsonl"
+        file = file_of(self.folder / "episodes", f"{self.panel}-policy-{self.iteration:06d}")
         if not file.is_file():
             raise ConfigError(
                 f"{file} does not exist: how each attempt at panel {self.panel} ended after iteration {self.iteration} is not known. "

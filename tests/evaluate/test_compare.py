@@ -1,6 +1,7 @@
 """`sdar compare`: runs that were written by hand, read back, refused, compared, told and drawn."""
 
 import csv
+import gzip
 import json
 import re
 import sys
@@ -40,7 +41,11 @@ def measured(folder: Path, iteration: int, wins: list[str], panel: str = "unseen
         out.write(json.dumps(line) + "\n")
     episodes = [episode(task, 0, task in wins) for task in TASKS]
     file = folder / "episodes" / f"{panel}-policy-{iteration:06d}.jsonl"
-    file.write_text("".join(json.dumps(e) + "\n" for e in episodes))
+    lines = "".join(json.dumps(e) + "\n" for e in episodes)
+    if iteration:
+        file.write_text(lines)  # as earlier releases wrote them
+    else:
+        file.with_suffix(".jsonl.gz").write_bytes(gzip.compress(lines.encode()))
 
 
 def trained(
@@ -200,7 +205,7 @@ REFUSED = {
     "two settings": r"holds runs of 2 settings: version_0 and version_7 differ in model\.beta \(None, 3\)\..* sdar compare "
     r"runs/sdar/version_0,runs/sdar/version_1,runs/sdar/version_2 runs/sdar/version_7",
     "a seed twice": r"runs/sdar/version_1 and runs/sdar/version_7 are both of seed 1: the same run counted twice",
-    "no episodes": r"unseen-policy-000020\.jsonl does not exist: how each attempt at panel unseen ended after iteration 20 is not known",
+    "no episodes": r"unseen-policy-000020\.jsonl\.gz does not exist: how each attempt at panel unseen ended after iteration 20 is",
     "damaged episodes": r"line 1: Expected `str`, got `int`.*It is no file that a run wrote",
     "nothing measured": r"names no panel that was played: there is nothing to compare",
     "no run": r"runs/sdra is no folder: it is no run that measured something",
