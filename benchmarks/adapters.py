@@ -37,8 +37,8 @@ def settings(given: argparse.Namespace) -> list[str]:
         "data.tasks_per_step": given.rows,
         "data.group_size": 1,
         "data.val_tasks": 2,
+        "model.policy.base.dtype": "bfloat16",
         "trainer.accelerator": "cpu",
-        "trainer.precision": "bf16-true",
     }
     return measuring.words(["env/alfworld"], chosen)
 

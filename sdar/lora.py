@@ -254,13 +254,16 @@ class WithoutAdapters(nn.Module):
                 self.live.train()
 
 
-def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def plain_weights(
+    network: nn.Module, weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
     """The weights of a network as its plain architecture has them: for an engine that knows nothing of adapters.
 
     Args:
         network: Any model; with adapters they are merged, of `WithoutAdapters` those that training started from, if any.
         weights: (name, whole tensor) in the order of the state dict, of a `WithoutAdapters` that of its `live` model. Every one is
             taken, one after the other, and no more than a layer of them is held.
+        dtype: Of weights that are merged; None: that of the weight below.
     """
     off = isinstance(network, WithoutAdapters)
     model = network.live if isinstance(network, WithoutAdapters) else network
@@ -282,15 +285,16 @@ def plain_weights(network: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> 
         parts[part] = tensor.detach().clone()  # it may be whole for as long as it is given only
         if len(parts) == len(ends):
             del held[layer]
-            yield f"{layer}.weight", merged(**parts, scaling=cast(Any, model.get_submodule(layer)).scaling[ADAPTER])
+            scaling = cast(Any, model.get_submodule(layer)).scaling[ADAPTER]
+            yield f"{layer}.weight", merged(**parts, scaling=scaling, dtype=dtype)
     assert not held, "a layer without its adapter, or an adapter without its layer"
 
 
 @torch.no_grad()
-def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float, dtype: torch.dtype | None = None) -> Tensor:
     """``[out, in]`` the weight with its adapter, added in at least float32 and rounded once."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + scaling * (b.to(wide) @ a.to(wide))).to(weight.dtype)
+    return (weight.to(wide) + scaling * (b.to(wide) @ a.to(wide))).to(dtype or weight.dtype)
 
 
 def begun_with(layer: nn.Module) -> tuple[Tensor, ...]:

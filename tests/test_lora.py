@@ -197,6 +197,14 @@ def test_what_is_exported_is_loaded_by_plain_transformers(tiny_policy_dir, tmp_p
     assert plain.keys() == loaded.state_dict().keys() and all(torch.equal(plain[n], t) for n, t in loaded.state_dict().items())
 
 
+def test_a_base_of_few_bits_is_merged_in_the_format_that_is_written(tiny_policy_dir, tmp_path):
+    policy = LoRAPolicy(PretrainedPolicy(str(tiny_policy_dir), dtype="bfloat16"), rank=2)
+    model = taught(policy.load_model())
+    write_policy(policy, model, model.state_dict().items(), str(tmp_path), "float32")
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.allclose(logits(exported)[MASK.bool()], logits(model.float())[MASK.bool()], atol=1e-5)
+
+
 def test_biases_of_the_base_keep_their_names(tiny_env):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 

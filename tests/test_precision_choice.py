@@ -8,6 +8,8 @@ import torch
 from sdar.cli.run import AgentCLI
 from sdar.lora import LoRAPolicy
 from sdar.paths import resolve
+from sdar.plan.memory import adapter_bytes, kept
+from sdar.plan.run import Launch
 from sdar.plan.settings import network_of
 from sdar.policies import PretrainedPolicy
 from sdar.precision import bfloat16_unit, placed_on
@@ -100,6 +102,15 @@ def test_the_planner_counts_what_is_loaded(monkeypatch):
     policy = PretrainedPolicy(STORED)
     blueprints = (policy.blueprint(), True), (policy.blueprint(), False), (LoRAPolicy(policy, rank=2).blueprint(), True)
     assert [network_of(b, "x", "policy", trains=trains).bytes for b, trains in blueprints] == [4, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "adapters", "below"),
+    [("one", "bf16-true", 4, 2), ("ddp", "32-true", 4, 2), ("zero", "bf16-mixed", 2, 2), ("zero", "32-true", 4, 4)],
+)
+def test_the_planner_knows_who_casts_what(kind, precision, adapters, below):
+    run = SimpleNamespace(launch=Launch(kind, precision=precision))
+    assert (adapter_bytes(run), kept(run, SimpleNamespace(sharded=True, bytes=2))) == (adapters, below)
 
 
 # ------------------------------------------------------------------ adapters

@@ -26,18 +26,25 @@ BATCH_BYTES = 92
 
 def stored(run: Run, network: Network) -> int:
     """Bytes of one number of a network in a pass."""
-    return 2 if run.launch.narrow and network.sharded else network.bytes
+    return 2 if run.launch.narrow and network.sharded else kept(run, network)
 
 
 def kept(run: Run, network: Network) -> int:
-    """The same between passes."""
-    return 2 if run.launch.half and network.sharded else network.bytes
+    """The same between passes; DeepSpeed has all in one type."""
+    if not network.sharded:
+        return network.bytes
+    return 2 if run.launch.half else 4 if run.launch.kind == "zero" else network.bytes
+
+
+def adapter_bytes(run: Run) -> int:
+    """Bytes of one number of adapters, which DeepSpeed alone makes narrower."""
+    return 2 if run.launch.half and run.launch.kind == "zero" else 4
 
 
 def weights(run: Run, network: Network) -> float:
     """Bytes of a network on one rank."""
     size = kept(run, network)
-    whole = network.architecture.parameters * size + network.adapters * (2 if run.launch.half else 4)
+    whole = network.architecture.parameters * size + network.adapters * adapter_bytes(run)
     if not network.sharded or run.launch.stage < 3:
         return whole
     return 0.0 if run.launch.offload_parameters else whole / run.launch.ranks
@@ -157,7 +164,7 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
     networks = (policy, *run.others)
     zero, ranks = launch.kind == "zero", launch.ranks
     share = 1 / ranks if zero or launch.stage == 3 else 1.0
-    trained_size = 2 if launch.half else (4 if policy.adapters else policy.bytes)
+    trained_size = adapter_bytes(run) if policy.adapters else kept(run, policy)
     on_device = 0.0 if launch.offload_optimizer else 1.0
     sets: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
 

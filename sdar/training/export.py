@@ -44,9 +44,10 @@ def write_policy(
         folder: None: another rank writes.
     """
     plain = {}
-    for name, tensor in plain_weights(network, weights):
+    written = getattr(torch, dtype)
+    for name, tensor in plain_weights(network, weights, written):  # rounded once
         if folder is not None:
-            plain[name] = tensor.detach().to("cpu", getattr(torch, dtype), copy=True)
+            plain[name] = tensor.detach().to("cpu", written, copy=True)
     if folder is None:
         return
     with torch.device("meta"):
