@@ -1,5 +1,6 @@
 """A skill bank out of episodes: what a writer is asked, what of its answers becomes skills, and what is told of the rest."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -58,6 +59,10 @@ def run_of(folder: Path, lines=LINES) -> str:
     for name, part in (("train-000001", lines[:half]), ("train-000002", lines[half:]), ("unseen-policy-000002", lines)):
         text = "".join(json.dumps(entry) + "\n" for entry in part)
         (folder / "episodes" / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "episodes" / "train-000001.jsonl.gz").write_bytes(
+        gzip.compress((folder / "episodes" / "train-000001.jsonl").read_bytes())
+    )
+    (folder / "episodes" / "train-000001.jsonl").unlink()  # the other is of an earlier release
     return str(folder)
 
 

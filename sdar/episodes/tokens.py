@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sdar.distributed.communicator import Communicator
 from sdar.episodes.digits import rounded
+from sdar.episodes.schema import NUMBERS
+from sdar.errors import ConfigError
 from sdar.types import Batch
 
 TurnKey = tuple[int, int]
@@ -76,7 +78,15 @@ class TokenLog:
 
     def learned(self, part: Batch, **values: Tensor) -> None:
         """A pass over some rows of this rank found per-token values ``[batch, time]`` by the names of `StoredTurn`; they are of the tokens
-        whose loss is computed."""
+        whose loss is computed.
+
+        Raises:
+            ConfigError: a name that is no number of a stored token, which nobody could read.
+        """
+        if wrong := values.keys() - {*NUMBERS}:
+            raise ConfigError(
+                f"token_log.learned is told {', '.join(sorted(wrong))}, and a stored token has no such number. It has {', '.join(NUMBERS)}."
+            )
         if self.wanted and self._update >= 0:
             told = {name: value.detach() for name, value in values.items()}
             if "weight" in told and part.has("importance"):

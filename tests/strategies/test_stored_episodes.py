@@ -5,6 +5,7 @@ from methods import TRAINING, rewarded
 
 from sdar import episodes
 from sdar.episodes.schema import NUMBERS
+from sdar.episodes.tokens import TokenLog
 from sdar.errors import ConfigError
 
 
@@ -78,6 +79,13 @@ def test_where_no_episodes_are_wanted_none_are_written_and_nothing_is_kept(small
     strategy.observe_tokens = lambda batch: (observe(batch), taken.append(len(strategy.token_log._known)))
     small.fit(strategy, 3, small.data(group_size=3))
     assert taken == [0, 2, 1, 0] and [f.name for f in (small.folder / "episodes").iterdir()] == ["train-000002.jsonl.gz"]
+
+
+def test_a_number_that_nobody_could_read_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"is told surprise, and a stored token has no such number\. It has behaviour_logp, "
+    ):
+        TokenLog().learned(None, gate=None, surprise=None)
 
 
 def test_beyond_the_limit_a_run_says_what_it_leaves_out_and_goes_on(small, capsys):
