@@ -220,7 +220,8 @@ class AgentCLI(LightningCLI):
         """The policy's own, which is told; a plan is for GPUs that multiply bfloat16."""
         gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         unit = "a GPU" if self.subcommand == "plan" else bfloat16_unit(torch.device("cuda" if gpu else "cpu"))
-        chosen = cast(AgentModule, self.model).policy.precision(unit is not None)
+        policy = getattr(self.model, "policy", None)  # a LightningModule of one's own has none
+        chosen = None if policy is None else policy.precision(unit is not None)
         if chosen is not None and self.subcommand != "export":
             rank_zero_info(
                 f"trainer.precision is {chosen}, as nobody said: weights and optimizer in float32, products in bfloat16 ({unit}). 32-true "
