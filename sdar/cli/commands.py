@@ -102,6 +102,11 @@ examples:
         words="sdar.fetching.command.main",
     ),
     Command(
+        "report",
+        "runs as one page, with a viewer of episodes",
+        words="sdar.report.command.main",
+    ),
+    Command(
         "compare",
         "runs side by side, with intervals",
         words="sdar.evaluate.command.main",
