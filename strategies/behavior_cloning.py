@@ -2,6 +2,7 @@
 
     informed demonstrations (informed_share): prompt and expert are told the world's facts, so that the model learns to *read* them
     astray demonstrations (astray_share): at each turn, with probability astray_chance, somebody else acts, which is not imitated
+    slips (slip_share): of these actions, those that name a number which is not there, so that the world refuses them
     L = mean over the expert's tokens of -student_logp
 
 Where somebody else acted the expert takes over, remembering what those actions showed. Without such demonstrations a skill-reading
@@ -10,6 +11,7 @@ is lost, like an episode whose world failed.
 """
 
 import random
+import re
 
 from jsonargparse import lazy_instance
 
@@ -38,6 +40,8 @@ class BehaviorCloning(Imitation):
         informed_share: Share of demonstrations whose prompt and expert know the facts.
         astray_share: Share of demonstrations that go off course.
         astray_chance: Probability, at each turn of such a demonstration, that somebody else acts.
+        slip_share: Share of these actions in which a number is too high ("go to drawer 5" of four), as a learner's may be: without any no
+            demonstration says how to go on where the world refuses.
     """
 
     plays_attempts = False
@@ -49,12 +53,15 @@ class BehaviorCloning(Imitation):
         informed_share: float = 0.5,
         astray_share: float = 0.5,
         astray_chance: float = 0.3,
+        slip_share: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        check_share("model", informed_share=informed_share, astray_share=astray_share, astray_chance=astray_chance)
+        shares = {"informed_share": informed_share, "astray_share": astray_share, "slip_share": slip_share}
+        check_share("model", **shares, astray_chance=astray_chance)
         self.retriever, self.view = retriever, view
         self.informed_share, self.astray_share, self.astray_chance = informed_share, astray_share, astray_chance
+        self.slip_share = slip_share
 
     def collect(self, task_batch: TaskBatch) -> list[Episode]:
         requests = self.requests(task_batch, privileged=False)
@@ -116,4 +123,15 @@ class BehaviorCloning(Imitation):
                 "this world lists none. Set it to 0."
             )
         verb = rng.choice(sorted({c.split()[0] for c in commands}))
-        return rng.choice([c for c in commands if c.split()[0] == verb])
+        command = rng.choice([c for c in commands if c.split()[0] == verb])
+        return slipped(command, commands, rng) if self.slip_share and rng.random() < self.slip_share else command
+
+
+def slipped(command: str, commands: list[str], rng: random.Random) -> str:
+    """A command with its first number beyond those that commands with the same words before it have; without a number, as it is."""
+    found = re.match(r"\D*(\d+)", command)
+    if found is None:
+        return command
+    words, rest = command[: found.start(1)], command[found.end() :]
+    highest = max(int(of[1]) for c in commands if (of := re.match(re.escape(words) + r"(\d+)", c)))
+    return f"{words}{highest + rng.randint(1, 2)}{rest}"

@@ -33,6 +33,7 @@ from sdar.strategies import (
     GRPOWithOPSD,
     SkillPrompt,
 )
+from sdar.strategies.behavior_cloning import slipped
 from sdar.teachers import AlignedTeacher, InitialTeacher, LiveTeacher
 
 registry.load_parts()
@@ -360,6 +361,18 @@ def test_a_world_that_lists_no_actions_offers_no_temptation(small):
     strategy = small.strategy(BehaviorCloning, retriever=NoRetriever(), astray_share=0.25)
     with pytest.raises(ConfigError, match=r"astray_share is 0\.25.*this world lists none\. Set it to 0"):
         strategy.perturbed_action([], random.Random(0))
+
+
+def test_a_slip_names_a_number_that_is_not_there(small):
+    strategy = small.strategy(BehaviorCloning, retriever=NoRetriever(), slip_share=1.0)
+    commands = ["look", "go to drawer 1", "go to drawer 2", "go to desk 1", "take pen 3 from desk 1"]
+    slips = {strategy.perturbed_action(commands, random.Random(n)) for n in range(100)}
+    drawers, desks = (f"go to drawer {n}" for n in (3, 4)), (f"go to desk {n}" for n in (2, 3))
+    assert slips == {*drawers, *desks, "take pen 4 from desk 1", "take pen 5 from desk 1"}
+    assert slipped("look around", commands, random.Random(0)) == "look around"
+    strategy.slip_share = 0.5
+    mixed = [strategy.perturbed_action(commands, random.Random(n)) in commands for n in range(200)]
+    assert 60 < sum(mixed) < 140
 
 
 def test_the_ungated_baseline_gives_every_token_the_same_trust(small):
