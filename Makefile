@@ -12,12 +12,19 @@ BENCH ?=
 
 # One thread a process: on shared cores two are often slower by far, and results then depend on their number.
 
-.PHONY: quickstart bench test test-slow test-vllm test-newest test-oldest mutants constraints lint docs clean
+.PHONY: quickstart real bench test test-slow test-vllm test-newest test-oldest mutants constraints lint docs clean
 
 FAST := -n 3 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not vllm"
 
 quickstart: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/quickstart/sdar.yaml
+
+# A pretrained chat model on ALFWorld's own games. REAL: what `sdar fetch` takes, e.g. REAL="--from FOLDER" with the files in it.
+REAL ?=
+real: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[lora,gguf]"
+	$(BIN)/sdar fetch alfworld smollm2-135m-gguf $(REAL)
+	OMP_NUM_THREADS=2 $(BIN)/sdar fit -c conf/real/sdar.yaml
 
 # What is installed and there; benchmarks/README.md says how opponents are installed. BENCH=--quick ends in some ten minutes.
 bench: $(VENV)/.installed

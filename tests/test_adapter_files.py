@@ -6,11 +6,14 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sdar.adapter_files import read_adapter_config
 from sdar.errors import ConfigError, PolicyError
 from sdar.lora import LoRAPolicy, adapted, plain_weights
+from sdar.parts import Policy
+from sdar.paths import installed_settings
 from sdar.policies import PretrainedPolicy
 
 IDS = torch.tensor([[5, 9, 2, 30, 7]])
@@ -79,6 +82,38 @@ def test_the_frozen_model_of_such_a_policy_is_what_it_began_with(base, written):
         layer.lora_B["default"].weight.data = layer.lora_B["default"].weight.data[:1]
     with pytest.raises(ConfigError, match=r"a process holds \(1, 3\) of \(\d+, 3\) of one: they are divided among the ranks"):
         frozen(IDS)
+
+
+class Skeleton(Policy):
+    """SmolLM2-135M without numbers, and with a small vocabulary."""
+
+    name = "skeleton"
+
+    def load_model(self):
+        sizes = {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3}
+        with torch.device("meta"):
+            return LlamaForCausalLM(LlamaConfig(intermediate_size=1536, vocab_size=8, tie_word_embeddings=True, **sizes))
+
+    def load_tokenizer(self):
+        raise NotImplementedError
+
+    def context(self):
+        return 8192
+
+
+def test_the_adapter_that_is_shipped_fits_its_model_and_is_small():
+    folder = installed_settings() / "real" / "adapter"
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8e6
+    assert (
+        json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
+    model = LoRAPolicy(
+        Skeleton(), adapter="conf/real/adapter"
+    ).load_model()  # every weight has its place, and no place is empty
+    assert len([*adapted(model)]) == 30 * 7
+    weights = load_file(folder / "adapter_model.safetensors")
+    assert all(weight.isfinite().all() and weight.any() for weight in weights.values())
 
 
 def test_a_policy_goes_on_from_what_peft_wrote(base, tmp_path):

@@ -24,10 +24,12 @@ CONF = installed_settings()
 FILES = sorted(
     str(p.relative_to(CONF))
     for p in CONF.rglob("*.yaml")
-    if "skills" not in p.parts and p.name not in ("published.yaml", "data_sets.yaml")
+    if "skills" not in p.parts and p.name not in ("published.yaml", "data_sets.yaml", "places.yaml")
 )
 REST = {  # what a piece of a setting needs before it
     "quickstart": [],
+    "real": [],
+    "real/warmup_slips.yaml": ["real/warmup.yaml"],
     "env": ["method/sdar.yaml"],
     "method": ["env/alfworld.yaml"],
     "policy": ["method/grpo.yaml", "env/quickstart.yaml"],
@@ -117,12 +119,15 @@ def command(file, policy, folder):
     files = whole(file)
     settings = yaml.safe_load((CONF / file).read_text())
     told = " ".join((CONF / name).read_text() for name in files)
-    tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy)}}
+    tiny = {"class_path": "PretrainedPolicy", "init_args": {"path": str(policy), "chat_template": None}}
     small = yaml.safe_load(SMALL)
     model, trainer = small["model"]["init_args"], small["trainer"]
     trainer["default_root_dir"] = str(folder / "run")
     if "FreshPolicy" not in str(settings):
-        model["policy"] = {"init_args": {"base": tiny}} if "LoRAPolicy" in str(settings) else tiny
+        adapters = {"init_args": {"base": tiny} | ({"adapter": None} if "'adapter'" in str(settings) else {})}
+        model["policy"] = adapters if "LoRAPolicy" in str(settings) else tiny
+    if "data: official" in told:  # nobody has to have fetched them
+        small["data"]["init_args"]["env"]["init_args"] |= {"data": None, "usual": None}
     if "gpu" in file:
         trainer |= {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
     if "view: SiblingView" in told:  # a random policy has no success to tell of
