@@ -168,8 +168,7 @@ def test_seeds_and_runs_of_other_commands_are_compared(there: Path, capsys: pyte
     assert {cost: len(of["at"]) for cost, of in found["curves"].items()} == dict.fromkeys(
         ("env_steps", "tokens", "seconds"), 101
     )
-    played = [e for n in (1, 2) for e in lines(there / f"runs/version_0/episodes/train-{n:06d}.jsonl")]
-    tokens = sum(len(turn["response_ids"]) for e in played for turn in e["turns"])
+    tokens = sum(e.response_tokens for e in episodes.read(there / "runs/version_0", kind="train"))
     assert Curve.read(there / "runs/version_0").costs["tokens"][-1] == pytest.approx(tokens)
     assert main(["compare", "runs/version_0", "last=measured/validate_0"]) == 0
     assert "validate_0 has no metrics.csv of a training: learning curves are left out" in capsys.readouterr().out
