@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> int:
             from sdar.cli.completion import complete
 
             say(complete(args[1:]))
-        elif args and args[0] in COMMANDS and COMMANDS[args[0]].words:
+        elif args and args[0] in COMMANDS and COMMANDS[args[0]].reads(args[1:]):
             module, _, function = COMMANDS[args[0]].words.rpartition(".")
             return int(getattr(import_module(module), function)(args[1:]))
         elif not args:

@@ -1,8 +1,11 @@
 """Every command of `sdar`, in one table: its name, what it is for, and what runs it. Help, errors and completion read it from here."""
 
+import re
 from dataclasses import dataclass
 
 from sdar.registry import did_you_mean
+
+_OF_A_RUN = re.compile(r"-[ch]|--(help|config|model|data|trainer|checkpoint|alarms|seed_everything|print_config)\b")
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,8 @@ class Command:
         summary: What it does, in the words of a line of `sdar --help`.
         text: What `sdar NAME --help` begins with, where a configuration is needed; a function's docstring says it otherwise.
         tool: The dotted path of the function that it is: the function's arguments are the command's.
-        words: The dotted path of the function that reads the words behind it itself, without a model, and returns the exit code.
+        words: The dotted path of the function that reads the words behind it itself, without a model, and returns the exit code; of a
+            command that runs a configuration: where none is given.
     """
 
     name: str
@@ -27,6 +31,10 @@ class Command:
     def needs_settings(self) -> bool:
         """Whether it runs a configuration: a method of Lightning's Trainer or of `AgentTrainer`."""
         return bool(self.text)
+
+    def reads(self, words: list[str]) -> bool:
+        """Whether `words` are for its own function: those of a run name a file or a setting, or ask for its help."""
+        return bool(self.words) and not (self.needs_settings and any(_OF_A_RUN.match(word) for word in words))
 
 
 _TABLE = (
@@ -110,6 +118,21 @@ examples:
         "compare",
         "runs side by side, with intervals",
         words="sdar.evaluate.command.main",
+    ),
+    Command(
+        "doctor",
+        "what is wrong with a machine, and with a run before it",
+        """Look at everything of a run that can be looked at without loading weights, and at the machine; tell all that is wrong at once.
+
+What `sdar fit` refuses at its start is refused by the same code here; beside it: accelerators, disk, servers that do not answer,
+vocabularies of student and teacher, the chat template, contexts with the longest skill. Each finding says what to do. Exit code: 0
+nothing was found, 1 something was, 2 the command line or a file of it cannot be read. Without a configuration: the machine alone.
+
+examples:
+  sdar doctor
+  sdar doctor -c conf/quickstart/sdar.yaml
+  sdar doctor -c runs/version_0/config.yaml --stage validate --json found.json""",
+        words="sdar.doctor.machine.main",
     ),
     Command(
         "check",

@@ -133,7 +133,7 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan")}
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan", "doctor")}
         return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -164,13 +164,23 @@ class AgentCLI(LightningCLI):
             self.save_config_kwargs["dumped"] = self.config_dump
             super().instantiate_classes()
         except MisconfigurationException as error:
-            raise SystemExit(fail(2, error, Origin("trainer", str(error)))) from error
+            raise SystemExit(self._refuse(error, Origin("trainer", str(error)))) from error
         except Exception as error:
             first = _first(error)
             if isinstance(first, SdarError):
-                raise SystemExit(fail(2, first, self._origin(first))) from error
+                raise SystemExit(self._refuse(first, self._origin(first))) from error
             traceback.print_exception(first)
             raise SystemExit(fail(1, first, self._origin(first), trace=False)) from error
+
+    def _refuse(self, error: Exception, where: Origin) -> int:
+        """Tell of settings that no run can be made of, and return the exit code; for `doctor` they are what it was asked to find."""
+        if self.subcommand != "doctor":
+            return fail(2, error, where)
+        from sdar.doctor.findings import Findings, report
+        from sdar.doctor.machine import examine_machine
+
+        findings = Findings([where.message])
+        return report(examine_machine(findings, sandbox=False), findings)
 
     def after_instantiate_classes(self) -> None:
         self.model.settings = settings(self.config_dump)
@@ -207,8 +217,12 @@ class AgentCLI(LightningCLI):
         strategy = self._strategy(given)
         if given["precision"] is None and not given["plugins"]:
             kwargs["precision"] = given["precision"] = self._precision(given["accelerator"])
-        if self.subcommand == "plan":
-            return self._planner(given, strategy, **kwargs)
+        if self.subcommand in ("plan", "doctor"):
+            shown = (
+                ("enable_checkpointing", "enable_progress_bar", "enable_model_summary") if self.subcommand == "plan" else ()
+            )
+            kwargs |= {"callbacks": [] if shown else callbacks, **dict.fromkeys(shown, False)}
+            return self._on_the_cpu(given, strategy, **kwargs)
         if strategy is not None:
             kwargs["strategy"] = strategy
         trainer = super().instantiate_trainer(callbacks=callbacks, logger=logger, **kwargs)
@@ -249,12 +263,11 @@ class AgentCLI(LightningCLI):
             return ZeROStrategy(**known["init_params"])
         return ReplicatedStrategy(**known["init_params"]) if known["strategy"] is DDPStrategy else None
 
-    def _planner(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> AgentTrainer:
-        """One process on the CPU, whatever the run is for."""
+    def _on_the_cpu(self, given: Any, strategy: Strategy | None, **kwargs: Any) -> AgentTrainer:
+        """One process on the CPU, whatever the run is for, of a command that only looks at it."""
         here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto", "precision": None, "plugins": None}
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        trainer = cast(AgentTrainer, super().instantiate_trainer(callbacks=[], logger=False, **(kwargs | here | quiet)))
-        trainer.launch = launch_of(given, strategy or given["strategy"])
+        trainer = cast(AgentTrainer, super().instantiate_trainer(logger=False, **(kwargs | here)))
+        trainer.launch, trainer.given = launch_of(given, strategy or given["strategy"]), dict(given)
         return trainer
 
     # LightningCLI runs a command's method of this name, where there is one, in place of the Trainer's.
@@ -275,6 +288,9 @@ class AgentCLI(LightningCLI):
         self._run(**arguments)
 
     def plan(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
+    def doctor(self, **arguments: Any) -> None:
         self._run(**arguments)
 
     def _begin(self, arguments: dict[str, Any]) -> Path | None:
@@ -298,7 +314,7 @@ class AgentCLI(LightningCLI):
     def _run(self, **arguments: Any) -> None:
         made = None
         try:
-            if self.subcommand != "plan":
+            if self.subcommand not in ("plan", "doctor"):
                 made = self._begin(arguments)
             getattr(self.trainer, str(self.subcommand))(**arguments)
         except StoppedError as stop:

@@ -1,6 +1,7 @@
 """Lightning's Trainer with the commands of this project that need a configuration and no training loop."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
@@ -10,7 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
 from sdar.data import MultiTaskModule
-from sdar.errors import CheckpointError, ConfigError
+from sdar.errors import CheckpointError, ConfigError, check_positive
 from sdar.lora import LoRAPolicy
 from sdar.plan.dry_run import rehearse
 from sdar.plan.report import as_json, report
@@ -31,11 +32,13 @@ class AgentTrainer(Trainer):
     """The Trainer of the `sdar` command.
 
     Attributes:
-        launch: How a run of these settings shares its work, for `plan`, whose own Trainer is one process without a GPU.
+        launch: How a run of these settings shares its work, for `plan` and `doctor`, whose own Trainer is one process without a GPU.
+        given: The Trainer's settings as they were given, for `doctor`.
         run_folder: The folder of this run; None: `default_root_dir` itself.
     """
 
     launch: Launch | None = None
+    given: Mapping[str, Any] = {}
     run_folder: Path | None = None
 
     @property
@@ -140,6 +143,33 @@ class AgentTrainer(Trainer):
         print(report(run, gpu), flush=True)
         if plan_path is not None:
             plan_path.write_text(dumps(as_json(run, gpu), indent=1) + "\n", encoding="utf-8")
+
+    def doctor(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        stage: Literal["fit", "validate", "test"] = "fit",
+        patience: float = 3.0,
+        json: str | None = None,
+    ) -> None:
+        """Tell all that is wrong with these settings, and with this machine for them, without loading weights.
+
+        Args:
+            stage: The command that is meant.
+            patience: Seconds that a server which the settings name may take to answer.
+            json: File that gets the same for programs.
+        """
+        from sdar.doctor import machine
+        from sdar.doctor.findings import Findings, report
+        from sdar.doctor.settings import examine_run
+
+        machine.check_file(json)
+        check_positive("", "seconds", **{"--patience": patience})
+        findings, launch = Findings(), self.launch or Launch(precision=str(self.precision))
+        facts = machine.examine_machine(findings, sandbox=False)
+        module, data = cast("AgentModule", model), cast("TaskSource", datamodule)
+        facts |= examine_run(findings, module, data, self, self.given, launch, stage, patience)
+        raise SystemExit(report(facts, findings, None if json is None else Path(json)))
 
 
 def planned(data: "TaskSource", world: str | None) -> "tuple[TaskModule, MultiTaskModule | None]":

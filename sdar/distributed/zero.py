@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from sdar.arguments import checked
 from sdar.distributed.direct import Direct
 from sdar.distributed.sharding import N, ShardedModule, Sharding, empty_twin
 from sdar.distributed.zero_state import full_optimizer_state, full_weights, load_optimizer_state, load_weights, shard_of
-from sdar.errors import CheckpointError
+from sdar.errors import CheckpointError, ConfigError
 from sdar.plan.run import Launch
 from sdar.training.checkpoint_files import tensors_only
+from sdar.versions import install
 
 HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GATHERED_AT_ONCE = 1 << 28
@@ -48,6 +50,11 @@ class ZeROStrategy(Direct, DeepSpeedStrategy):
     def __init__(
         self, deadline: float = 1800.0, sharded_checkpoint: bool = False, logging_batch_size_per_gpu: int = 1, **kwargs: Any
     ):
+        if find_spec("deepspeed") is None:
+            raise ConfigError(
+                "trainer.strategy is DeepSpeed's, and the package deepspeed is not installed: a run would end here. Install it "
+                f"({install('deepspeed')}), or use fsdp2, which needs no further package."
+            )
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         timeout = self.timeout_of(deadline)

@@ -157,6 +157,10 @@ class SearchEnv(Environment):
         # a file's questions are named by their own content
         self.fingerprint = "data" if data else hashlib.sha256(settings.encode()).hexdigest()[:8]
 
+    def check(self) -> None:
+        """Whether the search answers."""
+        self.backend.check()
+
     def questions(self) -> Questions:
         """Split -> questions, the same object for all copies in a process."""
         if self.data is None:

@@ -123,6 +123,13 @@ class WebShopHTTPEnv(Environment):
         self.timeout, self.retries, self.pause = timeout, retries, pause
         self.fingerprint = hashlib.sha256(json.dumps([self.url, goals]).encode()).hexdigest()[:8]
 
+    def check(self) -> None:
+        """Whether the server answers, with a page of the original's."""
+        try:
+            self._open("fixed_0")
+        except EnvironmentFault as error:
+            raise ConfigError(f"env.url: {error}") from None
+
     def task_ids(self, split: str, count: int, seed: int) -> list[str]:
         self.check_split(split)
         goals = list(split_ranges(self.goals)[split])

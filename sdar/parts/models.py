@@ -306,6 +306,14 @@ class Teacher(OldNames, ABC):
 
     elsewhere = Renamed("is_remote")
 
+    def check_student(self, tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
+        """Look at the student that it is to teach, as far as that needs no weights: `sdar doctor` asks for it, and `prepare` does so first.
+        `lacks` is known afterwards.
+
+        Raises:
+            ConfigError, PolicyError: it cannot teach this one.
+        """
+
     def prepare(self, live: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
         """Called once, before training: load or copy what is needed. `tokenizer` and `name` are the student's.
 

@@ -45,3 +45,10 @@ class SearchBackend(ABC):
         Raises:
             EnvironmentFault: the backend is down.
         """
+
+    def check(self) -> None:
+        """Called once before training: raise now what would end every episode.
+
+        Raises:
+            ConfigError: nobody answers.
+        """

@@ -76,6 +76,12 @@ class HTTPBackend(SearchBackend):
     def search(self, queries: Sequence[str], k: int) -> list[list[Passage]]:
         return self._client.search(queries, k)
 
+    def check(self) -> None:
+        try:
+            self.search(["Rome"], 1)
+        except EnvironmentFault as error:
+            raise ConfigError(f"env.backend: {error}") from None
+
     @property
     def counts(self) -> dict[str, int]:
         """Of this process: ``queries``, ``cached``, ``requests``, ``retries``, ``failed/KIND`` for every attempt that failed

@@ -39,6 +39,10 @@ class HybridBackend(SearchBackend):
         answers = [backend.search(queries, max(k, self.depth)) for backend in self.backends]
         return [fuse(lists, self.weights, self.constant)[:k] for lists in zip(*answers, strict=True)]
 
+    def check(self) -> None:
+        for backend in self.backends:
+            backend.check()
+
 
 def fuse(lists: Sequence[Sequence[Passage]], weights: Sequence[float], constant: float) -> list[Passage]:
     """All passages of the lists by their fused score; of equal ones the first that was met comes first."""

@@ -51,8 +51,11 @@ class AlignedTeacher(ExternalTeacher):
         self._chats: dict[str, ChatFormat] = {}
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-        self.tokenizer = self.policy.load_tokenizer()
+        self.check_student(tokenizer, name)
         self.network = self.policy.load_frozen()
+
+    def check_student(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.tokenizer = self.policy.load_tokenizer()
         self.student, self.own = Spelling(tokenizer), Spelling(self.tokenizer)
         self.vocab_size = len(self.tokenizer)
         chat = self.chat(())

@@ -61,6 +61,9 @@ class ServedTeacher(Teacher):
         self._context: int | None = None
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.check_student(tokenizer, name)
+
+    def check_student(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         fleet = self.network.fleet
         fleet.begin_at(current_rank())
         healths = fleet.health(fleet.retry_policy.outage)

@@ -134,8 +134,11 @@ class ExternalTeacher(Teacher):
         self.policy = policy
         self.network: PreTrainedModel | None = None
 
-    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    def check_student(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         self.lacks = check_same_tokens(tokenizer, name, self.policy.load_tokenizer(), self.policy.name)
+
+    def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        self.check_student(tokenizer, name)
         self.network = self.policy.load_frozen()
         rows = self.network.get_output_embeddings().weight.shape[0]
         if rows < len(tokenizer):
@@ -189,6 +192,11 @@ class RoutedTeacher(Teacher):
 
     def _named(self) -> list[tuple[str, Teacher]]:
         return [*self.routes.items(), *([("", self.default)] if self.default else [])]
+
+    def check_student(self, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+        for teacher in self._all():
+            teacher.check_student(tokenizer, name)
+            self.lacks = {**self.lacks, **teacher.lacks}
 
     def prepare(self, live: "PreTrainedModel", tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         for teacher in self._all():

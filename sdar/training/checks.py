@@ -3,7 +3,8 @@
 import contextlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -11,26 +12,44 @@ from sdar.corrections import NoCorrection
 from sdar.data import TaskModule, TaskSource
 from sdar.errors import ConfigError, PolicyError
 from sdar.registry import part_name
+from sdar.skills.skill import retrieval
 from sdar.training.host import Host
-from sdar.types import Episode, Row, TeacherSignal
+from sdar.types import Episode, Request, Row, TeacherSignal
 
 
-def check_settings(module: Host, data: TaskSource) -> None:
-    """Look at a strategy and its tasks.
+def setting_checks(module: Host, data: TaskSource) -> list[Callable[[], None]]:
+    """What is looked at in a strategy and its tasks before anything is loaded; each is to be called, and none needs another one.
 
     Raises:
-        ConfigError: an option could have no effect, or a teacher would be told nothing.
-        SkillBankError: the skills are of another world.
+        ConfigError: (when called) an option could have no effect, or a teacher would be told nothing.
+        SkillBankError: (when called) the skills are of another world.
     """
-    _check_sampling(module)
-    if getattr(module.trainer.precision_plugin, "scaler", None) is not None:
+    return [
+        partial(_check_sampling, module),
+        partial(check_loss_scale, getattr(module.trainer.precision_plugin, "scaler", None) is not None),
+        partial(_check_teacher, module),
+        partial(_check_teacher_tasks, module, data),
+        partial(_check_retriever, module),
+        partial(_check_banks, module, data),
+    ]
+
+
+def check_loss_scale(scaled: bool) -> None:
+    """Raise ConfigError where gradients would be multiplied by a loss scale that nobody takes off."""
+    if scaled:
         raise ConfigError(
             "trainer.precision is 16-mixed: its gradients are multiplied by a loss scale, and would be clipped and judged with it. Use "
             "bf16-mixed, or DeepSpeed (trainer.strategy deepspeed_stage_1), which takes the scale off itself."
         )
-    _check_teacher(module)
+
+
+def _check_teacher_tasks(module: Host, data: TaskSource) -> None:
     if module.teacher is not None:
         module.teacher.check_tasks(data.some_tasks())
+
+
+def _check_retriever(module: Host) -> None:
+    """Raise ConfigError where skills would reach nobody, or a teacher would be told none."""
     if module.retriever is not None and not module.view.uses_retrieval():
         raise ConfigError(
             f"model.retriever is set, but {part_name(module.view)} tells nothing that was retrieved: the skills would reach nobody. "
@@ -41,9 +60,45 @@ def check_settings(module: Host, data: TaskSource) -> None:
             f"{part_name(module.view)} tells the teacher what a retriever found, and model.retriever is not set: the teacher would "
             "see nothing more than the student. Give a retriever, or another view."
         )
+
+
+def _check_banks(module: Host, data: TaskSource) -> None:
+    """Raise SkillBankError where a bank is of another world."""
     for name, world in data.worlds.items():
         if module.retriever is not None and (bank := module.retriever.bank_of(name)) is not None:
             bank.check_world(world.first_tasks())
+
+
+def check_support(module: Host) -> None:
+    """Raise ConfigError where an objective wants more of the teacher's likeliest tokens than there are tokens."""
+    if module.top_k > module.scorer.vocab_size:
+        raise ConfigError(
+            f"divergence.k is {module.top_k}, but the vocabulary of {module.policy.name} has {module.scorer.vocab_size} tokens: the "
+            "support cannot be larger. Use a smaller k, or a divergence over the whole vocabulary."
+        )
+
+
+def check_longest_skills(module: Host) -> None:
+    """Warn where the longest skill of a bank, alone, leaves no room for a response in the context of who is told of it."""
+    sees = "policy" if module.student_sees_skills else "teacher"
+    if module.retriever is None or (module.teacher is None and not module.student_sees_skills):
+        return
+    for name, world in module.tasks.worlds.items():
+        bank, task = module.retriever.bank_of(name), next(world.first_tasks(1), None)
+        if not bank or task is None:
+            continue
+        skill = max(bank, key=lambda one: len(one.text))
+        request = Request(task, 0, retrieval([skill]), True)
+        request.privileged_text = module.view.text(request.begin(), (), 0, world.env)
+        loop = module.rollout.of(task)
+        prompt = len(loop.prompt(request.begin(), [], "", []))
+        most = module.context if module.student_sees_skills else module.teacher_context(task)
+        if prompt + loop.max_new_tokens > most:
+            rank_zero_warn(
+                f"the longest skill of {bank.source}, {skill.id}, makes a first prompt of {prompt} tokens: with the response (up to "
+                f"{loop.max_new_tokens}) that is more than the {most} tokens that the {sees} can read. Nothing is cut: such a row is read "
+                "without skills or left out. Shorten it, take it out of the bank, or use a longer context."
+            )
 
 
 def check_teacher_context(module: Host) -> None:

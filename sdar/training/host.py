@@ -1,7 +1,7 @@
 """What the rooms of a run share: its parts, its networks and where it stands. Every other class of this folder builds on it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -84,6 +84,9 @@ class Host(LightningModule, OldNames):
     teacher_acts = False
     """True when the teacher's network plays in training, or goes on from what the student said. A class that overrides
     `extra_requests` does, unless it says False."""
+
+    checking: Callable[[], AbstractContextManager[Any]] = staticmethod(nullcontext)
+    """What each check before a run stands in. `sdar doctor` collects there what a check raises, so that no mistake hides another."""
 
     # parts
     policy: Policy

@@ -34,7 +34,14 @@ from sdar.scoring import Head, Scorer
 from sdar.teachers import SkillView
 from sdar.training import bars, reporting
 from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
-from sdar.training.checks import check_first_prompts, check_settings, check_teacher_context, check_teacher_tokens
+from sdar.training.checks import (
+    check_first_prompts,
+    check_longest_skills,
+    check_support,
+    check_teacher_context,
+    check_teacher_tokens,
+    setting_checks,
+)
 from sdar.training.episode_writer import EpisodeWriter
 from sdar.training.export import check_export, write_policy
 from sdar.training.heap import return_freed
@@ -176,26 +183,30 @@ class Lifecycle(Updating):
             raise ConfigError(
                 "a strategy needs tasks: give `data: {class_path: TaskModule, ...}` (or trainer.fit(model, TaskModule(...)))."
             )
-        check_settings(self, data)
-        if stage == "fit":
-            for world in data.worlds.values():
+        for check in setting_checks(self, data):
+            with self.checking():
+                check()
+        for world in data.worlds.values() if stage == "fit" else ():
+            with self.checking():
                 self.view.check_tasks(world.env, [i for i in world.train_panel.task_ids if i not in world.left_out])
         self.sharding = sharding_of(self)
         if self.trainer.world_size > 1:
             self.ranks = TorchCommunicator(cast(Any, self.trainer.strategy).deadline)
             self.ranks.check_same(self.trainer.ckpt_path, "the checkpoint to begin from")
         if self.export is not None and stage == "fit" and not cast(Any, self.trainer).fast_dev_run:
-            with self.ranks.error_context("the folder of model.export"):
+            with self.checking(), self.ranks.error_context("the folder of model.export"):
                 if self.trainer.is_global_zero:
                     check_export("model.export", self.export)
         data.bind(self.policy, self.retriever)
         tokenizer = self.policy.load_tokenizer()
-        compare_manner(self.policy, data)
+        with self.checking():
+            compare_manner(self.policy, data)
         self.chat = ChatFormat(tokenizer, self.policy.chat_options, self.policy.name, data.tools)
         self.context = self.policy.context()
         for sampler in (self.sampler, self.val_sampler):
             sampler.ranks = self.ranks
-            sampler.bind(tokenizer, self.chat.stop_ids, self.context)
+            with self.checking():
+                sampler.bind(tokenizer, self.chat.stop_ids, self.context)
         self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer), packed=self.packed)
         self.rollout = self._rollout(self.sampler)
         self.validation = Validation(self, self._rollout(self.val_sampler))
@@ -217,15 +228,12 @@ class Lifecycle(Updating):
         self._check_scoring(self.scorer, self.model)
         if self.needs_reference or (self.teacher is not None and self.teacher.needs_initial):
             self.initial = self.policy.frozen(self.model)
-        if self.top_k > self.scorer.vocab_size:
-            raise ConfigError(
-                f"divergence.k is {self.top_k}, but the vocabulary of {self.policy.name} has {self.scorer.vocab_size} tokens: the "
-                "support cannot be larger. Use a smaller k, or a divergence over the whole vocabulary."
-            )
+        check_support(self)
         if self.teacher is not None:
             self.teacher.prepare(self.model, self.chat.tokenizer, self.policy.name)
             check_teacher_context(self)
             check_teacher_tokens(self)
+            check_longest_skills(self)
             self.teacher_networks = nn.ModuleDict(self.teacher.networks())  # here, they lie where and as the others do
             for network in self.teacher.networks().values():
                 self._check_scoring(self.teacher_scorer, network)
