@@ -22,7 +22,7 @@ QUICKSTART = "sdar fit -c conf/quickstart/sdar.yaml"
     [
         ("sdar pl", ["plan"]),
         ("sdar serve-s", ["serve-search", "serve-sandbox"]),
-        ("sdar list gat", ["gates", "gated_opsd"]),
+        ("sdar list gat", ["gates", "gated_opsd", "gate_saturated"]),
         ("sdar completion z", ["zsh"]),
         ("sdar fit --mod", ["--model", "--model."]),
         ("sdar fit --model Soft", []),
