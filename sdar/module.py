@@ -23,12 +23,13 @@ from torch import Tensor
 from sdar.data import TaskBatch
 from sdar.errors import ConfigError
 from sdar.functional import log_prob_gap, masked_mean
+from sdar.joint_passes import JointPasses
 from sdar.metrics.base import TokenMetric
 from sdar.parts import Divergence
 from sdar.registry import part_kind
 from sdar.rollout import Request
 from sdar.rollout.groups import by_group, finished
-from sdar.scoring import StudentOutput, densities, score_with_teachers
+from sdar.scoring import Reading, StudentOutput, densities
 from sdar.training import reporting
 from sdar.training.lifecycle import Lifecycle
 from sdar.types import Batch, Episode, TokenView
@@ -121,19 +122,18 @@ class AgentModule(Lifecycle):
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Fill in old and reference log-probabilities and the teacher's signal, all with the weights before the update."""
-        inputs = (batch.ids, batch.attention_mask, batch.response_mask)
-        score = partial(self.scorer.score, sharding=self.sharding, ranks=self.ranks)
-        old = self.first_pass(batch) or score(self.model, *inputs, self.micro_batch_tokens)
-        batch.old_logp, batch.old_entropy = old.logp, old.entropy
-        if self.needs_reference:
-            assert self.initial is not None, "`configure_model` keeps it whenever needs_reference is set"
-            batch.ref_logp = score(self.initial, *inputs, self.micro_batch_tokens).logp
-        if self.hears_teacher():
-            networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
-            asked = (self.teacher_scorer, self.micro_batch_tokens, self.teacher_signal, self.top_k)
-            self.teacher_heads = score_with_teachers(batch, networks, *asked, self.sharding, self.ranks, self.divides_spans)
-        reporting.sampling_mismatch(self.metrics, batch, old.allowed_logmass)
-        self.correct(batch, old.allowed_logmass)
+        passes = JointPasses(self.micro_batch_tokens, self.sharding, self.ranks)
+        rows = Reading(batch.ids, batch.attention_mask, batch.response_mask)
+        old = self.first_pass(batch) or passes.ask(self.scorer, self.model, rows)
+        reference = passes.ask(self.scorer, self.initial, rows) if self.needs_reference else None
+        teachers = self.ask_teachers(batch, episodes, passes) if self.hears_teacher() else None
+        batch.old_logp, batch.old_entropy = old().logp, old().entropy
+        if reference is not None:
+            batch.ref_logp = reference().logp
+        if teachers is not None:
+            self.teacher_heads = teachers()
+        reporting.sampling_mismatch(self.metrics, batch, old().allowed_logmass)
+        self.correct(batch, old().allowed_logmass)
 
     def scoring_passes(self) -> dict[str, float]:
         """Passes over each row that `score` makes, by whose network makes them: `sdar plan` counts them."""

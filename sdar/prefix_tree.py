@@ -134,9 +134,9 @@ class PrefixTree(RowLayout):
         return cast(Tensor, found)
 
 
-def tree_batches(ids: Tensor, lengths: Tensor, max_tokens: int) -> list[Tensor]:
-    """Rows in pieces of about `max_tokens` tokens at most (or a single row), as a tree counts them: rows that begin alike stay together,
-    and what is small fills up what is large.
+def tree_batches(ids: Tensor, lengths: Tensor, max_tokens: int) -> list[tuple[int, Tensor]]:
+    """Rows in pieces of about `max_tokens` tokens at most (or a single row), as a tree counts them, each with its tokens: rows that begin
+    alike stay together, and what is small fills up what is large.
 
     Args:
         ids: ``[rows, time]``, right-padded.
@@ -157,7 +157,7 @@ def tree_batches(ids: Tensor, lengths: Tensor, max_tokens: int) -> list[Tensor]:
             filled.append((tokens, members))
         else:
             filled[place] = (filled[place][0] + tokens, filled[place][1] + members)
-    return [torch.tensor(members) for _, members in filled]
+    return [(tokens, torch.tensor(members)) for tokens, members in filled]
 
 
 def in_order(rows: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,7 +174,9 @@ def in_order(rows: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def pays(tokens: int, members: np.ndarray, sizes: np.ndarray, depth: int) -> bool:
-    """Whether to compute `tokens` tokens once for all these rows."""
+    """Whether to compute `tokens` tokens once for all these rows: always where that is all that is left of them."""
+    if int(sizes[members].max()) == depth + tokens:
+        return True
     saved = tokens * (len(members) - 1)
     return saved >= LEAST_SAVED and LEAST_SAVED * saved >= int(sizes[members].sum()) - len(members) * depth
 

@@ -1,7 +1,8 @@
 """Log-probabilities and entropies of response tokens under any causal language model of transformers."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -97,10 +98,20 @@ class Scorer:
         """Whether rows go through this network without padding."""
         return self.packed is not False and can_lay_out(model)
 
-    def micro_batches(self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, max_tokens: int) -> list[Tensor]:
-        """Rows in pieces of at most `max_tokens` tokens that this network reads."""
+    def micro_batches(
+        self, model: "PreTrainedModel", ids: Tensor, attention_mask: Tensor, max_tokens: int, most_tokens: int = 0
+    ) -> list[Tensor]:
+        """Rows in pieces of at most `max_tokens` tokens that this network reads, or of `most_tokens`, where it reads an eighth less so:
+        smaller pieces are faster on processors, and larger ones read again less of what rows share."""
         lengths = attention_mask.sum(1)
-        return tree_batches(ids, lengths, max_tokens) if self.packs(model) else list(micro_batches(lengths, max_tokens))
+        if not self.packs(model):
+            return list(micro_batches(lengths, max_tokens))
+        pieces = tree_batches(ids, lengths, max_tokens)
+        if len(pieces) > 1 and most_tokens > max_tokens:
+            larger = tree_batches(ids, lengths, most_tokens)
+            tokens, fewer = (sum(size for size, _ in found) for found in (pieces, larger))
+            pieces = larger if 8 * fewer <= 7 * tokens else pieces
+        return [rows for _, rows in pieces]
 
     def head(self, model: "PreTrainedModel") -> Head:
         """What turns hidden states into logits of the tokenizer's ids; rows that pad the vocabulary do not count."""
@@ -110,7 +121,6 @@ class Scorer:
         """``[tokens, hidden]`` to log-probabilities ``[tokens, vocab]`` of the density that is trained; differentiable."""
         return vocabulary_log_probs(hidden, head.weight, **head.settings(), **self.density)
 
-    @torch.no_grad()
     def score(
         self,
         model: "PreTrainedModel",
@@ -123,61 +133,76 @@ class Scorer:
         sharding: Sharding | None = None,
         ranks: Communicator = SINGLE_PROCESS,
     ) -> "Scored":
-        """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs.
+        """The same without a gradient, in micro-batches of at most `max_tokens` tokens; on the device of the inputs."""
+        return self.score_together(
+            model, [Reading(ids, attention_mask, response_mask, signal, k)], max_tokens, sharding, ranks
+        )[0]
 
-        `signal` TOP_K adds the `k` likeliest ids of each place, FULL its hidden state.
+    @torch.no_grad()
+    def score_together(
+        self,
+        model: "PreTrainedModel",
+        readings: Sequence["Reading"],
+        max_tokens: int,
+        sharding: Sharding | None = None,
+        ranks: Communicator = SINGLE_PROCESS,
+        most_tokens: int = 0,
+    ) -> list["Scored"]:
+        """`score` of several sets of rows: what rows of any of them begin with alike is read once.
 
         Args:
             sharding: How the model lies on the ranks.
             ranks: Who shares the work; each gets everything.
+            most_tokens: As in `micro_batches`.
         """
         device = next(model.parameters()).device
-        out: Scored | None = None
-        pieces = self.micro_batches(model, ids, attention_mask, max_tokens)
-        spare = attention_mask.sum(1).argmin()[None]
+        ids, attention_mask, response_mask = together(readings)
+        lengths = attention_mask.sum(1)
+        pieces = self.micro_batches(model, ids, attention_mask, max_tokens, most_tokens)
+        spare = lengths.argmin()[None]
+        ends = torch.tensor([len(reading.ids) for reading in readings]).cumsum(0)
+        out: list[Scored | None] = [None] * len(readings)
         for rows in ranks.shard(pieces, spare):
-            length = int(attention_mask[rows].sum(1).max())
+            length = int(lengths[rows].max())
             row_ids, attention, mask = (t[rows, :length].to(device) for t in (ids, attention_mask, response_mask))
             part = row_ids, attention, torch.zeros_like(mask) if rows is spare else mask
+            of = torch.bucketize(rows, ends, right=True)  # [rows] the reading of each
 
-            def read(part: tuple[Tensor, Tensor, Tensor] = part) -> dict[str, Tensor]:
-                return self.read(model, *part, signal, k)
+            def read(part: tuple[Tensor, Tensor, Tensor] = part, of: Tensor = of) -> list[dict[str, Tensor]]:
+                now = self(model, *part)
+                return [self.told(now, reading, (of == i).to(device)) for i, reading in enumerate(readings)]
 
             found = read() if sharding is None else sharding.run_as_forward(read)
-            if out is None:
-                out = Scored(**{n: v.new_zeros(*ids.shape, *v.shape[2:], device=ids.device) for n, v in found.items()})
-            if rows is not spare:
-                for name, values in found.items():
-                    getattr(out, name)[rows, :length] = values.to(ids.device)
-        assert out is not None, "there is no batch without rows"
-        for values in vars(out).values():
-            if values is not None:
-                ranks.all_reduce_sum(values, "scores")  # each row was scored once, and is zero elsewhere
-        return out
+            for i, (reading, told) in enumerate(zip(readings, found, strict=True)):
+                shape, mine = reading.ids.shape, of == i
+                if (into := out[i]) is None:
+                    into = Scored(**{n: v.new_zeros(*shape, *v.shape[2:], device=ids.device) for n, v in told.items()})
+                    out[i] = into
+                if rows is not spare:
+                    at, width = rows[mine] - int(ends[i]) + len(reading.ids), min(length, shape[1])
+                    for name, values in told.items():
+                        getattr(into, name)[at, :width] = values[:, :width].to(ids.device)
+        scored = cast("list[Scored]", out)  # there is no batch without rows
+        for values in (values for one in scored for values in vars(one).values() if values is not None):
+            ranks.all_reduce_sum(values, "scores")  # each row was scored once, and is zero elsewhere
+        return scored
 
-    def read(
-        self,
-        model: "PreTrainedModel",
-        ids: Tensor,
-        attention_mask: Tensor,
-        response_mask: Tensor,
-        signal: TeacherSignal,
-        k: int,
-    ) -> dict[str, Tensor]:
-        """One micro-batch of `score`."""
-        now = self(model, ids, attention_mask, response_mask)
-        found = {"logp": now.logp, "entropy": now.entropy, "allowed_logmass": now.allowed_logmass}
-        if signal == TeacherSignal.TOP_K:
+    def told(self, now: "StudentOutput", reading: "Reading", mine: Tensor) -> dict[str, Tensor]:
+        """What a pass says of those of its rows that are of a reading, `mine` (bool ``[rows]``)."""
+        found = {"logp": now.logp[mine], "entropy": now.entropy[mine], "allowed_logmass": now.allowed_logmass[mine]}
+        if reading.signal == TeacherSignal.SAMPLED:
+            return found
+        predicts = now.predicts[mine]
+        hidden = now.hidden[mine[now.predicts.nonzero()[:, 0]]]
+        if reading.signal == TeacherSignal.FULL:
+            return found | {"hidden": _spread(hidden, predicts)}
 
-            def likeliest(hidden: Tensor) -> tuple[Tensor, Tensor]:
-                head = self.head(model)
-                return vocabulary_top_k(hidden, head.weight, k, **head.settings(), **self.density, chunk=self.chunk)
+        def likeliest(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            head = self.head(now.model)
+            return vocabulary_top_k(hidden, head.weight, reading.k, **head.settings(), **self.density, chunk=self.chunk)
 
-            top_ids, top_logp = run_as_forward(model.get_output_embeddings(), likeliest, now.hidden)
-            found |= {"top_ids": _spread(top_ids, now.predicts), "top_logp": _spread(top_logp, now.predicts)}
-        elif signal == TeacherSignal.FULL:
-            found["hidden"] = _spread(now.hidden, now.predicts)
-        return found
+        top_ids, top_logp = run_as_forward(now.model.get_output_embeddings(), likeliest, hidden)
+        return found | {"top_ids": _spread(top_ids, predicts), "top_logp": _spread(top_logp, predicts)}
 
     @torch.no_grad()
     def check_packing(self, model: "PreTrainedModel") -> None:
@@ -243,6 +268,27 @@ class Scorer:
                 "so its head does more than a matrix product, a scale that `sdar.heads` knows and a soft cap. This architecture is not "
                 "supported yet."
             )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Rows for a network, right-padded ``[rows, time]``, and how much of its distribution is wanted where a token is predicted."""
+
+    ids: Tensor
+    attention_mask: Tensor
+    response_mask: Tensor
+    signal: TeacherSignal = TeacherSignal.SAMPLED
+    k: int = 0
+
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.ids, self.attention_mask, self.response_mask
+
+    def of(self, rows: Tensor) -> "Reading":
+        """Some of the rows, by number or mask."""
+        return replace(
+            self, ids=self.ids[rows], attention_mask=self.attention_mask[rows], response_mask=self.response_mask[rows]
+        )
 
 
 @dataclass
@@ -342,11 +388,25 @@ def score_with_teachers(
     batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer, max_tokens: int, signal: TeacherSignal, k: int,
     sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS, divides: bool = False,
 ) -> list[Head]:  # fmt: skip
-    """Fill in the teacher's signal of each row, aligned with the student's ids; the heads of the teachers that were asked.
+    """`ask_teachers`, of whom nobody else asks anything, in passes of at most `max_tokens` tokens."""
+
+    def ask(scorer: Scorer, network: "PreTrainedModel", reading: Reading) -> Callable[[], Scored]:
+        return lambda: scorer.score_together(network, [reading], max_tokens, sharding, ranks)[0]
+
+    return ask_teachers(batch, networks, scorer, ask, signal, k, sharding, ranks, divides)()
+
+
+def ask_teachers(
+    batch: Batch, networks: Sequence["PreTrainedModel | RemoteModel"], scorer: Scorer,
+    ask: Callable[[Scorer, "PreTrainedModel", Reading], Callable[[], Scored]], signal: TeacherSignal, k: int,
+    sharding: Sharding | None = None, ranks: Communicator = SINGLE_PROCESS, divides: bool = False,
+) -> Callable[[], list[Head]]:  # fmt: skip
+    """What fills in the teacher's signal of each row, aligned with the student's ids, and gives the heads of the teachers that were asked.
 
     Args:
         networks: The teacher of each row; equal ones read their rows together.
         scorer: In whose density they score: that of their own tokens, where they have some (``batch.teacher_spans``).
+        ask: Has a network read rows (`JointPasses.ask`): what it gives is called for the answer.
         divides: Whether the gap of a span is divided among its tokens.
     """
     distinct = list({id(n): n for n in networks}.values())
@@ -356,32 +416,38 @@ def score_with_teachers(
     fields = {"logp": "teacher_logp", "top_ids": "teacher_top_ids", "top_logp": "teacher_top_logp", "hidden": "teacher_hidden"}
     if not any(isinstance(network, RemoteModel) for network in distinct):
         fields["entropy"] = "teacher_entropy"
-    for i, network in enumerate(distinct):
-        rows = (batch.teacher_index == i).nonzero()[:, 0]
-        ids, attention, mask = (
-            t[rows] for t in (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
-        )
-        if isinstance(network, RemoteModel):
-            seen = network.score(scorer, ids, attention, mask, signal, k, ranks)
-        else:
-            scored = scorer.score(network, ids, attention, mask, max_tokens, signal, k, sharding, ranks)
-            if batch.has("teacher_spans"):
-                spans = (batch.teacher_spans[rows], batch.old_logp[rows], batch.student_spans[rows])
-                logp = span_teacher_logp(scored.logp.to(batch.old_logp), *spans, divides)
-                seen = {"logp": logp[batch.response_mask[rows]]}
-            else:
-                seen = {name: values[mask] for name in fields if (values := getattr(scored, name)) is not None}
-        for name, values in seen.items():
-            field = fields[name]
-            if name == "hidden":
-                values = nn.functional.pad(values, (0, wide - values.shape[-1]))
-            empty = values.new_zeros(*batch.ids.shape, *values.shape[1:])
-            filled = getattr(batch, field) if batch.has(field) else empty
-            filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
-            of_teacher = batch.response_mask & (batch.teacher_index == i)[:, None]
-            filled[of_teacher] = values.to(filled.dtype)  # the same tokens, in order
-            setattr(batch, field, filled)
-    return [keep_head(scorer, network, sharding) for network in whole]
+    told = Reading(batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask, signal, k)
+    readings = [told.of(batch.teacher_index == i) for i in range(len(distinct))]
+    answers: list[Callable[[], Any]] = [
+        partial(network.score, scorer, *reading.rows, signal, k, ranks)
+        if isinstance(network, RemoteModel)
+        else ask(scorer, network, reading)
+        for network, reading in zip(distinct, readings, strict=True)
+    ]
+
+    def seen(answer: dict[str, Tensor] | Scored, rows: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        if not isinstance(answer, Scored):
+            return answer
+        if batch.has("teacher_spans"):
+            spans = (batch.teacher_spans[rows], batch.old_logp[rows], batch.student_spans[rows])
+            return {"logp": span_teacher_logp(answer.logp.to(batch.old_logp), *spans, divides)[batch.response_mask[rows]]}
+        return {name: values[mask] for name in fields if (values := getattr(answer, name)) is not None}
+
+    def fill_in() -> list[Head]:
+        for i, (answer, reading) in enumerate(zip(answers, readings, strict=True)):
+            for name, values in seen(answer(), batch.teacher_index == i, reading.response_mask).items():
+                field = fields[name]
+                if name == "hidden":
+                    values = nn.functional.pad(values, (0, wide - values.shape[-1]))
+                empty = values.new_zeros(*batch.ids.shape, *values.shape[1:])
+                filled = getattr(batch, field) if batch.has(field) else empty
+                filled = filled.to(torch.promote_types(filled.dtype, values.dtype))  # teachers may differ in precision
+                of_teacher = batch.response_mask & (batch.teacher_index == i)[:, None]
+                filled[of_teacher] = values.to(filled.dtype)  # the same tokens, in order
+                setattr(batch, field, filled)
+        return [keep_head(scorer, network, sharding) for network in whole]
+
+    return fill_in
 
 
 def keep_head(scorer: Scorer, network: "PreTrainedModel", sharding: Sharding | None) -> Head:
@@ -399,6 +465,16 @@ def _spread(values: Tensor, predicts: Tensor) -> Tensor:
     out = values.new_zeros(predicts.shape[0], predicts.shape[1] + 1, *values.shape[1:])
     index = predicts.nonzero(as_tuple=True)
     return out.index_put((index[0], index[1] + 1), values)
+
+
+def together(readings: Sequence[Reading]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, attention mask and response mask ``[rows, time]`` of the rows of all readings, one behind the other."""
+    time = max(reading.ids.shape[1] for reading in readings)
+    ids, attention_mask, response_mask = (
+        torch.cat([nn.functional.pad(values, (0, time - values.shape[1])) for values in each])
+        for each in zip(*(reading.rows for reading in readings), strict=True)
+    )
+    return ids, attention_mask, response_mask
 
 
 def micro_batches(lengths: Tensor, max_tokens: int) -> Iterator[Tensor]:

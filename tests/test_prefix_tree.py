@@ -66,7 +66,7 @@ def test_every_row_sees_what_it_would_see_alone_and_shared_tokens_get_the_sum_of
 def test_a_prefix_is_computed_once_and_what_would_save_little_is_not_shared():
     prompt, other = list(range(30)), list(range(5))
     rows = [[*prompt, 1, 1], [*prompt, 2], [*prompt, 1, 1], [*other, 9], [*other, 8]]
-    assert len(PrefixTree(*padded(rows[:3]))) == 30 + 2 + 2 + 1
+    assert len(PrefixTree(*padded(rows[:3]))) == 30 + 2 + 1  # what is all alike is always shared
     assert len(PrefixTree(*padded(rows[3:]))) == 6 + 6
     assert [len(PrefixTree(*padded(rows[i : i + 1]))) for i in range(4)] == [32, 31, 32, 6]
 
@@ -74,15 +74,15 @@ def test_a_prefix_is_computed_once_and_what_would_save_little_is_not_shared():
 def test_pieces_keep_rows_that_begin_alike_together_and_are_filled():
     a, b = [[1] * 30 + [i] for i in range(2, 6)], [[7, i] for i in range(8)]
     ids, lengths = padded([a[0], *b[:4], *a[1:], *b[4:]])
-    assert [sorted(p.tolist()) for p in tree_batches(ids, lengths, 40)] == [[0, 1, 2, 3, 5, 6, 7], [4, 8, 9, 10, 11]]
-    assert [p.tolist() for p in tree_batches(ids[:1], lengths[:1], 5)] == [[0]]
+    assert [sorted(p.tolist()) for _, p in tree_batches(ids, lengths, 40)] == [[0, 1, 2, 3, 5, 6, 7], [4, 8, 9, 10, 11]]
+    assert [(size, p.tolist()) for size, p in tree_batches(ids[:1], lengths[:1], 5)] == [(31, [0])]
 
 
 @settings(deadline=None, max_examples=60)
 @given(families(), st.integers(1, 120))
 def test_every_row_is_in_one_piece_and_pieces_hold_what_fits(rows, most):
     ids, lengths = padded(rows)
-    pieces = tree_batches(ids, lengths, most)
+    pieces = [rows for _, rows in tree_batches(ids, lengths, most)]
     assert sorted(i for piece in pieces for i in piece.tolist()) == list(range(len(rows)))
     for piece in pieces:
         assert len(piece) == 1 or len(PrefixTree(ids[piece], lengths[piece])) <= most

@@ -9,7 +9,7 @@ from sdar.parts import Environment, Judge, Placement, Policy, PrivilegedView
 from sdar.registry import register
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.rows import add_teacher_view, collate, make_rows
-from sdar.scoring import Scorer
+from sdar.scoring import Reading, Scorer
 from sdar.teachers.weights import check_same_vocabulary
 from sdar.turns import Turns
 from sdar.types import Episode
@@ -70,10 +70,11 @@ class EvidenceJudge(Judge):
         if not rows:
             return labels
         batch = collate(rows, episodes, range(len(episodes)))
-        plain = (batch.ids, batch.attention_mask, batch.response_mask)
-        told = (batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
-        evidence = -self.scorer.score(self.model, *plain, self.micro_batch_tokens).logp
-        evidence[batch.response_mask] += self.scorer.score(self.model, *told, self.micro_batch_tokens).logp[told[2]]
+        plain = Reading(batch.ids, batch.attention_mask, batch.response_mask)
+        told = Reading(batch.teacher_ids, batch.teacher_attention_mask, batch.teacher_response_mask)
+        without, with_it = self.scorer.score_together(self.model, [plain, told], self.micro_batch_tokens)
+        evidence = -without.logp
+        evidence[batch.response_mask] += with_it.logp[told.response_mask]
         turns = Turns(batch)
         for e, t, gap in zip(turns.episode.tolist(), turns.turn.tolist(), turns.mean(evidence).sign().tolist(), strict=True):
             labels[e][t] = gap

@@ -5,6 +5,7 @@ import math
 
 from sdar.functional.divergence_pass import LEAST
 from sdar.functional.head import ELEMENTS, IDS
+from sdar.joint_passes import without_gradient
 from sdar.plan.run import GIB, GPU, Architecture, Network, Run
 from sdar.types import TeacherSignal
 
@@ -118,6 +119,14 @@ def passing(run: Run, network: Network, tokens: float) -> float:
     return tokens * (3 * a.intermediate * narrow + a.hidden * (size + 4 + narrow))
 
 
+def scored_tokens(run: Run) -> int:
+    """Most tokens of a pass that scores rows: those of the policy and of a live teacher are in it together."""
+    work = run.work
+    tokens = int(sum(work.passes.values()) * work.tokens + work.passes.get("teacher", 0.0) * work.rows * work.told)
+    larger = min(tokens, without_gradient(work.micro_batch, tokens, run.launch.ranks))
+    return max(larger, work.pass_tokens, work.row + work.told)
+
+
 def logits(run: Run, network: Network, gradient: bool) -> float:
     """Bytes that the head takes: tiles of logits, rows of them where student and teacher are compared over the whole vocabulary, and the
     head's own gradient."""
@@ -217,8 +226,7 @@ def device_memory(run: Run, gpu: GPU | None = None) -> dict[str, dict[str, float
         elif work.engine and gpu:
             put("the sampling engine", work.engine * gpu.memory * GIB, "rollout")
     if work.passes:
-        told = max(work.pass_tokens, work.row + work.told)
-        put("activations", max(passing(run, n, told) for n in networks), "score")
+        put("activations", max(passing(run, n, scored_tokens(run)) for n in networks), "score")
         put("logits", max(logits(run, n, gradient=False) for n in networks), "score")
         if launch.kind == "one" and work.updates == 1 and work.tokens <= work.micro_batch:  # `Updating.first_pass` keeps it
             put("the pass that the update learns from", activations(run, int(work.tokens)), "score")

@@ -76,7 +76,8 @@ class Lifecycle(Updating):
         updates_per_rollout: Optimizer steps that share one rollout.
         rows_per_update: One optimizer step for this many rows (the last one may have fewer), as verl's mini-batches, instead: how many
             steps a rollout has then follows how many rows it gave. Needs ``updates_per_rollout: 1``. trainer.max_steps counts steps.
-        micro_batch_tokens: Most tokens that one forward and backward pass computes. Changes memory, never the gradient.
+        micro_batch_tokens: Most tokens that one forward and backward pass computes; passes that only score may have four times as
+            many. Changes memory, never the gradient.
         packed: Rows go through the networks without padding, and what they begin with alike is computed once, in scoring and in the
             update; the gradient is the same. None: wherever a network's attention allows it; true: anything else is an error; false:
             rows are padded.

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from sdar.distributed.sharding import Sharding
 from sdar.errors import NonFiniteLossError
-from sdar.scoring import Scored, StudentOutput
+from sdar.heads import Head
+from sdar.joint_passes import JointPasses
+from sdar.scoring import Scored, StudentOutput, ask_teachers
 from sdar.training.finite import blame
 from sdar.training.rows import Rows
-from sdar.types import Batch
+from sdar.types import Batch, Episode
 
 
 class Updating(Rows):
@@ -52,7 +54,7 @@ class Updating(Rows):
         drops = any("Dropout" in type(layer).__name__ and getattr(layer, "p", 0) for layer in self.model.modules())
         return not drops and len(self.micro_batches(batch)) == 1
 
-    def first_pass(self, batch: Batch) -> Scored | None:
+    def first_pass(self, batch: Batch) -> Callable[[], Scored] | None:
         """What the policy thinks of rows, by the pass whose hidden states `forward_student` will use; None: there must be several."""
         if not self.one_pass(batch):
             return None
@@ -66,7 +68,14 @@ class Updating(Rows):
 
         self.scoring_pass = now = self.sharding.run_as_forward(read)
         batch.scored_row = torch.arange(len(batch))
-        return Scored(*(v.to(batch.ids.device) for v in (now.logp, now.entropy, now.allowed_logmass)))
+        scored = Scored(*(v.to(batch.ids.device) for v in (now.logp, now.entropy, now.allowed_logmass)))
+        return lambda: scored
+
+    def ask_teachers(self, batch: Batch, episodes: list[Episode], passes: JointPasses) -> Callable[[], list[Head]]:
+        """What fills in the teacher's signal of each row, and gives the teachers' heads."""
+        networks = [self.teacher_network(episodes[e].task) for e in batch.episode.tolist()]
+        asked = (passes.ask, self.teacher_signal, self.top_k, self.sharding, self.ranks, self.divides_spans)
+        return ask_teachers(batch, networks, self.teacher_scorer, *asked)
 
     def forward_student(self, part: Batch) -> StudentOutput:
         """The current student's statistics of the tokens whose loss is computed; carries the gradient. The pass that scored the rows is

@@ -4,8 +4,12 @@ import pytest
 import torch
 from one_step import assert_close, double, external, one_step, rewarded
 
+from sdar.joint_passes import JointPasses
 from sdar.lora import LoRAPolicy
-from sdar.strategies import GRPO, TIP
+from sdar.retrievers import KeywordRetriever
+from sdar.scoring import Scorer
+from sdar.strategies import GRPO, SDAR, TIP
+from sdar.teachers import InitialTeacher, LiveTeacher
 
 
 def grpo(small, **kwargs):
@@ -74,3 +78,31 @@ def test_where_adapters_drop_inputs_rows_are_scored_before(small):
     strategy.one_pass = lambda batch: found.append(one_pass(batch)) or found[-1]
     small.fit(rewarded(strategy), steps=1)
     assert found == [False]
+
+
+@pytest.mark.parametrize("teacher", [InitialTeacher, LiveTeacher])
+def test_the_rows_of_the_teacher_are_read_with_those_of_the_same_weights(small, teacher, monkeypatch):
+    def run():
+        retriever = KeywordRetriever("conf/skills/household")
+        strategy = small.strategy(
+            SDAR, policy=double(small.policy()), teacher=teacher(), retriever=retriever, kl_coef=0.1, updates_per_rollout=2
+        )
+        return one_step(small, rewarded(strategy))
+
+    scored, score = [], Scorer.score_together
+    monkeypatch.setattr(
+        Scorer,
+        "score_together",
+        lambda self, model, readings, *rest: scored.append(len(readings)) or score(self, model, readings, *rest),
+    )
+    joint = run()
+    assert sorted(scored) == [1, 2]  # the policy's and the reference's; the teacher's are with one of them
+
+    def alone(passes, scorer, network, reading):
+        return lambda: score(scorer, network, [reading], passes.max_tokens, passes.sharding, passes.ranks)[0]
+
+    monkeypatch.setattr(JointPasses, "ask", alone)
+    apart = run()
+    for name in ("old_logp", "ref_logp", "teacher_logp"):
+        torch.testing.assert_close(getattr(joint.scored, name), getattr(apart.scored, name), atol=1e-10, rtol=0)
+    assert_close(joint.gradient, apart.gradient, 1e-10)
