@@ -1,5 +1,7 @@
 """Rows one behind the other: a layout says which tokens see which, and the model gives what it gives each row alone."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -98,7 +100,8 @@ def test_a_model_that_hands_nothing_on_is_refused():
 
 def test_what_was_found_out_of_a_model_holds_for_others_of_its_kind_alone():
     def made(config=CONFIGS["qwen3"], **settings):
-        return AutoModelForCausalLM.from_config(config, **settings)
+        settings = {"attn_implementation": "sdpa", "dtype": torch.float32} | settings  # configurations keep what was asked last
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), **settings)
 
     kind = kind_of(made())
     assert kind_of(made()) == kind  # with other weights

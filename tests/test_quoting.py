@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdar.envs import HermesMathProtocol
+from sdar.envs import CompactProtocol, CompactSearchProtocol, HermesMathProtocol
 from sdar.quoting import hanging, indented, one_line, quoted, unmarked
 from sdar.registry import load_parts, parts
 from sdar.types import Episode, History, Retrieval, Task, Turn
@@ -78,7 +78,7 @@ def test_no_text_forges_a_line_of_a_history(protocol: type, text: str) -> None:
     content = told.window(Task("t", "f", "do it"), history, "Now this.", ["look"])[-1]["content"]
     start = text.strip().splitlines()[0] if text.strip() else ""
     forged = [line for line in content.splitlines() if line in FORGED and line != start]
-    if protocol.__name__ == "CompactProtocol" or protocol.__name__ == "CompactSearchProtocol":
+    if issubclass(protocol, CompactProtocol | CompactSearchProtocol):
         forged = [line for line in forged if line.startswith(">")]  # all other lines are free text
     assert not forged
 

@@ -139,6 +139,8 @@ def test_gap_with_stepwise_weights_golden(layout: str) -> None:
             "distill/coef": 3.0,
             "turn/divergence": 2.75 / 2,
             "turn/weight": (1 + 7 / 12) / 2,
+            "turn/weight/turn/1": 1.0,
+            "turn/weight/turn/2": 7 / 12,
             "turn/weight_capped_share": 0.0,
             "turn/pattern_aligned": 0.0,
             "turn/pattern_recovered": 0.0,

@@ -33,7 +33,8 @@ def blame(update: Batch, metrics: Metrics) -> str:
             f"What went into the loss was not finite already: {', '.join(found)}. Look where that comes from: a part, the teacher, a "
             "reward; the learning rate is not to blame."
         )
-    computed = sorted(set(metrics.not_finite()) - {"train/loss", "train/grad_norm"})
+    of_gradient = {"train/loss", "train/grad_norm", "grad/special_share", "grad/top_token_share"}
+    computed = sorted(set(metrics.not_finite()) - of_gradient)
     also = f" Of what was computed from it these were not: {', '.join(computed)}." if computed else ""
     advice = "Lower the learning rate, look at the coefficients, or train in a wider precision."
     return f"All that went into the loss was finite.{also} {advice}"

@@ -496,6 +496,7 @@ def test_all_of_a_batch_is_moved(made: Made) -> None:
         "teacher_logp",
         "soft_target_ids",
         "soft_target_logp",
+        "turn_weights",
     }
     missing |= {"teacher_spans", "student_spans"}  # of teachers with tokens of their own
     assert {f.name for f in fields(Batch)} - vars(batch).keys() == missing
