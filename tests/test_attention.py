@@ -100,7 +100,10 @@ def test_a_model_that_hands_nothing_on_is_refused():
 
 def test_what_was_found_out_of_a_model_holds_for_others_of_its_kind_alone():
     def made(config=CONFIGS["qwen3"], **settings):
-        settings = {"attn_implementation": "sdpa", "dtype": torch.float32} | settings  # configurations keep what was asked last
+        settings = {
+            "attn_implementation": "sdpa",
+            "dtype": torch.float32,
+        } | settings  # configurations keep what was asked last
         return AutoModelForCausalLM.from_config(copy.deepcopy(config), **settings)
 
     kind = kind_of(made())

@@ -2,6 +2,7 @@
 whose episodes are not written."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -143,7 +144,7 @@ def _by_turn(entries: Sequence[Flat]) -> Kept:
     numbers = {name: rounded(column) for name, column in columns.items()}
     starts = np.flatnonzero(tokens[2] == 0).tolist()
     found: Kept = {}
-    for begin, end in zip(starts, [*starts[1:], tokens.shape[1]], strict=True):
+    for begin, end in pairwise([*starts, tokens.shape[1]]):
         found[int(tokens[0, begin]), int(tokens[1, begin])] = {
             name: _value(name, column[begin:end]) for name, column in numbers.items() if told[name][begin]
         }

@@ -4,6 +4,7 @@ import pytest
 from methods import TRAINING, rewarded
 
 from sdar import episodes
+from sdar.distributed.communicator import SINGLE_PROCESS
 from sdar.episodes.schema import NUMBERS
 from sdar.episodes.tokens import TokenLog
 from sdar.errors import ConfigError
@@ -106,3 +107,9 @@ def test_losses_of_different_iterations_or_of_none_are_not_added_up(small):
         e.turns = []
     with pytest.raises(ConfigError, match="no optimizer step learned from these episodes, or it is not stored"):
         episodes.recomputed_loss([e for e in stored if e.iteration == 1])
+
+
+def test_an_iteration_of_which_nothing_was_scored_has_no_tokens() -> None:
+    log = TokenLog()
+    log.begin(True)
+    assert log.take(SINGLE_PROCESS) == {}
