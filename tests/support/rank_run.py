@@ -192,7 +192,8 @@ def main(out, steps, *kinds):
             found["held"] = 0 if isinstance(run.strategy, ZeROStrategy) else held(module, run.optimizers[0])
             found["stays"], found["poisoned"] = module.stays, poisoned
             stored = episodes.read(Path(out).parent, kind="train")
-            numbers = sorted({e.iteration for e in stored})[-len(module.losses) :]
+            learned = {e.iteration for e in stored if any(turn.update is not None for turn in e.turns)}
+            numbers = sorted(learned)[-len(module.losses) :]
             found["stored"] = [episodes.recomputed_loss([e for e in stored if e.iteration == n]) for n in numbers]
             found["skills"], found["averages"] = module.retriever.state_dict(), average
             torch.save(found, f"{out}.{name}")
