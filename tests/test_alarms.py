@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sdar import registry
-from sdar.alarms import Alarms, Bound, Finding, GapGrows, InvalidActions, Measured, replay
+from sdar.alarms import Alarms, Bound, Finding, FlatGroups, GapGrows, InvalidActions, Measured, Mismatch, replay
 from sdar.alarms.watch import Watch, alarms
 from sdar.errors import ConfigError
 
@@ -139,11 +139,11 @@ def test_values_that_are_measured_again_take_the_place_of_the_old_ones() -> None
 class Slow(Bound):
     """Iterations take too long."""
 
-    metric, what, remedy, most = "time/.*_s", "seconds", "Buy a machine.", 60.0
+    metric, what, remedy, is_share = "time/.*_s", "seconds", "Buy a machine.", False
 
 
 def test_thresholds_and_alarms_of_ones_own_take_the_place_of_the_defaults_or_are_added() -> None:
-    asked = {alarm.name: alarm for alarm in alarms([GapGrows(factor=9), Slow(window=1)], ["mismatch"])}
+    asked = {alarm.name: alarm for alarm in alarms([GapGrows(factor=9), Slow(window=1, most=60)], ["mismatch"])}
     assert asked["gap_grows"].factor == 9 and set(asked) == {*NAMES, "slow"} - {"mismatch"}
     watch = Watch([asked["slow"]], 10)
     [(name, finding)] = watch.look(1, {"time/rollout_s": 99.0})
@@ -162,6 +162,13 @@ def test_a_window_holds_at_least_one_value(cls: type) -> None:
     if "window" in cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]:
         with pytest.raises(ConfigError, match="window is 0: it must be at least 1"):
             cls(window=0)
+
+
+def test_bounds_that_no_number_could_pass_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"alarm\.most is 2: it is a share in \[0, 1\]"):
+        FlatGroups(most=2)
+    with pytest.raises(ConfigError, match=r"alarm\.most is 0: it must be more than 0"):
+        Mismatch(most=0)
 
 
 def test_a_run_that_goes_on_knows_what_it_had_measured_and_told() -> None:

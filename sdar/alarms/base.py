@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from sdar.errors import check_least
+from sdar.errors import check_least, check_positive, check_share
 from sdar.registry import part_kind
 
 FIRST, LAST = 10, 500
@@ -102,7 +102,17 @@ class Bound(Alarm):
     what: ClassVar[str]
     """What the number is, in words."""
     remedy: ClassVar[str]
-    least, most = -math.inf, math.inf
+    is_share: ClassVar[bool] = True
+    """Its bounds lie in [0, 1]."""
+
+    def __init__(self, window: int, least: float = -math.inf, most: float = math.inf):
+        super().__init__(window)
+        given = {name: bound for name, bound in (("least", least), ("most", most)) if math.isfinite(bound)}
+        if self.is_share:
+            check_share("alarm", "a share", **given)
+        else:
+            check_positive("alarm", **given)
+        self.least, self.most = least, most
 
     def look(self, run: Measured) -> Finding | None:
         for name, _ in run.names(self.metric):

@@ -153,9 +153,7 @@ class InvalidActions(Bound):
     )
 
     def __init__(self, window: int = 10, least: float = 0.3):
-        super().__init__(window)
-        check_share("alarm", "a share", least=least)
-        self.least = least
+        super().__init__(window, least=least)
 
 
 @register("repeated_actions")
@@ -176,9 +174,7 @@ class RepeatedActions(Bound):
     )
 
     def __init__(self, window: int = 10, most: float = 0.5):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("flat_groups")
@@ -199,9 +195,7 @@ class FlatGroups(Bound):
     )
 
     def __init__(self, window: int = 10, most: float = 0.9):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("narrowing")

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from sdar.alarms.base import Alarm, Bound, Finding, Measured
-from sdar.errors import check_least, check_positive, check_share
+from sdar.errors import check_least, check_positive
 from sdar.registry import register
 
 
@@ -60,9 +60,7 @@ class GateSaturated(Bound):
     )
 
     def __init__(self, window: int = 5, margin: float = 0.02):
-        super().__init__(window)
-        check_share("alarm", "a share", margin=margin)
-        self.least, self.most = margin, 1 - margin
+        super().__init__(window, margin, 1 - margin)
 
 
 @register("weights_capped")
@@ -79,9 +77,7 @@ class WeightsCapped(Bound):
     remedy = "The first turn is further from the teacher than the others, or the cap is low: look at turn/weight/turn/<k> and at delta."
 
     def __init__(self, window: int = 10, most: float = 0.9):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("clip_never_reached")
@@ -203,9 +199,7 @@ class TeacherEmpty(Bound):
     remedy = "The retriever finds no skill for these tasks: `sdar list retrievers`, the families of the bank, retrievals.jsonl of the run."
 
     def __init__(self, window: int = 5, most: float = 0.5):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("skills_copied")
@@ -226,9 +220,7 @@ class SkillsCopied(Bound):
     )
 
     def __init__(self, window: int = 5, most: float = 0.1):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("one_token")
@@ -248,9 +240,7 @@ class OneToken(Bound):
     )
 
     def __init__(self, window: int = 5, most: float = 0.3):
-        super().__init__(window)
-        check_share("alarm", "a share", most=most)
-        self.most = most
+        super().__init__(window, most=most)
 
 
 @register("mismatch")
@@ -263,6 +253,7 @@ class Mismatch(Bound):
     """
 
     metric = "rollout/mismatch"
+    is_share = False
     what = "nats between the sampler's and the trainer's log-probability of a sampled token"
     remedy = (
         "Every ratio and gradient is about another policy. Look whether the engine has the weights and the dtype of the "
@@ -271,6 +262,4 @@ class Mismatch(Bound):
     )
 
     def __init__(self, window: int = 5, most: float = 0.1):
-        super().__init__(window)
-        check_positive("alarm", "nats", most=most)
-        self.most = most
+        super().__init__(window, most=most)
