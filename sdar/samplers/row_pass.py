@@ -129,14 +129,9 @@ class _Block:
             keys, values = (part[self.start : self.end, :, : self.length] for part in (keys, values))
         else:
             keys, values = (part[:, :, : self.length].index_select(0, self.picked) for part in (keys, values))
-        heads, shared = keys.shape[1], query.shape[1] // keys.shape[1]
-        if query.device.type == "cpu":
-            found = scaled_dot_product_attention(
-                query[:, :, None], keys, values, attn_mask=mask, scale=scaling, enable_gqa=shared > 1
-            )[:, :, 0]
-        else:  # the heads that share a key as its queries: the fast kernels know no groups
-            grouped = query.reshape(len(query), heads, shared, -1)
-            found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling).flatten(1, 2)
+        # the heads that share a key as its queries: the fast kernels know no groups, or read the key once for each head
+        grouped = query.unflatten(1, (keys.shape[1], -1))
+        found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling).flatten(1, 2)
         return found if self.answered is None else found[self.answered]
 
 
