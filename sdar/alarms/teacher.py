@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from sdar.alarms.base import Alarm, Bound, Finding, Measured
-from sdar.errors import check_least, check_positive
+from sdar.errors import check_least, check_positive, check_share
 from sdar.registry import register
 
 
@@ -60,6 +60,7 @@ class GateSaturated(Bound):
     )
 
     def __init__(self, window: int = 5, margin: float = 0.02):
+        check_share("alarm", "a share", margin=margin)
         super().__init__(window, margin, 1 - margin)
 
 

@@ -82,6 +82,8 @@ def _kill_all() -> None:
 def _become(source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    if "torch" in sys.modules:  # its threads are gone with the fork: made anew here, and not by several threads at once
+        sys.modules["torch"].set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     with open(log or os.devnull, "w") as out:
         for descriptor in (1, 2) if log else (1,):
             os.dup2(out.fileno(), descriptor)
