@@ -189,7 +189,7 @@ examples:
   sdar fit -c conf/quickstart/sdar.yaml --model.gate.beta 3
 
 Later files and settings win. Settings begin with model (the training method and its parts), data (the tasks), trainer
-(Lightning's Trainer) or checkpoint. A part is named by its class, its short name or its dotted path.
+(Lightning's Trainer), checkpoint or alarms. A part is named by its class, its short name or its dotted path.
 
   sdar list [gates | retrievers | ...]    what can be named, with arguments and defaults
   sdar list SDAR                          one part: how to import and to set it, its documentation
