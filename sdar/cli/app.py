@@ -23,6 +23,8 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line `args` (the process's by default) and return the exit code."""
     try:
         args, plugins = split_plugins(sys.argv[1:] if args is None else list(args))
+        if args and args[0] in COMMANDS:
+            args = [args[0], *COMMANDS[args[0]].in_full(args[1:])]
         asks_for_help = bool({"-h", "--help"} & {*args})
         if args[:1] == ["--version"]:
             say(f"sdar {sdar.__version__}")

@@ -1,7 +1,9 @@
 """Every command of `sdar`, in one table: its name, what it is for, and what runs it. Help, errors and completion read it from here."""
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from sdar.registry import did_you_mean
 
@@ -17,6 +19,8 @@ class Command:
         summary: What it does, in the words of a line of `sdar --help`.
         text: What `sdar NAME --help` begins with, where a configuration is needed; a function's docstring says it otherwise.
         tool: The dotted path of the function that it is: the function's arguments are the command's.
+        about: The setting that the words right behind its name are values of: folders of runs, and files. The first run's config.yaml is
+            read where no configuration is given.
         words: The dotted path of the function that reads the words behind it itself, without a model, and returns the exit code; of a
             command that runs a configuration: where none is given.
     """
@@ -26,11 +30,22 @@ class Command:
     text: str = ""
     tool: str = ""
     words: str = ""
+    about: str = ""
 
     @property
     def needs_settings(self) -> bool:
         """Whether it runs a configuration: a method of Lightning's Trainer or of `AgentTrainer`."""
         return bool(self.text)
+
+    def in_full(self, words: list[str]) -> list[str]:
+        """The words behind its name with the setting named that the first ones are values of, and the file that they stand for."""
+        many = next((place for place, word in enumerate(words) if word.startswith("-")), len(words)) if self.about else 0
+        if not many:
+            return words
+        runs = [run / "config.yaml" for run in map(Path, words[:many]) if (run / "config.yaml").is_file()]
+        given = any(re.match(r"-c|--config\b", word) for word in words)
+        files = [] if given or not runs else ["-c", str(runs[0])]
+        return [*files, f"--{self.about}", json.dumps(words[:many]), *words[many:]]
 
     def reads(self, words: list[str]) -> bool:
         """Whether `words` are for its own function: those of a run name a file or a setting, or ask for its help."""
@@ -77,6 +92,21 @@ examples:
 examples:
   sdar predict -c runs/version_0/config.yaml --ckpt_path last
   sdar predict -c conf/quickstart/sdar.yaml                     # the untrained model""",
+    ),
+    Command(
+        "score",
+        "stored episodes through any student and teacher",
+        """Write stored episodes, or somebody's conversations, with what a student and a teacher think of each token: log-probabilities,
+entropies, gap, gate, divergence, turn weight. Nobody plays, and nothing is learned. docs/episodes.md tells more.
+
+The words behind `score` are folders of runs, files of episodes, or files of conversations. Student and teacher are those of the
+configuration (the first run's own config.yaml, if none is given), with its first weights unless --ckpt_path names others.
+
+examples:
+  sdar score runs/quickstart/version_0 --ckpt_path last         # the trained policy on the episodes of its own training
+  sdar score runs/grpo/version_0 -c runs/sdar/version_0/config.yaml --kind train --where 'iteration <= 20'
+  sdar score chats.jsonl -c runs/sdar/version_0/config.yaml --ckpt_path last --model.view PlainView""",
+        about="episodes",
     ),
     Command(
         "export",

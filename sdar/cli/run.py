@@ -133,7 +133,7 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("export", "plan", "doctor")}
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("score", "export", "plan", "doctor")}
         return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -283,6 +283,9 @@ class AgentCLI(LightningCLI):
 
     def predict(self, **arguments: Any) -> None:
         self._run(**arguments | {"return_predictions": False})  # they are in files
+
+    def score(self, **arguments: Any) -> None:
+        self._run(**arguments)
 
     def export(self, **arguments: Any) -> None:
         self._run(**arguments)

@@ -18,6 +18,7 @@ from sdar.plan.report import as_json, report
 from sdar.plan.run import Launch, named
 from sdar.plan.settings import Expected, describe
 from sdar.registry import part_name
+from sdar.training import bars
 from sdar.training.checkpoint_files import Written, check_form, read_checkpoint, read_parts
 from sdar.training.checkpoints import check_origin, fingerprints
 from sdar.training.export import check_export, write_policy
@@ -44,6 +45,38 @@ class AgentTrainer(Trainer):
     @property
     def default_root_dir(self) -> str:
         return super().default_root_dir if self.run_folder is None else str(self.run_folder)
+
+    def score(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        episodes: list[str],
+        ckpt_path: str | None = None,
+        where: str | None = None,
+        kind: Literal["train", "validation", "predict"] | None = None,
+        retrieve: bool = False,
+    ) -> None:
+        """Write stored episodes anew, with what these settings' student and teacher think of each token.
+
+        Args:
+            episodes: Folders of runs, files of episodes, or files of conversations (as data.files of SFT).
+            ckpt_path: A checkpoint of `fit`; ``last``: that of the latest run of these settings. null: the weights that a run begins with.
+            where: Only the episodes of which this is true, as in `sdar episodes --where`.
+            kind: Only those of training, or only measured ones.
+            retrieve: Ask the retriever anew, where the teacher was told skills that are stored; without it, it is told the same again.
+        """
+        from sdar.training.rescoring import check_taught
+        from sdar.training.stored import StoredSource
+
+        module = cast("AgentModule", model)
+        check_taught(module)
+        if retrieve and module.retriever is None:
+            raise ConfigError(
+                f"--retrieve true: {part_name(module)} has no retriever here. Give model.retriever, or leave it out."
+            )
+        source = StoredSource(cast("TaskSource", datamodule), episodes, where, kind, retrieve)
+        self.predict(module, datamodule=source, ckpt_path=ckpt_path, return_predictions=False)
+        bars.say(self, f"weights:     {ckpt_path or 'the first ones of these settings; --ckpt_path names others'}")
 
     def export(
         self,

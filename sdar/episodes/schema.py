@@ -56,7 +56,7 @@ class StoredTurn(msgspec.Struct, kw_only=True):
     kept_logmass: list[float] | None = None
     """Log of the mass that top-k, top-p and masks kept of it; absent: all was kept."""
     student_logp: list[float | None] | None = None
-    """The policy's log-probability in the optimizer step that learned from the token."""
+    """The policy's log-probability in the optimizer step that learned from the token; without a step as `old_logp`."""
     old_logp: list[float | None] | None = None
     """The policy's with the weights before the iteration's first step."""
     ref_logp: list[float | None] | None = None
@@ -98,7 +98,7 @@ class StoredEpisode(msgspec.Struct, kw_only=True):
     run: str | None = None
     """Folder of the run, its name alone."""
     command: str | None = None
-    """fit, validate, test or predict."""
+    """fit, validate, test, predict or score."""
     kind: str | None = None
     """train, validation or predict."""
     method: str | None = None

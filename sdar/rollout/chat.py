@@ -109,6 +109,20 @@ class ChatFormat:
             ids += self._told(piece, message["content"], first=not ids)
         return [*ids, *self.encode_control(last)]
 
+    def messages(self, ids: Sequence[int]) -> list[dict[str, str]] | None:
+        """The messages that `prompt` tells in these ids: of a user, perhaps behind a system message. None: these are no such ids."""
+        text = self._spelled(ids)
+        for roles in (("user",), ("system", "user")) if self.has_system_role else (("user",),):
+            before, *between, after = self._control_texts(roles, _slots(roles), True)
+            if not (text.startswith(before) and text.endswith(after) and len(text) >= len(before) + len(after)):
+                continue
+            inner = text[len(before) : len(text) - len(after)]
+            contents = inner.split(between[0], 1) if between else [inner]
+            found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=False)]
+            if len(found) == len(roles) and self.prompt(found) == list(ids):
+                return found
+        return None
+
     def informed(self, messages: Sequence[Message], text: str) -> list[Message]:
         """The conversation with `text` added to its system message, also to one that only the template inserts; before the first
         user text where there is no system role. Nothing that was there is lost."""

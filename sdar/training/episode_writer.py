@@ -5,9 +5,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from sdar.data.conversations import Conversation
 from sdar.data.panels import Panel
 from sdar.episodes.files import LEFT_OUT, EpisodeFiles
 from sdar.episodes.record import Speller, record
+from sdar.episodes.schema import StoredEpisode
 from sdar.episodes.tokens import Kept
 from sdar.rollout.spans import token_offsets
 from sdar.training.host import Host
@@ -47,6 +49,21 @@ class EpisodeWriter:
         """Write one piece of a panel."""
         return self._write(f"predict-{panel.name}-{piece:06d}", "predict", episodes, panel)
 
+    def rescored(
+        self, number: int, stored: Sequence[StoredEpisode | Conversation], episodes: Sequence[Episode], kept: Kept
+    ) -> Path | None:
+        """Write stored episodes with what this run thinks of their tokens; whose they are they keep."""
+        module, about = self.module, []
+        told = {"command": "score", "method": type(module).__name__, "objective": module.objective()}
+        told |= {"tags": list(tags)} if (tags := module.rollout.tags) else {}
+        for e in stored:
+            if isinstance(e, StoredEpisode):
+                names = ("run", "kind", "seed", "iteration", "panel", "panel_hash", "actor")
+                about.append(told | {name: value for name in names if (value := getattr(e, name)) is not None})
+            else:
+                about.append(told | {"kind": "predict", "panel": Path(e.id.rpartition(":")[0].rpartition(":")[0]).name})
+        return self._put(f"scored-{number:06d}", [*zip(episodes, about, strict=True)], kept)
+
     def _files(self, folder: Path) -> EpisodeFiles:
         """Those of the run's folder; the next Trainer of a module has another."""
         most = self.module.log_episodes_mb
@@ -72,21 +89,26 @@ class EpisodeWriter:
         kept: Kept | None = None,
     ) -> Path | None:  # fmt: skip
         module = self.module
-        if (folder := run_folder(module.trainer)) is None:
-            return None
         about = {
-            "run": folder.name,
+            "run": None if (folder := run_folder(module.trainer)) is None else folder.name,
             "command": cast(Any, module.trainer.state.fn).value,
             "kind": kind,
             "method": type(module).__name__,
             "seed": module.seed,
             "iteration": module.iteration,
         }
-        lines = []
-        for number, e in enumerate(episodes):
+        known = []
+        for e in episodes:
             panel = panels if isinstance(panels, Panel) else panels[e.task.world]
-            of_panel = {"panel": panel.name, "panel_hash": panel.hash}
-            lines.append(record(e, about | of_panel | (told or {}), number, kept, self._student, self._teacher))
+            known.append((e, about | {"panel": panel.name, "panel_hash": panel.hash} | (told or {})))
+        return self._put(name, known, kept)
+
+    def _put(self, name: str, known: Sequence[tuple[Episode, dict[str, Any]]], kept: Kept | None) -> Path | None:
+        """Write episodes with what the run knows about each."""
+        module = self.module
+        if (folder := run_folder(module.trainer)) is None:
+            return None
+        lines = [record(e, about, number, kept, self._student, self._teacher) for number, (e, about) in enumerate(known)]
         for speller in (self._student, self._teacher):
             if speller is not None:
                 speller.forget()

@@ -50,6 +50,8 @@ from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
 from sdar.training.probe import probe
 from sdar.training.progress import Progress
+from sdar.training.rescoring import rescore
+from sdar.training.stored import StoredBatch
 from sdar.training.updating import Updating, fuse
 from sdar.types import Episode
 
@@ -343,7 +345,11 @@ class Lifecycle(Updating):
     test_step, on_test_epoch_end = validation_step, on_validation_epoch_end
 
     def predict_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> Played:
-        """Episodes of one piece of a panel; they are written as they come."""
+        """Episodes of one piece of a panel; they are written as they come. Stored ones are scored instead of played."""
+        if isinstance(task_batch, StoredBatch):
+            with self.ranks.error_context("scoring"):
+                rescore(cast(Any, self), task_batch, batch_idx)
+            return Played([])
         with self.ranks.error_context("prediction"):
             requests = self.requests(task_batch, self.student_sees_skills, training=False)
             episodes = self.play(self.validation.rollout, self.model, requests)

@@ -1,0 +1,89 @@
+"""What a student and a teacher think of episodes that are there already, found as a training step finds it."""
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from sdar.data.conversations import Conversation
+from sdar.episodes.tokens import Kept
+from sdar.errors import ConfigError
+from sdar.training import bars
+from sdar.training.stored import Restorer, StoredBatch
+from sdar.types import Episode
+
+Module = Any
+"""An `AgentModule`, set up: its life cycle calls this file, which can therefore not import it."""
+
+OF_STEPS = ("loss", "update", "normalizer", "importance")
+"""What only an optimizer step has."""
+
+
+def check_taught(module: Module) -> None:
+    """
+    Raises:
+        ConfigError: nobody would be compared with the student.
+    """
+    if module.teacher is None or not module.hears_teacher():
+        name = type(module).__name__
+        fact = (
+            "has no teacher" if module.teacher is None else f"gives its teacher no weight in iteration {module.iteration + 1}"
+        )
+        raise ConfigError(
+            f"{name} {fact}: there is no gap to score. Give a method with one, e.g. -c conf/method/sdar.yaml or --model OPD "
+            "--model.teacher ExternalTeacher ..., behind the run's own config.yaml."
+        )
+
+
+def rescore(module: Module, batch: StoredBatch, number: int) -> None:
+    """Score stored episodes of one iteration or measurement with the weights that are loaded, and write them again."""
+    stored = batch.stored
+    trained = not isinstance(stored[0], Conversation) and stored[0].kind == "train"
+    if trained:
+        module.iteration = (stored[0].iteration or 1) - 1  # type: ignore[union-attr]
+    check_taught(module)
+    restore = Restorer(module, batch.retrieve)
+    episodes = [restore(e) for e in stored]
+    kept = token_numbers(module, episodes, trained)
+    if module.trainer.is_global_zero:
+        module.episode_writer.rescored(number, stored, episodes, kept)
+        gaps = [g for known in kept.values() for g in known.get("gap", ()) if g is not None]
+        mean = f"gap {sum(gaps) / len(gaps):+.4f} nats over {len(gaps)} tokens" if gaps else "no token was scored"
+        bars.say(module.trainer, f"{batch.panel.name}: {len(episodes)} episodes, {mean}")
+
+
+@torch.no_grad()
+def token_numbers(module: Module, episodes: list[Episode], trained: bool) -> Kept:
+    """What `training_step` keeps of the tokens of these episodes, without a rollout and without an optimizer step. All ranks together.
+
+    Args:
+        trained: They are all episodes of one training iteration: rewards give credit, and the loss is computed. Otherwise advantages are
+            0 and not told, as there may be no reward.
+    """
+    log = module.token_log
+    log.begin(True)
+    if batch := module.rows(episodes):
+        batch.advantages = torch.zeros(batch.ids.shape)
+        module.score(batch, episodes)
+        log.scored(batch)
+        log.weighed(batch, credited=False)
+        weighed = module.credit(batch, episodes) if trained else batch
+        weighed = module.weigh(weighed, episodes) if weighed else None
+        if weighed:
+            if trained:
+                module.observe_tokens(weighed)
+            else:
+                log.weighed(weighed, credited=False)
+            for update in module.updates(weighed):
+                tokens = module.normalizer(update)
+                log.begin_update(tokens)
+                for _, part in module.local_micro_batches(update):
+                    module.sharding.run_as_forward(partial(module.loss, part, tokens))
+    module.scoring_pass = None
+    kept = log.take(module.ranks)
+    for known in kept.values():
+        for name in () if trained else OF_STEPS:
+            known.pop(name, None)
+        if "old_logp" in known:
+            known.setdefault("student_logp", known["old_logp"])
+    return kept
