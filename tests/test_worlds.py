@@ -13,6 +13,7 @@ from sdar.errors import ConfigError, PanelError
 from sdar.retrievers import FactRetriever, NoRetriever, RoutedRetriever, UCBRetriever
 from sdar.rollout import Request, Rollout
 from sdar.rollout.pool import LocalPool
+from sdar.rollout.standing import Standing
 from sdar.rollout.worlds import WorldsRollout
 from sdar.teachers import InitialTeacher, LiveTeacher, RoutedTeacher, SkillView
 from sdar.types import Task
@@ -91,15 +92,15 @@ def test_worlds_are_played_together_as_each_is_alone():
         for n, (name, world) in enumerate([("a", "short"), ("b", "long"), ("c", "long"), ("d", "short")])
     ]
     together = WorldsRollout(loops(chat, sampler := ScriptedSampler(script, chat)))
-    told: list[tuple[int, int]] = []
-    together.progress = lambda ended, of: told.append((ended, of))
+    told: list[Standing] = []
+    together.progress = told.append
     played = together(None, requests)
     for world in ("short", "long"):
         alone = loops(chat, ScriptedSampler(script, chat))[world]
         mine = [n for n, r in enumerate(requests) if r.task.world == world]
         assert alone(None, [requests[n] for n in mine]) == [played[n] for n in mine]
     assert [len(call) for call in sampler.calls] == [2] * 8  # 3 turns of two episodes, and 5: other limits, other calls
-    assert told[-1] == (4, 4) and [e.task.id for e in played] == [*"abcd"]
+    assert (told[-1].ended, told[-1].of) == (4, 4) and [e.task.id for e in played] == [*"abcd"]
     assert [bool(e.turn_messages) for e in played] == [False, True, True, False]
     assert {*together.tags} == {"think", "action"} and together.of(requests[1].task).max_new_tokens == 6
     together.seed = 9

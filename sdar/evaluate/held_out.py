@@ -9,6 +9,7 @@ from sdar.data import TaskBatch
 from sdar.data.chats import HELD_OUT
 from sdar.evaluate.validation import Validation
 from sdar.metrics.mean import Mean
+from sdar.rollout.standing import Standing
 from sdar.training import bars, reporting
 
 
@@ -27,8 +28,18 @@ class HeldOut(Validation):
     def play(self, task_batch: TaskBatch) -> None:
         if task_batch.panel.name != HELD_OUT:
             return super().play(task_batch)
+        count = len(task_batch.tasks)
+        self.measuring.begin(HELD_OUT, "policy", count, count, unit="conversations")
         sums = cast(Likelihood, self.module).likelihood(task_batch)
         self._sums = sums if self._sums is None else self._sums + sums
+        self._hear(
+            Standing(
+                -(-count // self.measuring.ranks), ended=-(-count // self.measuring.ranks), work=count / self.measuring.ranks
+            )
+        )
+
+    def plan(self, piece: TaskBatch, teacher: bool) -> None:
+        super().plan(piece, teacher and piece.panel.name != HELD_OUT)
 
     def report(self) -> None:
         if self._sums is not None:

@@ -4,7 +4,8 @@ If the teacher is not better than the student, no distillation can help: the dif
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,13 +16,15 @@ from sdar.data import TaskBatch
 from sdar.data.panels import Panel
 from sdar.data.set_means import metrics_of
 from sdar.errors import ConfigError
-from sdar.evaluate.intervals import Estimate, macro_mean, mean_interval, paired_difference
+from sdar.evaluate.intervals import Estimate, macro_mean, paired_difference
 from sdar.metrics.base import EpisodeMetric
 from sdar.metrics.tasks import OverTasks, PassAtK, Score, Success, TeacherLift, averages, paired
 from sdar.parts import Environment
 from sdar.rollout import AgentLoop
 from sdar.rollout.groups import by_group, describe_lost, finished
+from sdar.rollout.standing import Standing
 from sdar.training import bars, reporting
+from sdar.training.measuring import Measuring
 from sdar.training.playing import Playing
 from sdar.types import Episode, Status, Task
 
@@ -42,28 +45,65 @@ class Validation:
         self._tasks: dict[str, list[str]] = defaultdict(list)
         self._told: dict[str, bool] = {}
         self._history: dict[str, list[tuple[int, Panel, dict[str, float]]]] = defaultdict(list)
+        self._families: dict[str, str] = {}  # of each task that was played
+        self.measuring = Measuring("validation")
+        rollout.progress = self._hear
+
+    def begin(self) -> None:
+        """A measurement begins: find out how much there is to play."""
+        trainer, what = self.module.trainer, str(self.module.trainer.state.fn)
+        kind = what if what in ("test", "predict") else "sanity_val" if trainer.sanity_checking else "val"
+        self.measuring = Measuring({"test": "test", "predict": "prediction"}.get(kind, "validation"), trainer.world_size)
+        loaders = getattr(trainer, f"{kind.removeprefix('sanity_')}_dataloaders") or []
+        for pieces, most in zip(loaders, getattr(trainer, f"num_{kind}_batches"), strict=True):
+            for piece in pieces.steps[: int(min(most, len(pieces)))]:
+                self.plan(piece, teacher=self.teacher_acts and kind != "predict")
+
+    def plan(self, piece: TaskBatch, teacher: bool) -> None:
+        """This piece will be played, by the teacher too if it acts."""
+        for actor in ("policy", "teacher") if teacher else ("policy",):
+            self.measuring.plan(piece.panel.name, actor, len(piece.tasks) * piece.attempts)
+
+    def _hear(self, standing: Standing) -> None:
+        self.measuring.hear(standing)
+        bars.measured(self.module.trainer, self.measuring)
+
+    def announce(self, piece: TaskBatch, actor: str, episodes: int) -> None:
+        """An actor begins with a piece, of which it plays so many episodes."""
+        self.measuring.begin(piece.panel.name, actor, len(piece.tasks) * piece.attempts, episodes)
+        if episodes:
+            bars.measured(self.module.trainer, self.measuring, at_once=True)
+
+    @property
+    def teacher_acts(self) -> bool:
+        module = self.module
+        return module.retriever is not None if module.teacher is None else module.teacher.acts
 
     def play(self, task_batch: TaskBatch) -> None:
         """One piece of a panel, by the policy and, if there is one that can act, by the teacher with what it may see."""
         module, played = self.module, self._played[task_batch.panel.name]
         self._panels[task_batch.panel.name] = task_batch.panel
         self._tasks[task_batch.panel.name] += [task.id for task in task_batch.tasks]
-        attempts = module.play(self.rollout, module.model, module.requests(task_batch, privileged=False, training=False))
+        requests = module.requests(task_batch, privileged=False, training=False)
+        self.announce(task_batch, "policy", len(requests))
+        attempts = module.play(self.rollout, module.model, requests)
         played["policy"] += attempts
         for task_id, error in task_batch.unreadable.items():
             task = Task(task_id, "unreadable", "")
             played["policy"] += [Episode(task, n, status=Status.ENV_ERROR, error=error) for n in range(task_batch.attempts)]
-        acts = module.retriever is not None if module.teacher is None else module.teacher.acts
-        if acts and task_batch.tasks and self._tells(task_batch.panel, module.env_of(task_batch.tasks[0])):
-            played["privileged"] += self._as_teacher(finished(attempts))
+        if self.teacher_acts and task_batch.tasks:
+            tells = self._tells(task_batch.panel, module.env_of(task_batch.tasks[0]))
+            played["privileged"] += self._as_teacher(task_batch, finished(attempts) if tells else [])
 
-    def _as_teacher(self, attempts: list[Episode]) -> list[Episode]:
+    def _as_teacher(self, piece: TaskBatch, attempts: list[Episode]) -> list[Episode]:
         """The same attempts by the teacher. Where that is the policy, told nothing, they are those that were played: same prompts, same
         random numbers."""
         module = self.module
         requests = module.privileged_requests(by_group(attempts))
         own = [not r.privileged_text and self._is_policy(r.task) for r in requests]
-        others = iter(module.play_as_teacher(self.rollout, [r for r, same in zip(requests, own, strict=True) if not same]))
+        told = [r for r, same in zip(requests, own, strict=True) if not same]
+        self.announce(piece, "teacher", len(told))
+        others = iter(module.play_as_teacher(self.rollout, told))
         return [attempt if same else next(others) for attempt, same in zip(attempts, own, strict=True)]
 
     def _is_policy(self, task: Task) -> bool:
@@ -85,6 +125,7 @@ class Validation:
     def report(self) -> None:
         """Log, print and write what was played since the last report."""
         module, played, self._played = self.module, self._played, defaultdict(lambda: defaultdict(list))
+        bars.measurement_over(module.trainer, self.measuring)
         tasks, self._tasks = self._tasks, defaultdict(list)
         successes: dict[str, Estimate] = {}
         self.last_metrics = {}
@@ -92,6 +133,7 @@ class Validation:
             panel = Panel(name, tuple(tasks[name]))  # what was played: a limit of the Trainer may leave a part
             asked = len(by_group(actors["policy"])[0])
             metrics = of_panel(name, actors["policy"], asked, module.own_metrics)
+            self._families |= {e.task.id: e.task.family for e in actors["policy"]}
             if values := averages(actors["policy"]):
                 self._history[name].append((module.iteration, panel, values))
             if teacher := finished(actors.get("privileged", [])):
@@ -151,20 +193,21 @@ class Validation:
             self._history[name] = [(of["iteration"], Panel(name, tuple(of["tasks"])), of["values"])]
 
     def changes(self) -> list[str]:
-        """For each panel success in the first and the last validation of the run that played the same tasks, and the paired difference."""
-        lines = []
+        """For each panel success in the first and the last validation of the run that played the same tasks, and the paired difference;
+        of its families too."""
+        lines: list[str] = []
         for name, played in self._history.items():
             ended, panel, after = played[-1]
             began, _, before = next(of for of in played if of[1] == panel)
-            if ended > began and (pairs := paired(after, before)):
-                gain, both = paired_difference(*pairs), len(pairs[0])
-                most = max(len(before), len(after))
-                of = "" if both == most else f", over the {both} tasks that both played"
+            if ended > began and paired(after, before):
+                tasks = {*before, *after}
+                families = {f: {i for i in tasks if self._families.get(i) == f} for f in sorted({*self._families.values()})}
+                rows = {"success": tasks} | {f"  {f}": mine for f, mine in families.items() if mine and mine < tasks}
+                width = max(map(len, rows))
+                told = [(row, _change(after, before, ids)) for row, ids in rows.items()]
                 lines += [
-                    f"{name} (panel {panel.hash})",
-                    f"  success before (iteration {began}): {mean_interval([*before.values()])}",
-                    f"  success after  (iteration {ended}): {mean_interval([*after.values()])}",
-                    f"  change: {100 * gain.mean:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] (paired, 95 %{of})",
+                    f"{name} (panel {panel.hash}), iteration {began} → {ended}, paired change in points",
+                    *(f"  {row:<{width}}  {change}" for row, change in told if change),
                 ]
         return lines
 
@@ -251,6 +294,17 @@ def of_panel(name: str, episodes: list[Episode], attempts: int, own: Iterable[nn
     for key, metric in metrics.items():
         metric.update([e for e in played if key not in families or e.task.family == families[key]])
     return {key: metric for key, metric in metrics.items() if not metric.compute().isnan()}
+
+
+def _change(after: Mapping[str, float], before: Mapping[str, float], tasks: Collection[str]) -> str:
+    """Means of some tasks before and after, over those that both played, and the difference in points; empty where there are none."""
+    mine, theirs = ({i: v for i, v in values.items() if i in tasks} for values in (after, before))
+    if not (pairs := paired(mine, theirs)):
+        return ""
+    gain, both, most = paired_difference(*pairs), len(pairs[0]), max(len(mine), len(theirs))
+    now, then = (100 * fmean(values) for values in pairs)
+    count = f"n = {both}" if both == most else f"the {both} of {most} tasks that both played"
+    return f"{then:5.1f} → {now:5.1f} %  {100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]  {count}"
 
 
 def told(metric: Metric) -> Estimate | float:

@@ -19,6 +19,7 @@ from sdar.parts import PrivilegedView, Protocol, Sampler, Session
 from sdar.rollout.chat import ChatFormat, Message
 from sdar.rollout.pool import Command, EnvPool, EnvReply
 from sdar.rollout.rows import messages_of
+from sdar.rollout.standing import Standing
 from sdar.types import Completion, Episode, History, Request, SampleKey, Status, Task, Turn
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class AgentLoop(ABC):
     sampler: Sampler
     seed: int
     """The run's; with task, attempt, turn and position it names every random number."""
-    progress: Callable[[int, int], None]
-    """Told after each turn how many episodes have ended, and of how many."""
+    progress: Callable[[Standing], None]
+    """Told after each turn how far all episodes are that are played together: the same object each time."""
 
     @property
     @abstractmethod
@@ -103,7 +104,7 @@ class Rollout(AgentLoop):
         self.layout, self.history, self.horizon, self.seed = layout, history, horizon, seed
         self.max_tokens, self._max_new_tokens = max_tokens, max_new_tokens
         self._chat_is_checked = False
-        self.progress = lambda ended, of: None
+        self.progress = lambda standing: None
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -313,6 +314,8 @@ class _Table:
         self.acts: list[dict[int, Command]] = [{} for _ in shares]  # of each share: slot -> what its world shall do
         self.numbers = {seat: number for number, seat in enumerate(self.seats)}
         self.played: list[dict[int, Episode]] = [{} for _ in shares]
+        self.standing = Standing(len(self.seats))
+        self.asked = [0] * len(self.seats)  # of each seat: responses that were asked for
 
     def play(self) -> list[list[Episode]]:
         """All episodes, in the order of the requests of each share."""
@@ -349,20 +352,23 @@ class _Table:
         for share, answered in replies:
             for slot in sorted(answered):  # worlds that run elsewhere answer in any order
                 self._go_on(self.numbers[share, slot], answered[slot])
-            rollout, requests = self.shares[share]
-            rollout.progress(len(self.played[share]), len(requests))
+            self.shares[share][0].progress(self.standing)
 
     def _go_on(self, number: int, answer: Completion | EnvReply | None) -> None:
         """Give an episode what it waited for."""
         share, slot = self.seats[number]
+        rollout = self.shares[share][0]
         try:
             wish = self.playing[number].send(answer)
         except StopIteration as end:
             self.played[share][slot] = episode = end.value
             del self.playing[number]
-            self.session.leave(SampleKey(self.shares[share][0].seed, episode.task.id, episode.attempt, 0))
+            self.standing.end(self.asked[number], rollout.horizon, episode.lost, episode.success)
+            self.session.leave(SampleKey(rollout.seed, episode.task.id, episode.attempt, 0))
             return
         if isinstance(wish, Asked):
+            self.asked[number] += 1
+            self.standing.took_turn(rollout.horizon)
             self.session.submit(number, *wish)
         else:
             self.acts[share][slot] = wish

@@ -1,7 +1,6 @@
 """The agent loop of a run with several worlds: each has its own way of being told, and all share the sampler's passes."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from sdar.rollout.loop import AgentLoop, Rollout, play_together
@@ -21,7 +20,7 @@ class WorldsRollout(AgentLoop):
     def __init__(self, rollouts: Mapping[str, Rollout]):
         self.rollouts = dict(rollouts)
         self.sampler = next(iter(self.rollouts.values())).sampler
-        self.progress = lambda ended, of: None
+        self.progress = lambda standing: None
 
     @property
     def seed(self) -> int:  # type: ignore[override]
@@ -41,14 +40,8 @@ class WorldsRollout(AgentLoop):
 
     def __call__(self, model: "PreTrainedModel", requests: Sequence[Request]) -> list[Episode]:
         shares = {name: [n for n, r in enumerate(requests) if r.task.world == name] for name in self.rollouts}
-        ended = dict.fromkeys(shares, 0)
-
-        def tell(name: str, done: int, of: int) -> None:
-            ended[name] = done
-            self.progress(sum(ended.values()), len(requests))
-
-        for name, rollout in self.rollouts.items():
-            rollout.progress = partial(tell, name)
+        for rollout in self.rollouts.values():
+            rollout.progress = self.progress
         loops = [(self.rollouts[name], [requests[n] for n in mine]) for name, mine in shares.items()]
         played = play_together(model, self.sampler, loops)
         episodes = {n: e for mine, of in zip(shares.values(), played, strict=True) for n, e in zip(mine, of, strict=True)}

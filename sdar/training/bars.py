@@ -1,12 +1,13 @@
-"""What the terminal shows while a run works: a bar, or, where nobody watches, a line an iteration."""
+"""What the terminal shows while a run works: a bar; or, where nobody watches, a line an iteration and a line a minute of a validation."""
 
 import logging
 import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from statistics import mean
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
@@ -16,6 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from sdar.training.measuring import Measuring
+
 SHOWN = {
     "success/train": "success {:.1%}",
     "reward/mean": "reward {:.3g}",
@@ -23,6 +26,12 @@ SHOWN = {
     "rollout/tokens_per_second": "{:.0f} tok/s",
 }
 """Metrics of an iteration that stand beside the bar, the most important first."""
+TREND = 10
+"""Iterations whose mean success is compared with that of as many before."""
+QUIET = 60.0
+"""Seconds between two lines of a validation where the output is no terminal."""
+DRAWN = 0.1
+"""Seconds between two drawings of its bar."""
 
 
 def say(trainer: Any, text: str) -> None:
@@ -39,24 +48,45 @@ def say(trainer: Any, text: str) -> None:
 
 def note(trainer: Any, doing: str) -> None:
     """Show what an iteration is at, where there is a bar."""
-    if isinstance(bar := getattr(trainer, "progress_bar_callback", None), IterationBar):
+    if bar := _bar(trainer):
         bar.note(doing)
 
 
+def measured(trainer: Any, measuring: Measuring, at_once: bool = False) -> None:
+    """Show how far a validation is; `at_once`: a bar shows it however short ago it was drawn."""
+    if bar := _bar(trainer):
+        bar.measured(measuring, at_once)
+
+
+def measurement_over(trainer: Any, measuring: Measuring) -> None:
+    """A validation has ended."""
+    if bar := _bar(trainer):
+        bar.over(measuring)
+
+
+def _bar(trainer: Any) -> "IterationBar | None":
+    bar = getattr(trainer, "progress_bar_callback", None)
+    return bar if isinstance(bar, IterationBar) else None
+
+
 class IterationBar(TQDMProgressBar):
-    """Iterations done and to come, what the present one is at, success, reward, loss and speed. Where the output is no terminal there is
-    a line an iteration instead.
+    """Iterations done and to come, what the present one is at, success with its trend, reward, loss and speed; of a validation episodes
+    that have ended, success so far and time left. Where the output is no terminal there is a line an iteration instead, and a line a minute
+    of a validation.
 
     Args:
         refresh_rate: Iterations between two updates; 0 shows nothing.
     """
 
-    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
+    BAR_FORMAT = "{desc} |{bar}| {elapsed}{postfix}"
+    TRAIN_FORMAT = "{desc} {n_fmt}/{total_fmt} |{bar}| {elapsed}<{remaining}{postfix}"
 
     def __init__(self, refresh_rate: int = 1):
         super().__init__(refresh_rate)
         self._plain = False
         self._began = (0.0, 0)
+        self._told = -math.inf  # when a validation was shown last
+        self._successes: list[float] = []  # of the iterations of this process
         self._apart = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -86,18 +116,27 @@ class IterationBar(TQDMProgressBar):
         counts = {"initial": self.done, "total": self.total}  # of a run that goes on: the rate is that of what is done here
         where = {"position": 2 * self.process_position, "dynamic_ncols": True, "file": sys.stdout}
         return Tqdm(
-            desc="training", leave=True, smoothing=0, bar_format=self.BAR_FORMAT, disable=self.is_disabled, **counts, **where
+            desc="training", leave=True, smoothing=0, bar_format=self.TRAIN_FORMAT, disable=self.is_disabled, **counts, **where
         )
 
     def on_train_epoch_start(self, *_: Any) -> None:
         """Nothing: iterations are counted over the whole run."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        known = trainer.callback_metrics
+        if (success := known.get("success/train")) is not None:
+            self._successes.append(float(success))
         if not self.refresh_rate or self.done % self.refresh_rate:
             return
-        shown = [text.format(float(v)) for k, text in SHOWN.items() if (v := trainer.callback_metrics.get(k)) is not None]
+        shown = [text.format(float(known[key])) for key, text in SHOWN.items() if key in known]
+        if trend := rise(self._successes):
+            shown[0] += f" ({trend})"
         if self._plain:
-            print(self.line(shown), flush=True)
+            times = {key[len("time/") : -len("_s")]: float(v) for key, v in known.items() if key.startswith("time/")}
+            print(
+                self.line([*shown, *(f"{phase} {f'{s:.1f}s' if s < 10 else brief(s)}" for phase, s in times.items())]),
+                flush=True,
+            )
         bar = self.train_progress_bar
         bar.n, bar.total = self.done, self.total
         bar.set_description_str("training", refresh=False)
@@ -146,33 +185,57 @@ class IterationBar(TQDMProgressBar):
     def validation_description(self) -> str:
         return "validation"
 
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> None:
-        super().on_validation_batch_start(trainer, pl_module, batch, *place)
-        self._name(self.val_progress_bar, batch)
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Nothing, as in the next ones: episodes are counted, not pieces of a panel."""
 
-    def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> None:
-        super().on_test_batch_start(trainer, pl_module, batch, *place)
-        self._name(self.test_progress_bar, batch)
+    def on_validation_batch_end(self, *_: Any) -> None:
+        pass
 
-    def on_predict_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *place: int) -> None:
-        super().on_predict_batch_start(trainer, pl_module, batch, *place)
-        self._name(self.predict_progress_bar, batch)
+    def on_test_batch_start(self, *_: Any) -> None:
+        pass
 
-    def _name(self, bar: Tqdm, step: Any) -> None:
-        """Panels by their names, which Lightning numbers."""
-        bar.set_description_str(f"{(bar.desc or '').partition(' DataLoader')[0].partition(': ')[0]}: {step.panel.name}")
+    def on_test_batch_end(self, *_: Any) -> None:
+        pass
+
+    def on_predict_batch_start(self, *_: Any) -> None:
+        pass
+
+    def on_predict_batch_end(self, *_: Any) -> None:
+        pass
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.val_progress_bar.close()
-        self.reset_dataloader_idx_tracker()
+
+    def measured(self, measuring: Measuring, at_once: bool = False) -> None:
+        """Show how far a validation, a test or a prediction is."""
+        now = measuring.clock()
+        if now - self._told < (QUIET if self._plain else 0 if at_once else DRAWN):
+            return
+        self._told = now
+        left = "" if measuring.left is None else f"{brief(measuring.left)} left"
+        facts = [fact for fact in (measuring.success, left) if fact]
+        if self._plain:
+            several = f" of the first of {measuring.ranks} processes" if measuring.ranks > 1 else ""
+            print(
+                f"{measuring.what} of {measuring.place}: {', '.join([f'{measuring.count} {measuring.unit}{several}', *facts])}",
+                flush=True,
+            )
+            return
+        bars = {"test": self._test_progress_bar, "predict": self._predict_progress_bar}
+        if (bar := bars.get(str(self.trainer.state.fn), self._val_progress_bar)) is not None:
+            bar.n, bar.total = measuring.share, 1
+            bar.set_description_str(f"{measuring.what}: {measuring.place} {measuring.count}", refresh=False)
+            bar.set_postfix_str(", ".join(facts))
+
+    def over(self, measuring: Measuring) -> None:
+        """Say that it has ended, where no bar did."""
+        if self._plain and measuring.played:
+            print(f"{measuring.what} took {brief(measuring.seconds)}: {'; '.join(measuring.played)}", flush=True)
 
     def note(self, doing: str) -> None:
-        """Say what is going on."""
-        trainer, bars = self.trainer, {"test": self._test_progress_bar, "predict": self._predict_progress_bar}
-        if trainer.training and self._train_progress_bar is not None:
+        """Say what an iteration is at."""
+        if self.trainer.training and self._train_progress_bar is not None:
             self.train_progress_bar.set_description_str(doing)
-        elif (bar := bars.get(str(trainer.state.fn), self._val_progress_bar)) is not None:
-            bar.set_postfix_str(doing)
 
 
 class NetworkSummary(ModelSummary):
@@ -190,6 +253,13 @@ class NetworkSummary(ModelSummary):
             if count.strip() not in ("0", "n/a")
         ]
         rank_zero_info("\n".join([*lines, f"trained: {trainable_parameters:,} of {total_parameters:,} parameters"]))
+
+
+def rise(successes: Sequence[float]) -> str:
+    """By how many points the mean of the last `TREND` is above that of as many before; empty: there are not so many."""
+    if len(successes) < 2 * TREND:
+        return ""
+    return f"{100 * (mean(successes[-TREND:]) - mean(successes[-2 * TREND : -TREND])):+.1f}"
 
 
 def brief(seconds: float) -> str:

@@ -26,7 +26,6 @@ from sdar.metrics.means import Metrics
 from sdar.metrics.tasks import average
 from sdar.parts import Correction, Policy, PrivilegedView, Sampler, SharedWeights
 from sdar.precision import placed_on
-from sdar.rollout import AgentLoop
 from sdar.rollout.chat import ChatFormat
 from sdar.rollout.groups import by_group, finished
 from sdar.samplers import TorchSampler
@@ -211,14 +210,10 @@ class Lifecycle(Updating):
             with self.checking():
                 sampler.bind(tokenizer, self.chat.stop_ids, self.context)
         self.scorer = Scorer(self.sampler.temperature, self.sampler.forbidden_ids, len(tokenizer), packed=self.packed)
-        self.rollout = self._rollout(self.sampler)
-        self.validation = Validation(self, self._rollout(self.val_sampler))
+        self.rollout = self.tasks.rollout(self.chat, self.sampler, self.view, self.seed)
+        self.rollout.progress = lambda s: bars.note(self.trainer, f"{s.ended}/{s.of} episodes")
+        self.validation = Validation(self, self.tasks.rollout(self.chat, self.val_sampler, self.view, self.seed))
         check_first_prompts(self, data)
-
-    def _rollout(self, sampler: Sampler) -> AgentLoop:
-        rollout = self.tasks.rollout(self.chat, sampler, self.view, self.seed)
-        rollout.progress = lambda ended, of: bars.note(self.trainer, f"{ended}/{of} episodes")
-        return rollout
 
     def configure_model(self) -> None:
         if self.model is not None:
@@ -331,8 +326,13 @@ class Lifecycle(Updating):
         if self.trainer.is_global_zero:
             early = [getattr(c, "stopping_reason_message", None) for c in self.trainer.early_stopping_callbacks]
             lines = [f"stopped after iteration {self.iteration}: {why}" for why in early if why]
-            lines += [*self.validation.changes(), *reporting.places(self.trainer, self.export if stage == "fit" else None)]
+            lines += [*self.validation.changes(), *reporting.places(self.trainer, stage, self.export)]
             bars.say(self.trainer, "\n".join(["", *lines]))
+
+    def on_validation_start(self) -> None:
+        self.validation.begin()
+
+    on_test_start = on_predict_start = on_validation_start
 
     def validation_step(self, task_batch: TaskBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self.ranks.error_context(f"validation after iteration {self.iteration}"):
@@ -352,6 +352,7 @@ class Lifecycle(Updating):
             return Played([])
         with self.ranks.error_context("prediction"):
             requests = self.requests(task_batch, self.student_sees_skills, training=False)
+            self.validation.announce(task_batch, "policy", len(requests))
             episodes = self.play(self.validation.rollout, self.model, requests)
         if self.trainer.is_global_zero:
             self.episode_writer.prediction(episodes, task_batch.panel, batch_idx)

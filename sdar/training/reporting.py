@@ -1,6 +1,7 @@
 """What an iteration or a validation leaves behind: metrics by name (docs/metrics.md lists them), and lines about it."""
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
@@ -235,17 +236,19 @@ def write_validation(module: Host, numbers: dict[str, Any]) -> None:
         out.write(json.dumps(record | numbers) + "\n")
 
 
-def places(trainer: Any, export: str | None = None) -> list[str]:
-    """Where a run left its logs and episodes, its checkpoint and the exported policy."""
+def places(trainer: Any, stage: str, export: str | None = None) -> list[str]:
+    """Where a run left its logs, its checkpoint, its episodes and the exported policy, and how to look at a training."""
     if (folder := run_folder(trainer)) is None:
         return []
-    found = [("run", str(folder))]
     kept = [getattr(callback, "last_model_path", "") for callback in trainer.checkpoint_callbacks]
-    found += [("checkpoint", path) for path in kept if path]
-    found += [(what, str(folder / name)) for what, name in (("episodes", "episodes"), ("validations", "validation.jsonl"))]
-    found = [(what, where) for what, where in found if what in ("run", "checkpoint") or Path(where).exists()]
+    files = {"metrics": "metrics.csv", "episodes": "episodes", "validations": "validation.jsonl", "alarms": "alarms.jsonl"}
+    there = {what: folder / name for what, name in files.items() if (folder / name).exists()}
+    found = [("run", str(folder)), *(("checkpoint", path) for path in kept if path)]
+    found += [(what, str(where)) for what, where in there.items()]
     if missing := left_out(folder):
         found.append(("left out", f"{sum(missing.values())} episodes in {len(missing)} files, for model.log_episodes_mb"))
-    if export is not None:
+    if export is not None and stage == "fit":
         found.append(("policy", export))
+    if "metrics" in there and stage == "fit":
+        found.append(("look at it", f"sdar report {shlex.quote(str(folder))}"))
     return [f"{what + ':':<12} {where}" for what, where in found]

@@ -1,6 +1,7 @@
 """Episodes at their own pace: nobody waits for another, and what is played is the same wherever the worlds run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from faulty_world import FaultyWorld
@@ -12,6 +13,7 @@ from sdar.parts import Completion, SampleKey, Session
 from sdar.rollout import LocalPool, Request, Rollout
 from sdar.rollout.loop import LAYOUTS
 from sdar.rollout.pool import EnvPool, ThreadPool
+from sdar.rollout.standing import Standing
 from sdar.samplers import TorchSampler
 from sdar.teachers import SkillView
 from sdar.types import Episode, Task
@@ -83,15 +85,18 @@ def test_a_response_goes_to_its_world_as_soon_as_it_ends() -> None:
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_no_more_episodes_are_under_way_than_there_are_places(elsewhere: bool) -> None:
     pool = ThreadPool(FaultyWorld(), 2) if elsewhere else LocalPool(FaultyWorld())
-    sampler, told = Streaming(places=2), list[tuple[int, int]]()
+    sampler, told = Streaming(places=2), list[Standing]()
     rollout = rollout_of(pool, sampler)
-    rollout.progress = lambda ended, of: told.append((ended, of))
+    rollout.progress = lambda standing: told.append(replace(standing))
     episodes = rollout(None, wanted("1", "2", "1", "1"))
     assert all(e.success for e in episodes)
     firsts = [sampler.sessions[0].order.index(first) for first in ("1.0", "2.0")]
     assert firsts == [0, 1] and sampler.sessions[0].order[-1] == "1.2"
     assert sampler.sessions[0].order.count("1.0") == 3
-    assert [ended for ended, _ in told] == sorted(ended for ended, _ in told) and told[-1] == (4, 4)
+    assert [s.ended for s in told] == sorted(s.ended for s in told) and [s.work for s in told] == sorted(s.work for s in told)
+    assert any(s.ended == 0 and s.work > 0 for s in told)  # before the first has ended, too
+    last = told[-1]
+    assert (last.of, last.ended, last.succeeded, last.lost) == (4, 4, 4, 0) and last.work == pytest.approx(4)
 
 
 def test_worlds_elsewhere_step_beside_a_pass_and_are_waited_for_behind_it() -> None:

@@ -9,8 +9,11 @@ import warnings
 import pytest
 from lightning.pytorch.utilities import rank_zero_info
 
-from sdar.strategies import GRPO
-from sdar.training.bars import IterationBar, NetworkSummary, brief
+from sdar.retrievers import FactRetriever
+from sdar.rollout.standing import Standing
+from sdar.strategies import GRPO, SDAR
+from sdar.training.bars import IterationBar, NetworkSummary, brief, rise
+from sdar.training.measuring import Measuring
 
 WIDTH = 80
 
@@ -79,7 +82,7 @@ def test_what_is_told_stands_on_lines_of_its_own_and_the_bar_says_where_the_run_
     assert {len(frame) for frame in frames if frame.strip()} <= set(range(WIDTH + 1))
     assert any(re.match(r"\d+/\d+ episodes 1/3 \|", frame) for frame in frames)  # while the second iteration is played
     assert any(re.match(r"update 2/3 \|", frame) for frame in frames)
-    assert any(re.match(r"validation: unseen ", frame) for frame in frames)
+    assert any(re.match(r"validation: unseen 0/4 \|", frame) for frame in frames)
 
 
 def test_a_run_that_goes_on_knows_its_end(small, monkeypatch, tmp_path):
@@ -92,9 +95,80 @@ def test_a_run_that_goes_on_knows_its_end(small, monkeypatch, tmp_path):
     assert sum(line.startswith("training 4/4 |") for line in screen(raw)) == 1
 
 
+def test_in_a_pipe_there_are_lines_without_control_characters(small, capsys, monkeypatch):
+    """A line an iteration with its phases; of a validation one at its beginning and one at its end, and more where it takes minutes."""
+    shown = {"limit_val_batches": None, "val_check_interval": 1, "num_sanity_val_steps": -1, "enable_progress_bar": True}
+    strategy = small.strategy(SDAR, retriever=FactRetriever())
+    small.fit(strategy, 1, data=small.data(val_batch=2), callbacks=[IterationBar()], **shown)
+    said = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in said)
+    [line] = [line for line in said.splitlines() if line.startswith("iteration ")]
+    phases = r"rollout \d\.\ds, score \d\.\ds, update \d\.\ds"
+    assert re.fullmatch(rf"iteration 1/1: success \d+\.\d%, reward \S+, loss \S+, \d+ tok/s, {phases}", line)
+    [began] = [line for line in said.splitlines() if re.match(r"validation of unseen:", line)]
+    assert began == "validation of unseen: 0/4 episodes"  # the second one came within the same minute
+    ends = re.findall(r"^validation took \d+s: 4 episodes of unseen; 4 episodes of unseen, teacher$", said, re.MULTILINE)
+    assert len(ends) == 2
+    monkeypatch.setattr("sdar.training.bars.QUIET", 0.0)
+    small.trainer(1, callbacks=[IterationBar()], **shown).validate(strategy, small.data(), verbose=False)
+    said = capsys.readouterr().out
+    told = [line for line in said.splitlines() if line.startswith("validation of unseen") and "(panel" not in line]
+    assert told[0] == "validation of unseen: 0/4 episodes" and len(told) > 4
+    assert any(re.fullmatch(r"validation of unseen: 0/4 episodes, \d\S*s left", line) for line in told)  # turns count, too
+    assert re.fullmatch(r"validation of unseen, teacher: 4/4 episodes, success \d+\.\d%, 0s left", told[-1])
+
+
+def test_how_far_a_validation_is_counts_both_actors_and_every_turn():
+    now = [100.0]
+    measuring = Measuring("validation", clock=lambda: now[0])
+    for actor in ("policy", "teacher"):
+        measuring.plan("unseen", actor, 10)
+    measuring.begin("unseen", "policy", 10, 10)
+    assert (measuring.share, measuring.left, measuring.count, measuring.success) == (0, None, "0/10", "")
+    standing = Standing(10)
+    for _ in range(10):
+        standing.took_turn(4)
+    measuring.hear(standing)
+    now[0] += 60
+    assert measuring.share == pytest.approx(2.5 / 20) and measuring.left == pytest.approx(420)
+    for ended in range(10):
+        standing.end(taken=1, horizon=4, lost=ended == 0, succeeded=ended > 6)
+    measuring.hear(standing)
+    assert (measuring.count, measuring.success) == ("10/10", "success 33.3%") and measuring.share == pytest.approx(0.5)
+    measuring.begin("unseen", "teacher", 10, 4)  # of the others it would say the same
+    assert measuring.share == pytest.approx(10 / 14) and (measuring.place, measuring.count) == ("unseen, teacher", "0/4")
+    for _ in range(2):  # it plays with two networks
+        measuring.hear(Standing(2, ended=2, succeeded=1, work=2))
+    assert (measuring.share, measuring.left, measuring.count, measuring.success) == (1, 0, "4/4", "success 50.0%")
+    assert measuring.played == ["10 episodes of unseen", "4 episodes of unseen, teacher"]
+
+
+def test_processes_that_share_a_validation_tell_the_first_one_s_part():
+    measuring = Measuring("test", ranks=4, clock=lambda: 0.0)
+    measuring.plan("unseen", "policy", 10)
+    measuring.begin("unseen", "policy", 10, 10)
+    measuring.hear(Standing(3, ended=3, work=3))
+    assert measuring.count == "3/3" and measuring.share == 1
+
+
+@pytest.mark.parametrize(
+    ("successes", "text"), [([0.5] * 19, ""), ([0.25] * 10 + [0.5] * 10, "+25.0"), ([1] * 5 + [0.5] * 10 + [0] * 10, "-50.0")]
+)
+def test_the_trend_compares_the_last_iterations_with_those_before(successes, text):
+    assert rise(successes) == text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0s"), (59, "59s"), (60, "1m"), (3599, "1h00m"), (5577, "1h33m"), (86_400, "1d0h"), (190_000, "2d4h")],
+    [
+        (0, "0s"),
+        (59, "59s"),
+        (60, "1m"),
+        (3599, "1h00m"),
+        (5577, "1h33m"),
+        (86_400, "1d0h"),
+        (190_000, "2d4h"),
+    ],
 )
 def test_times_are_brief(seconds, text):
     assert brief(seconds) == text
