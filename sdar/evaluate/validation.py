@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torchmetrics import Metric
 
-from sdar.data import TaskBatch
+from sdar.data import Pieces, TaskBatch
 from sdar.data.panels import Panel
 from sdar.data.set_means import metrics_of
 from sdar.errors import ConfigError
@@ -55,8 +55,12 @@ class Validation:
         kind = what if what in ("test", "predict") else "sanity_val" if trainer.sanity_checking else "val"
         self.measuring = Measuring({"test": "test", "predict": "prediction"}.get(kind, "validation"), trainer.world_size)
         loaders = getattr(trainer, f"{kind.removeprefix('sanity_')}_dataloaders") or []
-        for pieces, most in zip(loaders, getattr(trainer, f"num_{kind}_batches"), strict=True):
-            for piece in pieces.steps[: int(min(most, len(pieces)))]:
+        for pieces, most in zip(
+            loaders if isinstance(loaders, list) else [], getattr(trainer, f"num_{kind}_batches"), strict=False
+        ):
+            for piece in (
+                pieces.steps[: int(min(most, len(pieces)))] if isinstance(pieces, Pieces) else ()
+            ):  # others play nothing
                 self.plan(piece, teacher=self.teacher_acts and kind != "predict")
 
     def plan(self, piece: TaskBatch, teacher: bool) -> None:
