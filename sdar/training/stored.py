@@ -152,7 +152,8 @@ class Restorer:
     def episode(self, e: StoredEpisode) -> Episode:
         """An episode of a run, with the messages that its prompts were made of."""
         task = self._task(e)
-        chat = self.module.rollout.of(task).chat
+        loop = self.module.rollout.of(task)
+        chat, by_turn = loop.chat, loop.layout == "turn"
         turns = [
             Turn(
                 prompt_ids=t.prompt_ids or [], response_ids=t.response_ids, behaviour_logp=t.behaviour_logp or [0.0] * len(t.response_ids),
@@ -167,16 +168,24 @@ class Restorer:
             task, e.attempt, turns, Status(e.status), e.success, e.reward, retrieval, extra=e.extra, scores=e.scores, error=e.error,
             final_observation=e.final_observation,
         )  # fmt: skip
-        first = [chat.messages(t.prompt_ids) for t in turns]
-        wrong = next(
-            (n for n, t in enumerate(turns) if (n == 0 and first[0] is None) or chat.decode(t.response_ids) != t.text), None
-        )
-        if wrong is not None:
-            self._refuse_tokens(e, wrong, chat)
-        if all(first):
-            made.turn_messages = [messages for messages in first if messages]
-        elif first:
-            made.first_messages = first[0] or []
+        told = [
+            chat.messages(t.prompt_ids) for t in turns
+        ]  # of a short template an answer in a conversation reads like a prompt
+        as_prompts = all(t.starts_row for t in e.turns)
+        if len(turns) > 1 and (
+            not as_prompts if by_turn else as_prompts and all(m and e.instruction in m[-1]["content"] for m in told)
+        ):
+            raise ConfigError(
+                f"the episode of task {e.task} was not played with data.layout {loop.layout}, which this run has: its prompts would be put "
+                "together wrongly. Give the data settings of the run that played it (-c RUN/config.yaml)."
+            )
+        for number, turn in enumerate(turns):
+            if (told[number] is None and (by_turn or not number)) or chat.decode(turn.response_ids) != turn.text:
+                self._refuse_tokens(e, number, chat)
+        if by_turn:
+            made.turn_messages = [messages for messages in told if messages]
+        elif turns:
+            made.first_messages = told[0] or []
             if chat.rewrites_history:
                 self._retell(made, chat)
         return made
@@ -217,7 +226,7 @@ class Restorer:
 
     def _retell(self, made: Episode, chat: ChatFormat) -> None:
         """A conversation whose past the template tells otherwise than it was said."""
-        protocol = self.module.rollout.of(made.task).protocol  # type: ignore[attr-defined]
+        protocol = self.module.rollout.of(made.task).protocol
         for before, turn in zip(made.turns, made.turns[1:], strict=False):
             answer = {"role": "user", "content": protocol.answer(turn.observation, ())}
             made.later_messages += [chat.said(before.response_ids), answer]

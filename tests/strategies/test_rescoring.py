@@ -4,6 +4,7 @@ import gzip
 import json
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from chats import FORGETFUL
 from chats import chat as chat_format
@@ -14,11 +15,13 @@ from sdar.cli.commands import COMMANDS
 from sdar.cli.trainer import AgentTrainer
 from sdar.data.conversations import read_conversations
 from sdar.envs import HouseholdEnv
-from sdar.episodes.schema import NUMBERS
+from sdar.episodes.schema import NUMBERS, StoredEpisode
 from sdar.errors import ConfigError
+from sdar.rollout.rows import make_rows, messages_of
 from sdar.strategies import SDAR
 from sdar.teachers import HintView, PlainView
 from sdar.training.stored import Restorer
+from sdar.types import Task
 
 OF_A_TURN = ("turn_weight", "update", "normalizer", "teacher_prompt_ids", "starts_row")
 
@@ -111,6 +114,52 @@ def test_a_template_that_rewrites_the_past_gives_each_turn_the_prompt_that_it_ha
             messages, tokenize=False, add_generation_prompt=True
         )
     assert "cold" not in chat.tokenizer.decode(made.turns[1].prompt_ids)
+
+
+def told(chat, layout, *texts, end=True):
+    """An episode of a world's words and the responses to them, as a run stores it; without the end of a turn the response was cut."""
+    prompts = [chat.prompt([{"role": "user", "content": text}]) for text in texts[::2]]
+    said = [chat.response(text) if end else chat.response(text)[:-1] for text in texts[1::2]]
+    if layout == "trajectory":
+        prompts[1:] = [chat.reply(text, ended=end) for text in texts[2::2]]
+    turns = [
+        {
+            "observation": "",
+            "response": text,
+            "prompt_ids": prompt,
+            "response_ids": ids,
+            "starts_row": layout == "turn" or not k,
+        }
+        for k, (prompt, ids, text) in enumerate(zip(prompts, said, texts[1::2], strict=True))
+    ]
+    return msgspec.convert(
+        {"task": "t", "family": "f", "instruction": "Sure?", "success": True, "turns": turns}, StoredEpisode
+    )
+
+
+def run_of(chat, layout):
+    world = SimpleNamespace(env=None, task=lambda name: Task(name, "f", "Sure?"))
+    loop = SimpleNamespace(chat=chat, layout=layout)
+    return SimpleNamespace(
+        rollout=SimpleNamespace(of=lambda task: loop), tasks=SimpleNamespace(worlds={"": world}), retriever=None
+    )
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("layout", ["trajectory", "turn"])
+def test_prompts_are_put_together_as_they_were_played_also_where_an_answer_reads_like_a_prompt(layout, end):
+    chat = chat_format()
+    stored = told(chat, layout, "Sure? 1", "It is 2.", "Sure? Add.", "Two.", end=end)
+    assert not end or chat.messages(chat.reply("Add.", ended=True)) is not None
+    made = Restorer(run_of(chat, layout), False)(stored)
+    ids = [[*t.prompt_ids, *t.response_ids] for t in stored.turns]
+    assert [row.ids for row in make_rows([made])] == (ids if layout == "turn" else [[*ids[0], *ids[1]]])
+    assert [messages_of(made, row.turn) for row in make_rows([made])] == [
+        [{"role": "user", "content": text}] for text in (["Sure? 1", "Sure? Add."] if layout == "turn" else ["Sure? 1"])
+    ]
+    other = "turn" if layout == "trajectory" else "trajectory"
+    with pytest.raises(ConfigError, match=rf"task t was not played with data\.layout {other}, which this run has"):
+        Restorer(run_of(chat, other), False)(stored)
 
 
 @pytest.mark.parametrize(
