@@ -4,7 +4,7 @@
 
 One run after the other, one thread each. A run leaves one small file in ``--results``; one that is there already is not run again,
 so several of these can share the work (``--only``), and table and pictures are made from the files alone. What differs from a
-method's published setting stands in `METHODS`: the policy is tiny, the runs are short.
+method's published setting stands in `sdar.figures.making`: the policy is tiny, the runs are short.
 """
 
 import argparse
@@ -21,46 +21,13 @@ from typing import Any
 import numpy as np
 
 from sdar.evaluate.curves import aligned, smooth
-
-SKILLS = ["-c", "conf/scale/quickstart_skills.yaml"]
-TEACHER = ["-c", "conf/scale/quickstart_teacher.yaml"]
-JUDGE = ["-c", "conf/scale/quickstart_judge.yaml"]
-FROZEN = ["--model.teacher", "InitialTeacher"]
-NO_KL = ["--model.kl_coef", "0"]
-
-
-def coef(value: float) -> list[str]:
-    return ["--model.distill_coef", str(value)]
-
-
-METHODS = {
-    "grpo": NO_KL,
-    "gigpo": NO_KL,
-    "critic_search": [*SKILLS, *JUDGE, *NO_KL],
-    "sdar": [*SKILLS, *FROZEN, *coef(2), *NO_KL],
-    "gated_opsd": [*SKILLS, *FROZEN, *coef(2), *NO_KL],
-    "grpo_opsd": [*SKILLS, *FROZEN, *coef(2), *NO_KL],
-    "skill_sd": [*SKILLS, *FROZEN, *coef(1), *NO_KL],
-    "rlsd": [*SKILLS, *FROZEN, *NO_KL],
-    "opsd": [*SKILLS, *FROZEN],
-    "hdpo": [*SKILLS, *FROZEN, *coef(1), *NO_KL],
-    "sdpo": [],
-    "sd_search": [*coef(0.1), *NO_KL],
-    "skill_grpo": [*SKILLS, *NO_KL],
-    "opd": TEACHER,
-    "top_k_opd": TEACHER,
-    "sod": TEACHER,
-    "tcod": [*TEACHER, "--model.controller.every", "3"],
-    "tip": TEACHER,
-    "topd": [*TEACHER, "--model.window", "16"],
-}
+from sdar.figures.making import METHODS, words_of
 
 
 def run(method: str, seed: int, env_steps: int, folder: Path) -> dict[str, Any]:
     """Train; what the run was like as plain data."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "sdar", "fit", "-c", "conf/env/quickstart.yaml", "-c", f"conf/method/{method}.yaml"]
-    command += ["-c", "conf/scale/quickstart.yaml", *METHODS[method]]
+    command = [sys.executable, "-m", "sdar", *words_of(method)]
     command += ["--seed_everything", str(seed), "--model.max_env_steps", str(env_steps), "--trainer.max_steps", "-1"]
     command += ["--trainer.val_check_interval", "1000000", "--trainer.default_root_dir", str(folder)]
     command += ["--trainer.enable_progress_bar", "false", "--model.log_episodes_every", "0"]

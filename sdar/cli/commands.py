@@ -150,6 +150,11 @@ examples:
         words="sdar.evaluate.command.main",
     ),
     Command(
+        "figures",
+        "figures and tables of the papers, from runs",
+        words="sdar.figures.command.main",
+    ),
+    Command(
         "doctor",
         "what is wrong with a machine, and with a run before it",
         """Look at everything of a run that can be looked at without loading weights, and at the machine; tell all that is wrong at once.
