@@ -53,7 +53,8 @@ class Taught(AgentModule):
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
-        self.metrics.add("teacher/empty_share", float((~batch.is_privileged).sum()), len(extra))
+        if self.view.tells:
+            self.metrics.add("teacher/empty_share", float((~batch.is_privileged).sum()), len(extra))
         if self.view.uses_retrieval() and not batch.is_privileged.all() and not self._warned:
             self._warned = True
             rank_zero_warn(

@@ -1,13 +1,26 @@
 """Alarms: each fires on a series that has its fault and on no healthy one, is told once, and goes on with a run."""
 
+import inspect
 import json
 import math
 from pathlib import Path
 
 import pytest
+from fresh import fresh
 
 from sdar import registry
-from sdar.alarms import Alarms, Bound, Finding, FlatGroups, GapGrows, InvalidActions, Measured, Mismatch, replay
+from sdar.alarms import (
+    Alarms,
+    Bound,
+    Finding,
+    FlatGroups,
+    GapGrows,
+    InvalidActions,
+    Measured,
+    Mismatch,
+    TeacherPrefersFailure,
+    replay,
+)
 from sdar.alarms.watch import Watch, alarms
 from sdar.errors import ConfigError
 
@@ -66,7 +79,10 @@ FAULTS: dict[str, tuple[Series, str]] = {
     ),
     "gate_saturated": ({"gate/mean": [0.999] * N}, "gate/mean is 0.999 over 5 iterations"),
     "weights_capped": ({"turn/weight_capped_share": [0.95] * N}, "turn/weight_capped_share is 0.95"),
-    "clip_never_reached": ({"train/clip_share": [0.0] * N}, "train/clip_share is 0 over 50 iterations, and kl/old 0.01 nats"),
+    "clip_never_reached": (
+        {"train/clip_share": [0.0] * N},
+        "train/clip_share is 0 over 50 iterations, and kl/old 0.01 nats in size",
+    ),
     "teacher_silent": ({"distill/coef": [0.0] * N}, "distill/coef is 0 in all 20 iterations"),
     "teacher_no_better": (
         {"teacher/lift/unseen": [-0.02] * N},
@@ -99,6 +115,31 @@ def test_each_alarm_tells_its_fault_once_and_no_other(name: str) -> None:
     [(iteration, found, finding)] = told(healthy() | series)
     assert found == name and fact in finding.fact and 1 <= iteration <= N
     assert finding.usual and finding.remedy[-1] in ".?"
+
+
+def test_a_teacher_that_prefers_nothing_is_not_told_of_for_its_noise() -> None:
+    """Half a nat below by chance: the difference of two means over gaps of many nats is no preference."""
+    noisy = {
+        "gap/success": [-9.0 - 2.0 * (k % 5 == 0) for k in range(N)],
+        "gap/failure": [-9.0 - 2.0 * (k % 5 == 2) for k in range(N)],
+    }
+    below = {"gap/success": [gap - 0.3 for gap in noisy["gap/success"]]}
+    assert told(healthy() | noisy | below) == []
+    steady = {"gap/success": [-9.3] * N, "gap/failure": [-9.0] * N}
+    assert [name for _, name, _ in told(healthy() | steady)] == ["teacher_prefers_failure"]
+
+
+def test_gaps_are_compared_in_the_iterations_that_have_both() -> None:
+    """Where every attempt fails there is no gap on successes: the other series goes on."""
+    run, alarm = Measured(), TeacherPrefersFailure(window=2)
+    for k in range(1, 9):
+        run.add(k, {"gap/failure": 5.0 if k > 4 else -1.0} | ({"gap/success": -1.0} if k <= 4 else {}))
+    assert alarm.look(run) is None
+
+
+def test_a_script_that_imports_nothing_else_asks_every_alarm() -> None:
+    count, *_ = fresh("from sdar.alarms.watch import alarms; code = len(alarms())")
+    assert count == len(NAMES) == 19
 
 
 def test_what_is_cut_is_too_long() -> None:
@@ -159,8 +200,8 @@ def test_an_alarm_that_is_not_there_cannot_be_silenced() -> None:
 
 @pytest.mark.parametrize("cls", dict.fromkeys(registry.parts("alarms").values()), ids=lambda cls: cls.__name__)
 def test_a_window_holds_at_least_one_value(cls: type) -> None:
-    if "window" in cls.__init__.__code__.co_varnames[1 : cls.__init__.__code__.co_argcount]:
-        with pytest.raises(ConfigError, match="window is 0: it must be at least 1"):
+    if "window" in inspect.signature(cls.__init__).parameters:
+        with pytest.raises(ConfigError, match=r"window is 0: it must be at least [12]\."):
             cls(window=0)
 
 

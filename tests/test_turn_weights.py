@@ -62,7 +62,7 @@ def test_stepwise_golden(layout: str) -> None:
     ]
     patterns = {"turn/pattern_aligned": 1 / 2, "turn/pattern_recovered": 1 / 2, "turn/pattern_drifted": 0.0}  # of two episodes
     assert metrics.compute() == pytest.approx(
-        {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 6} | patterns
+        {"turn/divergence": 16 / 6, "turn/weight": 6 / 6, "turn/weight_capped_share": 2 / 3} | patterns
     )
 
 
@@ -95,7 +95,7 @@ def test_in_half_precision_the_bound_still_counts_as_the_bound() -> None:
     batch, metrics = batch_of([episode(turn(), turn())], "trajectory"), Metrics()
     view = view_of(batch, spread(batch, [[[2.0], [0.5]]]).float())
     weights = StepwiseWeight(delta=0.2)(view, Turns(batch), metrics)
-    assert weights.dtype == torch.float32 and metrics.compute()["turn/weight_capped_share"] == 0.5
+    assert weights.dtype == torch.float32 and metrics.compute()["turn/weight_capped_share"] == 1
 
 
 def test_where_the_teacher_agrees_everywhere_all_turns_count_alike() -> None:

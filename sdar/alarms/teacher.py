@@ -1,6 +1,7 @@
 """Alarms about the teacher and its channel: what it sees, whether it is better, whether anything of it arrives."""
 
 from itertools import pairwise
+from statistics import fmean, stdev
 
 from sdar.alarms.base import Alarm, Bound, Finding, Measured
 from sdar.errors import check_least, check_positive, check_share
@@ -97,10 +98,11 @@ class ClipNeverReached(Alarm):
 
     def look(self, run: Measured) -> Finding | None:
         clipped, moved = (run.values(name)[-self.window :] for name in ("train/clip_share", "kl/old"))
-        if len(clipped) < self.window or any(clipped) or sum(map(abs, moved)) < self.least * self.window:
+        movement = sum(map(abs, moved)) / self.window
+        if len(clipped) < self.window or any(clipped) or movement < self.least:
             return None
         return Finding(
-            f"train/clip_share is 0 over {self.window} iterations, and kl/old {sum(moved) / len(moved):.2g} nats",
+            f"train/clip_share is 0 over {self.window} iterations, and kl/old {movement:.2g} nats in size, on average",
             "above 0 where several steps share a rollout",
             "The clip does nothing: its bounds are wider than the policy moves. Narrow model.policy_loss.clip_low and "
             "clip_high, or know that "
@@ -167,19 +169,27 @@ class TeacherPrefersFailure(Alarm):
     Args:
         window: Iterations whose mean is looked at.
         margin: In nats; a difference below this is none.
+        errors: Standard errors of its mean over the iterations by which the difference has to lie below 0.
     """
 
-    def __init__(self, window: int = 10, margin: float = 0.05):
+    def __init__(self, window: int = 10, margin: float = 0.05, errors: float = 3.0):
+        check_least("alarm", 2, window=window)
         super().__init__(window)
-        self.margin = margin
+        self.margin, self.errors = margin, errors
 
     def look(self, run: Measured) -> Finding | None:
-        success, failure = (run.recent(f"gap/{outcome}", self.window) for outcome in ("success", "failure"))
-        if success is None or failure is None or success >= failure - self.margin:
+        measured = [dict(run.last.get(f"gap/{outcome}", ())) for outcome in ("success", "failure")]
+        both = sorted(measured[0].keys() & measured[1].keys())[-self.window :]
+        if len(both) < self.window:
+            return None
+        success, failure = (fmean(gaps[i] for i in both) for gaps in measured)
+        noise = stdev(measured[0][i] - measured[1][i] for i in both) / len(both) ** 0.5
+        if success - failure >= -max(self.margin, self.errors * noise):
             return None
         return Finding(
-            f"the mean gap is {success:.3g} nats on tokens of episodes that reached the goal and {failure:.3g} on the others",
-            f"no more than {self.margin:g} below",
+            f"the mean gap is {success:.3g} nats on tokens of episodes that reached the goal and {failure:.3g} on the others, "
+            f"with a standard error of {noise:.2g}",
+            f"no more than {self.margin:g} below, or {self.errors:g} standard errors",
             "On the student's own path the teacher pushes towards failure: it may know the task and not the situation. "
             "Trust it less "
             "(model.gate, model.distill_coef), by outcome (model.sequence_filter), or give it skills that fit.",

@@ -10,6 +10,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from sdar.alarms import policy, teacher  # noqa: F401 (who asks for every alarm has them registered)
 from sdar.alarms.base import Alarm, Finding, Measured
 from sdar.errors import ConfigError, check_least
 from sdar.registry import did_you_mean, parts

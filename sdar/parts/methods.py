@@ -141,6 +141,8 @@ class PrivilegedView(Part, ABC):
     answers: ClassVar = {"text": returned.view_text}
 
     own_heading = ""
+    tells: bool = True
+    """False: it never adds anything, so that a teacher that was told nothing is no fault."""
     per_turn: bool = False
     """True: it tells of each turn something else, in a growing conversation too, whose turns then become rows of their own."""
 

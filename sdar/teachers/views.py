@@ -19,6 +19,8 @@ QUERIES = r"~?search\[(.*)\]"
 class PlainView(PrivilegedView):
     """Nothing: the teacher reads what the student reads, and knows better by its weights."""
 
+    tells = False
+
     def __init__(self) -> None:
         super().__init__()
 

@@ -54,5 +54,6 @@ class StepwiseWeight(DistanceWeight):
         distance = self.distance(tokens, turns, metrics)
         weights = functional.stepwise_turn_weights(distance, turns.episode, self.epsilon, self.delta)
         metrics.add("turn/weight", float(weights.sum()), len(turns))
-        metrics.add("turn/weight_capped_share", float((weights >= 1 + self.delta).sum()), len(turns))
+        later = weights[turns.episode.diff(prepend=turns.episode[:1] - 1) == 0]  # a first turn counts 1, whatever its distance
+        metrics.add("turn/weight_capped_share", float((later >= 1 + self.delta).sum()), len(later))
         return weights

@@ -162,7 +162,7 @@ def test_sod_adds_the_gap_weighted_by_how_far_a_turn_is_from_the_teacher(small, 
     expected = turn_by_turn(seen.batch, lambda e, t, gap: (HALF, -HALF)[e] + coef * TURN_WEIGHTS[e][t] * gap)
     assert gathered(seen.batch, seen.batch.advantages) == near(expected)
     assert seen.metrics["turn/weight"] == pytest.approx(4.2 / 5)
-    assert seen.metrics["turn/weight_capped_share"] == pytest.approx(1 / 5)
+    assert seen.metrics["turn/weight_capped_share"] == pytest.approx(1 / 3)
 
 
 def test_sod_without_turn_weights_is_opd_with_group_advantages(small):
