@@ -185,8 +185,11 @@ def names(base: type | None = None) -> dict[str, type]:
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """`` Did you mean 'gap'?`` or the empty string."""
     lowered = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(wrong.lower(), lowered, 1, 0.6)
-    return f" Did you mean {lowered[close[0]]!r}?" if close else ""
+    close = difflib.get_close_matches(wrong.lower(), lowered, 3, 0.6)
+    if not close:
+        return ""
+    nearest = max(close, key=lambda name: sorted(name) == sorted(wrong.lower()))  # letters that changed places, else the first
+    return f" Did you mean {lowered[nearest]!r}?"
 
 
 def part_name(part: object) -> str:

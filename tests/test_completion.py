@@ -20,7 +20,7 @@ QUICKSTART = "sdar fit -c conf/quickstart/sdar.yaml"
 @pytest.mark.parametrize(
     "line, offered",
     [
-        ("sdar pl", ["plan"]),
+        ("sdar pl", ["play", "plan"]),
         ("sdar serve-s", ["serve-search", "serve-sandbox"]),
         ("sdar list gat", ["gates", "gated_opsd", "gate_saturated"]),
         ("sdar completion z", ["zsh"]),

@@ -109,6 +109,20 @@ examples:
         about="episodes",
     ),
     Command(
+        "play",
+        "a world in the terminal; watch a policy, replay episodes",
+        """Play one task of a world in the terminal, as a person; watch a policy play it; or see stored episodes turn by turn.
+
+With --policy true or --ckpt_path the policy of the settings plays, and each of its tokens is shown by the gap to its teacher, where the
+method has one. Without a terminal lines are read all the same. docs/play.md tells more.
+
+examples:
+  sdar play -c conf/env/quickstart.yaml --split train --task 3
+  sdar play -c runs/quickstart/version_0/config.yaml --ckpt_path last
+  sdar play --episode runs/quickstart/version_0 --where 'kind == "train" and success == 0'""",
+        words="sdar.play.replay.main",
+    ),
+    Command(
         "export",
         "checkpoint to transformers' format",
         """Write a checkpoint's policy as a directory that transformers and vLLM read.

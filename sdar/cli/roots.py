@@ -72,7 +72,7 @@ def _of_run(command: str) -> dict[str, Argument]:
         registry.locate(name)
     trainer = registry.locate("sdar.cli.trainer.AgentTrainer")
     given = [
-        Argument("model", strategy | None, True, None, Expected((strategy,))),
+        Argument("model", strategy | None, command != "play", None, Expected((strategy,))),  # a person needs none
         Argument("data", source, False, Namespace(class_path=TASKS), Expected((source,))),
         Argument("trainer", expected=Expected(group=trainer)),
         Argument("checkpoint", expected=Expected(group=registry.locate("sdar.training.checkpoints.RunCheckpoint"))),

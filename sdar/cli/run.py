@@ -62,6 +62,10 @@ MEANINGLESS = (  # each is about something that a user of this command neither c
 )
 
 
+OWN = ("score", "play", "export", "plan", "doctor")
+"""Commands that are methods of `AgentTrainer` alone."""
+
+
 def run(args: list[str]) -> int:
     """Run a command that needs a configuration, and return the exit code."""
     _prepare()
@@ -69,11 +73,27 @@ def run(args: list[str]) -> int:
     settings = checked_settings(args)
     for line in [*(f"warning: {line}" for line in _complaints()), *settings.notes]:
         sys.stderr.write(f"{line}\n")
+    if args[0] == "play" and "model" not in settings.root.arguments:
+        args = [*args, *_without_model(args)]
     with warnings.catch_warnings(), explained(settings):
         for message in MEANINGLESS:
             warnings.filterwarnings("ignore", message)
         AgentCLI(args)
     return 0
+
+
+def _without_model(args: list[str]) -> list[str]:
+    """What makes settings of a world alone whole, where a person plays.
+
+    Raises:
+        ConfigError: a policy shall play.
+    """
+    if asked := next((word for word in args if re.match(r"--(policy|ckpt_path)\b", word)), None):
+        raise ConfigError(
+            f"{asked.partition('=')[0]} has a policy play, and these settings have no model. Give those of its run, e.g. -c "
+            "runs/quickstart/version_0/config.yaml."
+        )
+    return ["--model", "GRPO", "--model.policy", "FreshPolicy"]
 
 
 def use_tool(name: str, *args: str) -> int:
@@ -133,7 +153,7 @@ class AgentCLI(LightningCLI):
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # LightningCLI calls it on the object
-        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in ("score", "export", "plan", "doctor")}
+        known = LightningCLI.subcommands() | {name: {"model", "datamodule"} for name in OWN}
         return {name: skipped for name, skipped in known.items() if name in self._commands}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -217,6 +237,9 @@ class AgentCLI(LightningCLI):
         strategy = self._strategy(given)
         if given["precision"] is None and not given["plugins"]:
             kwargs["precision"] = given["precision"] = self._precision(given["accelerator"])
+        if self.subcommand == "play":
+            nothing = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+            return super().instantiate_trainer(logger=False, **(kwargs | {"callbacks": []} | nothing))
         if self.subcommand in ("plan", "doctor"):
             shown = (
                 ("enable_checkpointing", "enable_progress_bar", "enable_model_summary") if self.subcommand == "plan" else ()
@@ -287,6 +310,9 @@ class AgentCLI(LightningCLI):
     def score(self, **arguments: Any) -> None:
         self._run(**arguments)
 
+    def play(self, **arguments: Any) -> None:
+        self._run(**arguments)
+
     def export(self, **arguments: Any) -> None:
         self._run(**arguments)
 
@@ -305,7 +331,7 @@ class AgentCLI(LightningCLI):
         runs = Runs(self.config_dump["trainer"]["default_root_dir"] or ".", self.config_dump, str(self.subcommand))
         if given := arguments.get("ckpt_path"):
             arguments["ckpt_path"] = runs.checkpoint(given)
-        if self.subcommand == "export" or cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
+        if self.subcommand in ("export", "play") or cast(Any, trainer).fast_dev_run or not trainer.is_global_zero:
             return None
         there = {*runs.root.glob("*")}
         trainer.run_folder = folder = runs.folder(arguments.get("ckpt_path"))

@@ -78,6 +78,41 @@ class AgentTrainer(Trainer):
         self.predict(module, datamodule=source, ckpt_path=ckpt_path, return_predictions=False)
         bars.say(self, f"weights:     {ckpt_path or 'the first ones of these settings; --ckpt_path names others'}")
 
+    def play(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        task: str = "1",
+        split: str | None = None,
+        world: str | None = None,
+        policy: bool = False,
+        ckpt_path: str | None = None,
+        prompts: bool = False,
+    ) -> None:
+        """Play one task of a world in the terminal, or watch a policy play it.
+
+        Args:
+            task: Its number in the split, from 1, or its id.
+            split: A panel of the settings, or a split of the world; by default the first panel of validation.
+            world: In settings with several worlds (``data.envs``), the one that is played.
+            policy: The policy of the settings plays, with its first weights unless --ckpt_path names others.
+            ckpt_path: A checkpoint of `fit`, whose policy plays; ``last``: that of the latest run of these settings.
+            prompts: Show a person what the protocol tells a policy, instead of the bare observations.
+        """
+        from sdar.play.chosen import task_of, world_of
+
+        module, data = cast("AgentModule", model), cast("TaskSource", datamodule)
+        where = world_of(data, world)
+        panel, chosen = task_of(where, task, split)
+        if policy or ckpt_path is not None:
+            from sdar.play.watch import watch
+
+            watch(self, module, data, panel, chosen, ckpt_path)
+        else:
+            from sdar.play import person
+
+            person.play(where, chosen, prompts)
+
     def export(
         self,
         model: LightningModule,

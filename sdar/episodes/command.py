@@ -9,8 +9,9 @@ from pathlib import Path
 from sdar.cli.failure import say
 from sdar.episodes.files import left_out
 from sdar.episodes.reading import stream
-from sdar.episodes.schema import StoredEpisode, StoredTurn
+from sdar.episodes.schema import StoredEpisode
 from sdar.episodes.tables import export
+from sdar.episodes.told import line, told
 from sdar.episodes.values import value
 from sdar.errors import ConfigError
 
@@ -19,21 +20,6 @@ COLUMNS = {
     "tokens": 6, "gap": 7, "gate": 6, "weight": 9, "advantage": 9, "entropy": 7, "skills": 30,
 }  # fmt: skip
 """Value -> most characters of its column; a column without a value is left out."""
-OF_TOKENS = (
-    *(
-        "behaviour_logp",
-        "student_logp",
-        "old_logp",
-        "ref_logp",
-        "teacher_logp",
-        "gap",
-        "gate",
-        "divergence",
-        "weight",
-        "advantage",
-    ),
-    *("entropy", "teacher_entropy", "importance", "loss"),
-)
 
 
 def main(words: Sequence[str]) -> int:
@@ -74,56 +60,13 @@ def table(episodes: Iterable[StoredEpisode], limit: int) -> str:
         if count <= limit:
             lines.append([str(count), *(_cell(value(e, name), most) for name, most in COLUMNS.items())])
     heads = ["#", *COLUMNS]
-    kept = [k for k in range(len(heads)) if any(line[k] for line in lines)]
+    kept = [k for k in range(len(heads)) if any(row[k] for row in lines)]
     widths = {k: max(len(text) for text in (heads[k], *(line[k] for line in lines))) for k in kept}
-    shown = ["  ".join(line[k].ljust(widths[k]) for k in kept).rstrip() for line in ([heads, *lines] if lines else [])]
+    shown = ["  ".join(row[k].ljust(widths[k]) for k in kept).rstrip() for row in ([heads, *lines] if lines else [])]
     if count > limit:
         shown.append(f"... and {count - limit} more (--limit)")
     faults = f", {lost} ended by faults of the world" if lost else ""
     return "\n".join([*shown, f"{count} episodes, {succeeded} reached the goal{faults}."])
-
-
-def told(e: StoredEpisode) -> str:
-    """An episode in full: what everybody was told and said, and every number of every token."""
-    known = {name: getattr(e, name) for name in ("kind", "iteration", "run", "method")}
-    of = [f"attempt {e.attempt}", *(f"{name} {_line(str(v))}" for name, v in known.items() if v is not None)]
-    panel = [] if e.panel is None else [f"panel:       {_line(e.panel)} {e.panel_hash or ''}".rstrip()]
-    scores = "".join(f", {_line(name)} {score:g}" for name, score in e.scores.items())
-    lines = [
-        f"task:        {_line(e.task)} ({', '.join(of)})",
-        *panel,
-        f"family:      {_line(e.family)}",
-        f"outcome:     {'success' if e.success else 'failure'}, reward {e.reward:g}{scores}, {_line(e.status)} {_line(e.error)}".rstrip(),
-        *([f"skills:      {_line(', '.join(e.skills))}"] if e.skills else []),
-        "instruction:",
-        _block(e.instruction),
-    ]
-    for number, turn in enumerate(e.turns):
-        lines += _turn(turn, number)
-    return "\n".join([*lines, "", "in the end, seen:", _block(e.final_observation)])
-
-
-def _turn(turn: StoredTurn, number: int) -> list[str]:
-    facts = [f"turn weight {turn.turn_weight:.4g}"] if turn.turn_weight is not None else []
-    facts += [f"optimizer step {turn.update}"] if turn.update is not None else []
-    marks = {"invalid": not turn.valid, "cut": not turn.stopped, "not learned from": not turn.trainable}
-    facts += [mark for mark, true in marks.items() if true]
-    lines = ["", f"turn {number}{' (' + ', '.join(facts) + ')' if facts else ''}, seen:", _block(turn.observation)]
-    if turn.teacher_prompt is not None:
-        lines += ["the teacher's own prompt:", _block(turn.teacher_prompt)]
-    names = [name for name in OF_TOKENS if getattr(turn, name) is not None]
-    pieces = turn.pieces or [str(i) for i in turn.response_ids]
-    rows = [["", *names]]
-    for place, piece in enumerate(pieces):
-        numbers = (getattr(turn, name)[place] for name in names)
-        rows.append([_line(repr(piece)), *("-" if n is None else f"{n:.4g}" for n in numbers)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines += ["said:", _block(turn.response), f"action: {_line(turn.action)}"]
-    return lines + [
-        "    "
-        + "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
-        for row in rows
-    ]
 
 
 def _cell(found: object, most: int) -> str:
@@ -133,17 +76,8 @@ def _cell(found: object, most: int) -> str:
         return "yes" if found else "no"
     if isinstance(found, float):
         return f"{found:.3g}"
-    text = _line(", ".join(found) if isinstance(found, list) else str(found))
+    text = line(", ".join(found) if isinstance(found, list) else str(found))
     return text if len(text) <= most else f"{text[: most - 3]}..."
-
-
-def _line(text: str) -> str:
-    """In one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _block(text: str) -> str:
-    return "\n".join(f"    {_line(line)}".rstrip() for line in text.splitlines()) or "    (nothing)"
 
 
 def _parser() -> argparse.ArgumentParser:

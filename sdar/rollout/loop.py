@@ -105,6 +105,8 @@ class Rollout(AgentLoop):
         self.max_tokens, self._max_new_tokens = max_tokens, max_new_tokens
         self._chat_is_checked = False
         self.progress = lambda standing: None
+        self.after_turn: Callable[[Episode], None] = lambda episode: None
+        """Told of an episode whenever its world has answered a response."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -153,6 +155,7 @@ class Rollout(AgentLoop):
             context = prompt + completion.ids
             seen = yield action  # type: ignore[assignment]
             ended = self._ended(episode, seen, limit)
+            self.after_turn(episode)
             if self._used_up(episode) or ended:
                 break
         if not seen.result.done:  # it ends here by our doing: the world would go on, and says what it is worth so far

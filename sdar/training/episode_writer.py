@@ -5,6 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
+
 from sdar.data.conversations import Conversation
 from sdar.data.panels import Panel
 from sdar.episodes.files import LEFT_OUT, EpisodeFiles
@@ -63,6 +65,10 @@ class EpisodeWriter:
             else:
                 about.append(told | {"kind": "predict", "panel": Path(e.id.rpartition(":")[0].rpartition(":")[0]).name})
         return self._put(f"scored-{number:06d}", [*zip(episodes, about, strict=True)], kept)
+
+    def told(self, episode: Episode, kept: Kept | None = None) -> StoredEpisode:
+        """An episode as it would be stored and read again; what is known of its tokens is kept under number 0."""
+        return msgspec.convert(record(episode, kept=kept, student=self._student, teacher=self._teacher), StoredEpisode)
 
     def _files(self, folder: Path) -> EpisodeFiles:
         """Those of the run's folder; the next Trainer of a module has another."""
