@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 from toy_command import TASKS, model, printed, write
 
+from sdar.cli.parser import Parser
+
 
 def test_later_files_and_dotted_settings_win(sdar) -> None:
     write("gate.yaml", model=model(gate={"class_path": "ToyGate", "init_args": {"slope": 3.0, "mode": "hard"}}, coef=0.25))
@@ -19,6 +21,25 @@ def test_later_files_and_dotted_settings_win(sdar) -> None:
     assert config["trainer"]["max_steps"] == 7
     assert config["data"]["class_path"] == "sdar.TaskModule"
     assert config["data"]["init_args"]["train_tasks"] == 2
+
+
+@pytest.mark.parametrize(
+    "files",
+    [["quickstart/sdar"], ["env/alfworld_and_math", "method/opd", "env/alfworld_and_math_opd"], ["method/sdar", "env/search"]],
+)
+def test_parts_of_parts_are_what_jsonargparse_makes_of_them(sdar, monkeypatch, files: list[str]) -> None:
+    policy = "{class_path: LoRAPolicy, init_args: {base: {class_path: PretrainedPolicy, init_args: {path: conf/quickstart/policy}}}}"
+    words = [
+        *(w for f in files for w in ("-c", f"conf/{f}.yaml")),
+        "--model.policy",
+        policy,
+        "--data.group_size=3",
+        "--print_config",
+    ]
+    code, ours, err = sdar("fit", *words)
+    assert code == 0, err
+    monkeypatch.delattr(Parser, "parse_object")
+    assert sdar("fit", *words)[1] == ours
 
 
 @pytest.mark.parametrize(("method", "key"), [("sod", "policy_loss.dual_clip"), ("sdar", "view.heading")])
