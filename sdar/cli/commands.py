@@ -105,7 +105,7 @@ configuration (the first run's own config.yaml, if none is given), with its firs
 examples:
   sdar score runs/quickstart/version_0 --ckpt_path last         # the trained policy on the episodes of its own training
   sdar score runs/grpo/version_0 -c runs/sdar/version_0/config.yaml --kind train --where 'iteration <= 20'
-  sdar score chats.jsonl -c runs/sdar/version_0/config.yaml --ckpt_path last --model.view PlainView""",
+  sdar score chats.jsonl -c runs/opd/version_0/config.yaml --ckpt_path last""",
         about="episodes",
     ),
     Command(

@@ -135,7 +135,7 @@ def _after(settings: Settings, number: str, title: str) -> list[Chart]:
     {"SOD": ("sod",)},
 )
 def distance_after_error(settings: Settings) -> list[Chart]:
-    return _after(settings, "gap", "size of the gap of a turn (d_k)")
+    return _after(settings, "gap", "d_k, size of the gap")
 
 
 @figure(

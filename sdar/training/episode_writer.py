@@ -55,16 +55,20 @@ class EpisodeWriter:
         self, number: int, stored: Sequence[StoredEpisode | Conversation], episodes: Sequence[Episode], kept: Kept
     ) -> Path | None:
         """Write stored episodes with what this run thinks of their tokens; whose they are they keep."""
-        module, about = self.module, []
-        told = {"command": "score", "method": type(module).__name__, "objective": module.objective()}
-        told |= {"tags": list(tags)} if (tags := module.rollout.tags) else {}
-        for e in stored:
+        told = {"command": "score", "method": type(self.module).__name__, "objective": self.module.objective()}
+        told |= {"tags": list(tags)} if (tags := self.module.rollout.tags) else {}
+        lines = []
+        for place, (e, made) in enumerate(zip(stored, episodes, strict=True)):
             if isinstance(e, StoredEpisode):
                 names = ("run", "kind", "seed", "iteration", "panel", "panel_hash", "actor")
-                about.append(told | {name: value for name in names if (value := getattr(e, name)) is not None})
-            else:
-                about.append(told | {"kind": "predict", "panel": Path(e.id.rpartition(":")[0].rpartition(":")[0]).name})
-        return self._put(f"scored-{number:06d}", [*zip(episodes, about, strict=True)], kept)
+                known = {name: value for name in names if (value := getattr(e, name)) is not None}
+                lines.append(self._line(made, told | known, place, kept))
+                continue
+            file = Path(e.id.rpartition(":")[0].rpartition(":")[0]).name
+            lines.append(self._line(made, told | {"kind": "predict", "panel": file}, place, kept))
+            for turn in lines[-1]["turns"]:
+                del turn["behaviour_logp"]  # nobody sampled it
+        return self._put(f"scored-{number:06d}", lines)
 
     def told(self, episode: Episode, kept: Kept | None = None) -> StoredEpisode:
         """An episode as it would be stored and read again; what is known of its tokens is kept under number 0."""
@@ -95,26 +99,31 @@ class EpisodeWriter:
         kept: Kept | None = None,
     ) -> Path | None:  # fmt: skip
         module = self.module
+        if (folder := run_folder(module.trainer)) is None:
+            return None
         about = {
-            "run": None if (folder := run_folder(module.trainer)) is None else folder.name,
+            "run": folder.name,
             "command": cast(Any, module.trainer.state.fn).value,
             "kind": kind,
             "method": type(module).__name__,
             "seed": module.seed,
             "iteration": module.iteration,
         }
-        known = []
-        for e in episodes:
+        lines = []
+        for number, e in enumerate(episodes):
             panel = panels if isinstance(panels, Panel) else panels[e.task.world]
-            known.append((e, about | {"panel": panel.name, "panel_hash": panel.hash} | (told or {})))
-        return self._put(name, known, kept)
+            of_panel = {"panel": panel.name, "panel_hash": panel.hash}
+            lines.append(self._line(e, about | of_panel | (told or {}), number, kept))
+        return self._put(name, lines)
 
-    def _put(self, name: str, known: Sequence[tuple[Episode, dict[str, Any]]], kept: Kept | None) -> Path | None:
-        """Write episodes with what the run knows about each."""
+    def _line(self, e: Episode, about: dict[str, Any], number: int, kept: Kept | None) -> dict[str, Any]:
+        return record(e, about, number, kept, self._student, self._teacher)
+
+    def _put(self, name: str, lines: Sequence[dict[str, Any]]) -> Path | None:
+        """Write a file, unless the run has no folder or its limit is reached."""
         module = self.module
         if (folder := run_folder(module.trainer)) is None:
             return None
-        lines = [record(e, about, number, kept, self._student, self._teacher) for number, (e, about) in enumerate(known)]
         for speller in (self._student, self._teacher):
             if speller is not None:
                 speller.forget()

@@ -99,7 +99,8 @@ def test_a_conversation_is_scored_behind_what_was_said_in_it(small):
     assert (e.kind, e.panel, e.family, e.success) == ("predict", "chats.jsonl", "chat", False)
     for turn in e.turns:
         gaps = [t - s for t, s in zip(turn.teacher_logp, turn.student_logp, strict=True)]
-        assert turn.gap == pytest.approx(gaps, abs=1e-5) and any(abs(g) > 1e-3 for g in gaps) and turn.advantage is None
+        assert turn.gap == pytest.approx(gaps, abs=1e-5) and any(abs(g) > 1e-3 for g in gaps)
+        assert (turn.advantage, turn.behaviour_logp) == (None, None)
 
 
 def test_a_template_that_rewrites_the_past_gives_each_turn_the_prompt_that_it_had(tmp_path):
@@ -160,6 +161,25 @@ def test_prompts_are_put_together_as_they_were_played_also_where_an_answer_reads
     other = "turn" if layout == "trajectory" else "trajectory"
     with pytest.raises(ConfigError, match=rf"task t was not played with data\.layout {other}, which this run has"):
         Restorer(run_of(chat, other), False)(stored)
+
+
+def test_a_past_that_the_template_retells_begins_a_row_with_the_prompt_that_was_read():
+    chat, said = chat_format(FORGETFUL), "<think>It is 2.</think>Yes, 2."
+    asked = {"role": "user", "content": "Sure? 1"}
+    first = chat.response(said)
+    prompts = [chat.prompt([asked]), chat.prompt([asked, chat.said(first), {"role": "user", "content": "Add."}])]
+    turns = [
+        {"observation": text, "response": said, "prompt_ids": ids, "response_ids": first, "starts_row": True}
+        for text, ids in zip(("Sure? 1", "Add."), prompts, strict=True)
+    ]
+    stored = msgspec.convert(
+        {"task": "t", "family": "f", "instruction": "Sure?", "success": True, "turns": turns}, StoredEpisode
+    )
+    run = run_of(chat, "trajectory")
+    run.rollout.of(None).protocol = SimpleNamespace(answer=lambda text, admissible: text)
+    rows = make_rows([made := Restorer(run, False)(stored)])
+    assert [row.ids for row in rows] == [[*ids, *first] for ids in prompts]
+    assert [chat.prompt(messages_of(made, row.turn)) for row in rows] == prompts
 
 
 @pytest.mark.parametrize(
