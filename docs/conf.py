@@ -5,12 +5,16 @@ What an index page links to is its part of the contents. A source file or a fold
 
 import os
 import re
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from sphinx import addnodes
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+import plots  # noqa: E402 (what `python docs/plots.py` runs)
+
 project = html_title = "sdar"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 include_patterns = ["*.md", "conf/README.md", "docs/**.md"]
@@ -33,6 +37,13 @@ def add_contents(app, name, source):
         pages = dict.fromkeys(re.findall(r"\]\(([^)#\s]+\.md)\)", source[0]))
         pages = [page for page in pages if name == root_doc or "/" not in page]
         source[0] += "\n```{toctree}\n:hidden:\n\n" + "\n".join(pages) + "\n```\n"
+
+
+def add_plots(app, name, source):
+    """The picture of every registered gate and divergence."""
+    if name == "docs/parts":
+        plots.write(ROOT / "build/plots")
+        source[0] += "".join(f"\n## {kind.capitalize()}\n\n{plots.sections(kind, '../build/plots')}" for kind in plots.PANELS)
 
 
 def lead_to_sources(app, tree):
@@ -70,6 +81,7 @@ def plain(app, what, name, thing, options, lines):
 
 def setup(app):
     app.connect("source-read", add_contents)
+    app.connect("source-read", add_plots)
     app.connect("doctree-read", lead_to_sources, priority=1)  # before what is linked is copied for downloading
     app.connect("html-collect-pages", source_pages)
     app.connect("autodoc-process-docstring", plain, priority=1)  # before the sections are read

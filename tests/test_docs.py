@@ -51,6 +51,15 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_are_there(page:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_links_of_a_page_to_other_sites_are_addresses(page: str) -> None:
+    """Whether somebody answers there no test asks."""
+    found = re.findall(
+        r"\]\((\w+:[^)]*)\)", re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    )
+    assert [link for link in found if not re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[\w./#?=&%:~+-]*)?", link)] == []
+
+
 def test_the_index_has_every_page_and_the_readme_leads_to_it() -> None:
     index = ROOT / "docs/README.md"
     listed = {(index.parent / target).resolve() for target in links(index.read_text(encoding="utf-8"))}
