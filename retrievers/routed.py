@@ -39,6 +39,9 @@ class RoutedRetriever(Retriever):
     def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
         return self.routes[task.world].retrieve(task, visit)
 
+    def scores(self, task: Task) -> dict[str, float]:
+        return self.routes[task.world].scores(task)
+
     def observe(self, task: Task, retrieval: Retrieval, success: float) -> None:
         self.routes[task.world].observe(task, retrieval, success)
 

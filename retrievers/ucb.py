@@ -14,7 +14,7 @@ from typing import Any, Literal
 from sdar.errors import ConfigError, SkillBankError
 from sdar.parts import Retriever
 from sdar.registry import register
-from sdar.skills import SkillBank, check_count, retrieval, seeded
+from sdar.skills import Skill, SkillBank, check_count, retrieval, seeded
 from sdar.types import Retrieval, Task
 
 
@@ -73,10 +73,16 @@ class UCBRetriever(Retriever):
         return task.family if self.per == "family" else task.id
 
     def retrieve(self, task: Task, visit: int = 0) -> Retrieval:
-        candidates = self.bank.of_family(task.family) or self.bank.specific
+        candidates, scores = self._candidates(task), self.scores(task)
         order = seeded(self.seed, task.id, visit).sample(candidates, len(candidates))
-        best = sorted(order, key=lambda skill: self.score(self.bandit(task), skill.id), reverse=True)[: self.count]
+        best = sorted(order, key=lambda skill: scores[skill.id], reverse=True)[: self.count]
         return retrieval((*self.bank.general, *(s for s in candidates if s in best)))
+
+    def _candidates(self, task: Task) -> tuple[Skill, ...]:
+        return self.bank.of_family(task.family) or self.bank.specific
+
+    def scores(self, task: Task) -> dict[str, float]:
+        return {skill.id: self.score(self.bandit(task), skill.id) for skill in self._candidates(task)}
 
     def score(self, bandit: str, skill_id: str) -> float:
         """The upper confidence bound of a skill's success, for a family (or task); while it is untried `untried`."""

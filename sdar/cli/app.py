@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> int:
             raise ConfigError(unknown_command(args[0]))
         else:
             return _run(args, plugins)
-    except ConfigError as error:
+    except SdarError as error:  # a bank, a file of episodes: what a command without a model reads is as wrong as its words
         return fail(2, error)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

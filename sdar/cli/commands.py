@@ -194,6 +194,11 @@ examples:
         words="sdar.episodes.command.main",
     ),
     Command(
+        "skills",
+        "a skill bank, what a task gets of it, what skills did",
+        words="sdar.skills.command.main",
+    ),
+    Command(
         "write-skills",
         "episodes to a skill bank",
         tool="sdar.skills.write.write_skills",

@@ -80,6 +80,10 @@ class Retriever(Part, ABC):
         """The skills for a task. `visit` counts the visits of a run: a random retriever derives its choice from
         (its seed, task id, visit) alone, so that a resumed run retrieves the same."""
 
+    def scores(self, task: Task) -> dict[str, float]:
+        """By what it chooses for a task: a number for each skill that it chooses among, the highest first chosen. Empty: by no number."""
+        return {}
+
     def observe(self, task: Task, retrieval: Retrieval, success: float) -> None:
         """Learn from the mean success (0..1) of a group of attempts at `task` that used `retrieval`."""
 

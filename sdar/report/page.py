@@ -13,13 +13,13 @@ import yaml
 from markupsafe import Markup
 
 import sdar
-from sdar.episodes import StoredEpisode
 from sdar.evaluate.curves import smooth
-from sdar.evaluate.intervals import paired_difference, wilson_interval
+from sdar.evaluate.intervals import paired_difference
 from sdar.metrics.places import POSITIONS, TURNS
 from sdar.report import figures
 from sdar.report.changed import changed
 from sdar.report.gather import Run, plain
+from sdar.report.skills import averages, in_points, percent, skills_of, three
 from sdar.report.viewed import choose, viewed
 
 CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str, str, bool], ...]], ...] = (
@@ -83,7 +83,7 @@ def page(runs: Sequence[Run], most_episodes: int = 500, refresh: int | None = No
     episodes = [(f"{run.label}, {run.folder.name}", e) for run in runs for e in choose(run.episodes, each)]
     episodes.sort(key=lambda pair: pair[1].kind != "train")  # those with the numbers of a training step come first
     stored = sum(len(run.episodes) for run in runs)
-    families, skills = [*_families(settings)], [*_skills(settings)]
+    families, skills = [*_families(settings)], [*skills_of(settings)]
     sections = [("result", "result"), ("alarms", "alarms"), *((id, head.lower()) for id, head, *_ in charts)]
     sections += [("families", "families")] * bool(families) + [("skills", "skills")] * bool(skills)
     sections += [("episodes", "episodes"), ("settings", "settings")]
@@ -130,11 +130,11 @@ def _results(label: str, run: Run) -> Iterator[dict[str, str]]:
         first, last = lines[0], lines[-1]
         yield {
             "label": label, "run": str(run.folder), "seed": str(run.seed), "panel": f"{panel} ({last['tasks']} tasks, {last['hash'][:12]})",
-            "before": _share(first.get(f"success/{panel}")) if len(lines) > 1 else "",
-            "after": _share(last.get(f"success/{panel}")),
-            "change": _points(_change(run, panel, first, last)) if len(lines) > 1 else "",
-            "teacher": _share(last.get(f"teacher/success/{panel}")),
-            "lift": _points(last.get(f"teacher/lift/{panel}")),
+            "before": percent(first.get(f"success/{panel}")) if len(lines) > 1 else "",
+            "after": percent(last.get(f"success/{panel}")),
+            "change": in_points(_change(run, panel, first, last)) if len(lines) > 1 else "",
+            "teacher": percent(last.get(f"teacher/success/{panel}")),
+            "lift": in_points(last.get(f"teacher/lift/{panel}")),
         }  # fmt: skip
 
 
@@ -142,18 +142,9 @@ def _change(run: Run, panel: str, first: Mapping[str, Any], last: Mapping[str, A
     """The paired difference of two measurements of the same tasks, with its interval."""
     if first["hash"] != last["hash"] or first["iteration"] == last["iteration"]:
         return None
-    before, after = (_averages(run.episodes, panel, line["iteration"], "policy") for line in (first, last))
+    before, after = (averages(run.episodes, panel, line["iteration"], "policy") for line in (first, last))
     both = [task for task in after if task in before]
     return paired_difference([after[t] for t in both], [before[t] for t in both])[:3] if both else None
-
-
-def _averages(episodes: Sequence[StoredEpisode], panel: str, iteration: int, actor: str) -> dict[str, float]:
-    """Success of each task of a measurement, over its attempts."""
-    found = defaultdict(list)
-    for e in episodes:
-        if e.kind == "validation" and (e.panel, e.iteration, e.actor) == (panel, iteration, actor) and not e.lost:
-            found[e.task].append(float(e.success))
-    return {task: sum(values) / len(values) for task, values in found.items()}
 
 
 def _charts(settings: Mapping[str, Sequence[Run]]) -> Iterator[tuple[str, str, str, list[str]]]:
@@ -177,7 +168,7 @@ def _measured(settings: Mapping[str, Sequence[Run]]) -> Iterator[str]:
             for label, runs in settings.items():
                 for run in runs:
                     points = {m["iteration"]: m[name] for m in run.measured if m["panel"] == panel and name in m}
-                    at, told = sorted(points), [_three(points[i]) for i in sorted(points)]
+                    at, told = sorted(points), [three(points[i]) for i in sorted(points)]
                     of[label].append((at, [mean for mean, _, _ in told]))
                     if len(runs) == 1:
                         bands[label].append((at, [low for _, low, _ in told], [high for _, _, high in told]))
@@ -257,57 +248,6 @@ def _families(settings: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, str]]
                         "label": f"{label}, {run.folder.name}",
                         "panel": panel,
                         "family": key.removeprefix(head),
-                        "before": _share(lines[0].get(key)) if len(lines) > 1 else "",
-                        "after": _share(lines[-1][key]),
+                        "before": percent(lines[0].get(key)) if len(lines) > 1 else "",
+                        "after": percent(lines[-1][key]),
                     }
-
-
-def _skills(settings: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, str]]:
-    """Each skill and family of the stored attempts of training, the most used first."""
-    for label, runs in settings.items():
-        attempts = [e for run in runs for e in run.episodes if e.kind == "train" and not (e.extra or e.privileged or e.lost)]
-        uses: dict[tuple[str, str], int] = defaultdict(int)
-        for e in attempts:
-            for skill in e.skills:
-                uses[skill, e.family] += 1
-        for (skill, family), count in sorted(uses.items(), key=lambda pair: -pair[1]):
-            of_family = [e for e in attempts if e.family == family]
-            sides = [[e.success for e in of_family if (skill in e.skills) is has] for has in (True, False)]
-            yield {
-                "label": label, "skill": skill, "family": family, "uses": str(count),
-                "with_it": _share(wilson_interval(sum(sides[0]), len(sides[0]))),
-                "without": _share(wilson_interval(sum(sides[1]), len(sides[1]))) if sides[1] else "",
-                "lift": _points(_lift(runs, skill, family)),
-            }  # fmt: skip
-
-
-def _lift(runs: Sequence[Run], skill: str, family: str) -> Sequence[float] | None:
-    """The teacher's success less the policy's, in all measurements, on the tasks of which the teacher was told the skill."""
-    pairs = []
-    for run in runs:
-        for line in run.measured:
-            teacher, policy = (
-                _averages(run.episodes, line["panel"], line["iteration"], actor) for actor in ("privileged", "policy")
-            )
-            told = {e.task for e in run.episodes if e.actor == "privileged" and e.family == family and skill in e.skills}
-            pairs += [(teacher[t], policy[t]) for t in teacher if t in policy and t in told]
-    return paired_difference(*map(list, zip(*pairs, strict=True)))[:3] if pairs else None
-
-
-def _three(found: Any) -> tuple[float, float, float]:
-    """A number with its interval, as lines of measurements have it."""
-    return (found[0], found[1], found[2]) if isinstance(found, list | tuple) else (found, found, found)
-
-
-def _share(found: Any) -> str:
-    if found is None:
-        return ""
-    mean, low, high = _three(found)
-    return f"{100 * mean:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _points(found: Any) -> str:
-    if found is None:
-        return ""
-    mean, low, high = _three(found)
-    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -252,7 +252,7 @@ def test_what_is_no_number_is_refused_with_its_name(sdar, key: str, value: str) 
         (["fti", "-c", "base.yaml"], "there is no command 'fti'. Did you mean 'fit'?"),
         (["pln", "-c", "base.yaml"], "there is no command 'pln'. Did you mean 'plan'?"),
         (["--model", "SDAR", "fit"], "there is no command 'SDAR'. The command comes first: fit, "),
-        (["-c", "base.yaml"], "a command is needed: fit, validate, test, predict, export, plan, list"),
+        (["-c", "base.yaml"], "a command is needed: fit, validate, test, predict, score, play, export, plan, list"),
         ([], "a command is needed"),
         (["fit"], "fit needs a configuration: give a file, e.g. sdar fit -c "),
         (["fit", "--data.env", "household"], "model: this command needs a strategy, e.g. --model SDAR"),
