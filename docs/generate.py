@@ -1,4 +1,5 @@
-"""Write the tables of published numbers in docs/methods and conf/README.md from conf/published.yaml.
+"""Write the tables of published numbers in docs/methods and conf/README.md from conf/published.yaml, and those of our own runs from what
+`sdar compare ... --json` wrote to benchmarks/results.
 
     python docs/generate.py            # writes
     python docs/generate.py --check    # exit code 1 if a page is not what would be written
@@ -7,12 +8,15 @@ What stands between two marks of a page is written; everything else is by hand.
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from sdar.evaluate.tables import success
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "conf" / "published.yaml"
@@ -130,6 +134,12 @@ def compared(table: dict[str, Any]) -> list[str]:
     return [*lines, "", "What differs from them:", "", *head, *rows(table, common(table))]
 
 
+def measured(file: str) -> list[str]:
+    """The runs that a file of `sdar compare ... --json` holds, as the command prints them."""
+    found = json.loads((ROOT / file).read_text(encoding="utf-8"))
+    return "\n\n".join(piece for panel in found["panels"] for piece in success(panel)).split("\n")
+
+
 def filled(text: str, mark: str, lines: list[str], conf: str) -> str:
     """A page with `lines` between its marks."""
     begin, end = f"<!-- {mark}: written by docs/generate.py -->", f"<!-- end of {mark} -->"
@@ -143,8 +153,13 @@ def filled(text: str, mark: str, lines: list[str], conf: str) -> str:
 
 
 def pages(table: dict[str, Any]) -> dict[Path, str]:
-    """Every page with what stands in the table now."""
-    found = {README: filled(README.read_text(encoding="utf-8"), "published numbers", compared(table), ".")}
+    """Every page with what stands in the table, and in the files of results that it names, now."""
+    found = {}
+    for path in (ROOT / "README.md", ROOT / "LOG.md"):
+        found[path] = path.read_text(encoding="utf-8")
+        for file in re.findall(r"<!-- sdar compare (\S+): written by docs/generate\.py -->", found[path]):
+            found[path] = filled(found[path], f"sdar compare {file}", measured(file), ".")
+    found |= {README: filled(README.read_text(encoding="utf-8"), "published numbers", compared(table), ".")}
     for name in sorted({run["page"] for run in table["runs"]}):
         path = ROOT / "docs" / "methods" / f"{name}.md"
         found[path] = filled(path.read_text(encoding="utf-8"), "numbers", listed(table, name), "../../conf")

@@ -1,6 +1,7 @@
 """Composed settings have the numbers of conf/published.yaml, pages say what differs, and every world goes with every method."""
 
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +15,7 @@ from jsonargparse import ActionConfigFile, Namespace
 from sdar import registry
 from sdar.cli.parser import Parser
 from sdar.data import TaskSource
+from sdar.evaluate.tables import markdown
 from sdar.module import AgentModule
 from sdar.paths import installed_settings
 
@@ -162,6 +164,21 @@ def test_no_number_of_a_method_or_a_world_is_outside_of_the_table() -> None:
 
 def test_the_pages_have_the_tables_that_are_written_from_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert generator().main(["--check"]) == 0, f"python docs/generate.py: {capsys.readouterr().out}"
+
+
+def test_a_table_of_runs_is_what_the_command_prints_of_its_file() -> None:
+    """And one that somebody edits is told of."""
+    text = (ROOT / "LOG.md").read_text(encoding="utf-8")
+    files = re.findall(r"<!-- sdar compare (\S+): written by docs/generate\.py -->", text)
+    assert files
+    for file in files:
+        lines, found = generator().measured(file), json.loads((ROOT / file).read_text(encoding="utf-8"))
+        assert "\n".join(lines) in markdown(found) and f"-->\n{chr(10).join(lines)}\n<!-- end of sdar compare {file}" in text
+        for run in (run for panel in found["panels"] for of in panel["settings"] for run in of["runs"]):
+            assert any(line.startswith(f"| {run['seed']} |") and f"{100 * run['success'][0]:.1f} %" in line for line in lines)
+    row = generator().measured(files[0])[2]
+    edited = text.replace(row, row.replace("%", "% or so"))
+    assert edited != text == generator().filled(edited, f"sdar compare {files[0]}", generator().measured(files[0]), ".")
 
 
 PAGES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs/methods").glob("*.md")) if p.stem != "README"}

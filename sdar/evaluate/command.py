@@ -24,6 +24,11 @@ def main(words: Sequence[str]) -> int:
         raise ConfigError(f"--json {asked.json}: there is no folder {asked.json.parent}. Make it, or give another file.")
     if asked.picture is not None:
         check_picture(asked.picture)
+        if len(asked.runs) < 2:
+            raise ConfigError(
+                "--picture draws differences, and one setting is given. Name another, as in sdar compare runs/grpo runs/sdar; sdar report "
+                "draws the curves of one."
+            )
     found = compare(apart(Setting.read(word) for word in asked.runs), asked.panel, asked.iteration)
     print(markdown(found), end="", flush=True)
     if asked.json is not None:
@@ -43,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
 
             A setting is a run's folder, a folder with runs of several seeds (version_N) below it, or several folders joined by
             commas; the first one is what the others are compared with. Runs of one setting differ in nothing but their seed.
-            Every run's last measurement counts, never its best one. Panels have to be the same, by their hash.
+            Every run's last measurement counts, never its best one. Panels have to be the same, by their hash. One setting alone
+            is a table of its runs, before and after.
 
             With two or more seeds on both sides an interval lets seeds and tasks vary: another experiment with new seeds on other
             tasks of the kind. With one seed it lets tasks vary alone, and says so. docs/comparing.md has the formulas.

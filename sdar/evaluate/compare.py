@@ -41,7 +41,7 @@ class Played:
 
 
 def compare(settings: Sequence[Setting], panel: str | None = None, iteration: int | None = None) -> dict[str, Any]:
-    """Every setting but the first is compared with the first.
+    """Every setting but the first is compared with the first; one alone has its runs, before and after, and no differences.
 
     Args:
         panel: The only panel that is looked at; None: all that every run measured.
@@ -51,14 +51,9 @@ def compare(settings: Sequence[Setting], panel: str | None = None, iteration: in
         ``panels`` (each with ``settings`` and ``differences``), ``curves`` (by what they cost) and ``notes``, all plain data.
 
     Raises:
-        ConfigError: less than two settings; no panel that all measured; panels of the same name that are not the same; episodes that
+        ConfigError: no panel that all measured; panels of the same name that are not the same; episodes that
             are gone.
     """
-    if len(settings) < 2:
-        raise ConfigError(
-            f"{len(settings)} setting is given: a comparison has two or more, as in sdar compare runs/grpo runs/sdar. The runs of one "
-            "folder are seeds of one setting."
-        )
     notes: list[str] = []
     runs = [run for setting in settings for run in setting.runs]
     panels = [_compare_panel(name, settings, iteration, notes) for name in _panels(runs, panel, iteration)]
@@ -108,7 +103,7 @@ def _compare_panel(name: str, settings: Sequence[Setting], iteration: int | None
     if len({m.env_steps for of in played for m in of.measured}) > 1:
         spent = "; ".join(f"{of.setting.label}: {', '.join(f'{m.env_steps:,}' for m in of.measured)}" for of in played)
         notes.append(f"Panel {name} was measured after different numbers of environment steps ({spent}).")
-    if any(len(of.attempts) == 1 for of in played):
+    if len(played) > 1 and any(len(of.attempts) == 1 for of in played):
         notes.append(
             f"Panel {name}: with one seed on a side an interval tells how these policies differ on other tasks of this kind; how another "
             "seed would come out it does not tell."

@@ -22,9 +22,28 @@ def markdown(found: dict[str, Any]) -> str:
 
 
 def _of_panel(panel: dict[str, Any]) -> Iterator[str]:
-    settings, attempts = panel["settings"], panel["attempts"]
+    attempts = panel["attempts"]
     of_each = f"{attempts} attempt{'s' * (attempts != 1)} at each"
     yield f"## {_word(panel['panel'])}: {panel['tasks']} tasks, {of_each} (panel {panel['hash']})"
+    yield from success(panel)
+    if not panel["differences"]:
+        return
+    reference = _word(panel["differences"][0]["reference"])
+    yield _table(
+        [f"less {reference}", "success, points", "reward", "better with probability", "intervals over"],
+        [_against(of) for of in panel["differences"]],
+    )
+    families = [*panel["differences"][0]["families"]]
+    if len(families) > 1:
+        yield _table(
+            ["family", "tasks", *(f"{_word(of['label'])} less {reference}" for of in panel["differences"])],
+            [_family(name, panel["differences"]) for name in families],
+        )
+
+
+def success(panel: dict[str, Any]) -> Iterator[str]:
+    """Every run of a panel by seed and setting, and what its numbers are: what a document shows that has no room for the rest."""
+    settings = panel["settings"]
     seeds = sorted({run["seed"] for setting in settings for run in setting["runs"]})
     rows = [
         [str(seed), *(next((_run(run) for run in of["runs"] if run["seed"] == seed), "-") for of in settings)]
@@ -39,17 +58,6 @@ def _of_panel(panel: dict[str, Any]) -> Iterator[str]:
     yield (
         "Success; where a run was measured before, too, before → after, and the paired change in points with its 95 % interval over tasks."
     )
-    reference = _word(panel["differences"][0]["reference"])
-    yield _table(
-        [f"less {reference}", "success, points", "reward", "better with probability", "intervals over"],
-        [_against(of) for of in panel["differences"]],
-    )
-    families = [*panel["differences"][0]["families"]]
-    if len(families) > 1:
-        yield _table(
-            ["family", "tasks", *(f"{_word(of['label'])} less {reference}" for of in panel["differences"])],
-            [_family(name, panel["differences"]) for name in families],
-        )
 
 
 def _run(run: dict[str, Any]) -> str:

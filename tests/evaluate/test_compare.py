@@ -13,6 +13,7 @@ import yaml
 
 from sdar.cli import main
 from sdar.errors import ConfigError
+from sdar.evaluate.command import main as command
 from sdar.evaluate.compare import compare
 from sdar.evaluate.curves import Curve
 from sdar.evaluate.intervals import paired_difference
@@ -105,6 +106,15 @@ def test_seeds_of_two_settings_are_compared_on_the_same_tasks(there: Path) -> No
     assert found["notes"] == []
 
 
+def test_one_setting_alone_is_a_table_of_its_runs(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["A=runs/sdar", "--json", "found.json"]) == 0
+    said, found = capsys.readouterr().out, json.loads(Path("found.json").read_text())
+    assert found["panels"][0]["differences"] == [] and found["notes"] == []
+    assert "| seed | A |" in said and said.count(" %, +") == 3 and "less" not in said
+    with pytest.raises(ConfigError, match="--picture draws differences, and one setting is given"):
+        command(["runs/sdar", "--picture", "found.svg"])
+
+
 def test_one_seed_is_compared_over_tasks_alone_and_says_so(there: Path) -> None:
     found = compared("A=runs/grpo/version_0", "B=runs/sdar/version_0", "runs/sdar")
     [panel], notes = found["panels"], found["notes"]
@@ -192,8 +202,6 @@ def spoil(what: str) -> tuple[list[str], dict]:
         for file in Path("runs").rglob("validation.jsonl"):
             file.unlink()
         words = words[1:] * 2
-    elif what == "one setting":
-        words = words[:1]
     return words, {"panel": "sen"} if what == "panel" else {"iteration": 7} if what == "iteration" else {}
 
 
@@ -210,7 +218,6 @@ REFUSED = {
     "nothing measured": r"names no panel that was played: there is nothing to compare",
     "no run": r"runs/sdra is no folder: it is no run that measured something",
     "no measurement": r"runs holds no validation\.jsonl, and no folder version_N below it does",
-    "one setting": r"1 setting is given: a comparison has two or more, as in sdar compare",
     "panel": r"does not have a measurement of panel 'sen'; it has panel unseen after iteration 0, 20\. Correct",
     "iteration": r"does not have a measurement after iteration 7; it has panel unseen after iteration 0, 20\.",
 }
