@@ -64,6 +64,13 @@ def measurement_over(trainer: Any, measuring: Measuring) -> None:
         bar.over(measuring)
 
 
+def scored(trainer: Any, what: str, pieces: int) -> None:
+    """Show how many pieces of stored episodes have been scored; where there is no bar, the line that is told of each says it."""
+    if (bar := _bar(trainer)) and (shown := bar._predict_progress_bar) is not None:
+        shown.n, shown.total = pieces, sum(trainer.num_predict_batches)
+        shown.set_description_str(f"scored: {what} ({shown.n}/{shown.total})")
+
+
 def _bar(trainer: Any) -> "IterationBar | None":
     bar = getattr(trainer, "progress_bar_callback", None)
     return bar if isinstance(bar, IterationBar) else None

@@ -52,13 +52,17 @@ class EpisodeWriter:
         return self._write(f"predict-{panel.name}-{piece:06d}", "predict", episodes, panel)
 
     def rescored(
-        self, number: int, stored: Sequence[StoredEpisode | Conversation], episodes: Sequence[Episode], kept: Kept
+        self, number: int, episodes: Sequence[tuple[int, StoredEpisode | Conversation, Episode]], kept: Kept
     ) -> Path | None:
-        """Write stored episodes with what this run thinks of their tokens; whose they are they keep."""
+        """Write stored episodes with what this run thinks of their tokens; whose they are they keep.
+
+        Args:
+            episodes: Place in `kept`, as stored, and as scored.
+        """
         told = {"command": "score", "method": type(self.module).__name__, "objective": self.module.objective()}
         told |= {"tags": list(tags)} if (tags := self.module.rollout.tags) else {}
         lines = []
-        for place, (e, made) in enumerate(zip(stored, episodes, strict=True)):
+        for place, e, made in episodes:
             if isinstance(e, StoredEpisode):
                 names = ("run", "kind", "seed", "iteration", "panel", "panel_hash", "actor")
                 known = {name: value for name in names if (value := getattr(e, name)) is not None}

@@ -24,32 +24,34 @@ def check_taught(module: Module) -> None:
     Raises:
         ConfigError: nobody would be compared with the student.
     """
-    if module.teacher is None or not module.hears_teacher():
-        name = type(module).__name__
-        fact = (
-            "has no teacher" if module.teacher is None else f"gives its teacher no weight in iteration {module.iteration + 1}"
-        )
+    if module.teacher is None:
         raise ConfigError(
-            f"{name} {fact}: there is no gap to score. Give a method with one, e.g. -c conf/method/sdar.yaml or --model OPD "
-            "--model.teacher ExternalTeacher ..., behind the run's own config.yaml."
+            f"{type(module).__name__} has no teacher: there is no gap to score. Give a method with one, e.g. -c conf/method/sdar.yaml or "
+            "--model OPD --model.teacher ExternalTeacher ..., behind the run's own config.yaml."
         )
 
 
 def rescore(module: Module, batch: StoredBatch, number: int) -> None:
-    """Score stored episodes of one iteration or measurement with the weights that are loaded, and write them again."""
+    """Score stored episodes of one iteration or measurement with the weights that are loaded, and write those that are wanted."""
     stored = batch.stored
     trained = not isinstance(stored[0], Conversation) and stored[0].kind == "train"
     if trained:
         module.iteration = (stored[0].iteration or 1) - 1  # type: ignore[union-attr]
-    check_taught(module)
+    if not module.hears_teacher():
+        raise ConfigError(
+            f"{type(module).__name__} gives its teacher no weight in iteration {module.iteration + 1}, and so it would read nothing. Score "
+            "other iterations, or set model.distill_coef to a number."
+        )
     restore = Restorer(module, batch.retrieve)
     episodes = [restore(e) for e in stored]
     kept = token_numbers(module, episodes, trained)
     if module.trainer.is_global_zero:
-        module.episode_writer.rescored(number, stored, episodes, kept)
-        gaps = [g for known in kept.values() for g in known.get("gap", ()) if g is not None]
+        wanted = [place for place, e in enumerate(stored) if batch.wants(e)]
+        module.episode_writer.rescored(number, [(place, stored[place], episodes[place]) for place in wanted], kept)
+        gaps = [g for key, known in kept.items() if key[0] in {*wanted} for g in known.get("gap", ()) if g is not None]
         mean = f"gap {sum(gaps) / len(gaps):+.4f} nats over {len(gaps)} tokens" if gaps else "no token was scored"
-        bars.say(module.trainer, f"{batch.panel.name}: {len(episodes)} episodes, {mean}")
+        bars.say(module.trainer, f"{batch.panel.name}: {len(wanted)} episodes, {mean}")
+        bars.scored(module.trainer, batch.panel.name, number + 1)
 
 
 @torch.no_grad()

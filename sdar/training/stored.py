@@ -10,6 +10,7 @@ from sdar.data.conversations import Conversation, read_conversations
 from sdar.data.transcripts import Transcriber
 from sdar.episodes.reading import files_of, stream
 from sdar.episodes.schema import StoredEpisode
+from sdar.episodes.where import Condition, condition
 from sdar.errors import ConfigError
 from sdar.parts import PrivilegedView, Retriever, Sampler
 from sdar.reading import excerpt, read_json_lines
@@ -31,11 +32,18 @@ class StoredBatch(TaskBatch):
         name: What a progress bar calls them.
         stored: Episodes of one iteration, of one measurement, or conversations of one file.
         retrieve: Ask the retriever anew where skills were stored.
+        wanted: Which of them are asked for; the others are there because credit and views are about whole groups.
     """
 
-    def __init__(self, name: str, stored: Sequence[StoredEpisode | Conversation], retrieve: bool):
+    def __init__(
+        self, name: str, stored: Sequence[StoredEpisode | Conversation], retrieve: bool, wanted: Condition | None = None
+    ):
         super().__init__(Panel(name, (name,)), [], [], 1)
-        self.stored, self.retrieve = stored, retrieve
+        self.stored, self.retrieve, self._wanted = stored, retrieve, wanted
+
+    def wants(self, e: StoredEpisode | Conversation) -> bool:
+        """Whether an episode is asked for."""
+        return self._wanted is None or isinstance(e, Conversation) or self._wanted(e)
 
 
 class StoredSource(TaskSource):
@@ -56,7 +64,8 @@ class StoredSource(TaskSource):
         self, data: TaskSource, paths: Sequence[str], where: str | None = None, kind: str | None = None, retrieve: bool = False
     ):
         super().__init__()
-        self.data, self.where, self.kind, self.retrieve = data, where, kind, retrieve
+        self.data, self.kind, self.retrieve = data, kind, retrieve
+        self.wanted = None if where is None else condition(where)
         self.val_means = data.val_means
         talks = [path for path in paths if _holds_conversations(Path(path))]
         self.talks = {path: read_conversations([path], "--episodes") for path in talks}
@@ -102,10 +111,17 @@ class StoredSource(TaskSource):
     def __iter__(self) -> Iterator[StoredBatch]:
         """An iteration, or a piece of a measurement, after the other; nothing else is in memory."""
         for file in self.files:
-            found = (e for e in stream(file, self.where, self.kind) if not e.privileged)
+            found = (e for e in stream(file, kind=self.kind) if not e.privileged)
             for (kind, iteration, *_), part in groupby(found, lambda e: (e.kind, e.iteration, e.panel, e.actor, e.run)):
                 for piece in [list(part)] if kind == "train" else _pieces(part):
-                    yield StoredBatch(f"{piece[0].panel or kind} {iteration or ''}".rstrip(), piece, self.retrieve)
+                    batch = StoredBatch(
+                        f"{piece[0].panel or kind} {'' if iteration is None else iteration}".rstrip(),
+                        piece,
+                        self.retrieve,
+                        self.wanted,
+                    )
+                    if any(map(batch.wants, piece)):
+                        yield batch
         for path, talks in self.talks.items():
             for first in range(0, len(talks), PIECE):
                 yield StoredBatch(Path(path).name, talks[first : first + PIECE], self.retrieve)

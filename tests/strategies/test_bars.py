@@ -14,6 +14,7 @@ from sdar.rollout.standing import Standing
 from sdar.strategies import GRPO, SDAR
 from sdar.training.bars import IterationBar, NetworkSummary, brief, rise
 from sdar.training.measuring import Measuring
+from sdar.training.stored import StoredSource
 
 WIDTH = 80
 
@@ -116,6 +117,17 @@ def test_in_a_pipe_there_are_lines_without_control_characters(small, capsys, mon
     assert told[0] == "validation of unseen: 0/4 episodes" and len(told) > 4
     assert any(re.fullmatch(r"validation of unseen: 0/4 episodes, \d\S*s left", line) for line in told)  # turns count, too
     assert re.fullmatch(r"validation of unseen, teacher: 4/4 episodes, success \d+\.\d%, 0s left", told[-1])
+
+
+def test_of_stored_episodes_the_bar_counts_the_iterations_that_were_scored(small, monkeypatch):
+    small.fit(small.strategy(SDAR, retriever=FactRetriever(), log_episodes_every=1), 2)
+    terminal = Terminal(monkeypatch)
+    source = StoredSource(small.data(), [str(small.folder)])
+    trainer = type(small)(small.folder / "scored").trainer(1, callbacks=[IterationBar()], enable_progress_bar=True)
+    trainer.predict(small.strategy(SDAR, retriever=FactRetriever()), datamodule=source, return_predictions=False)
+    frames = [frame for frame in re.split(r"[\r\n]|\x1b\[A", terminal.getvalue()) if "|" in frame]
+    assert any(re.match(r"scored: train 1 \(1/2\) \|", frame) for frame in frames)
+    assert any(re.match(r"scored: train 2 \(2/2\) \|", frame) for frame in frames)
 
 
 def test_how_far_a_validation_is_counts_both_actors_and_every_turn():

@@ -62,6 +62,20 @@ def test_an_iteration_s_own_weights_give_its_stored_numbers_again(small, name, l
     assert episodes.recomputed_loss(again) == pytest.approx(episodes.recomputed_loss(stored), abs=1e-5)
 
 
+def test_a_condition_chooses_what_is_written_and_credit_is_about_the_whole_group(small, capsys):
+    small.fit(rewarded(TRAINING["sdar"](small, log_episodes_every=1)), 2, small.data(group_size=3))
+    stored = episodes.read(small.folder, where="success == 0 and iteration == 1")
+    again = scored(
+        small, TRAINING["sdar"](small), small.folder, where="success == 0 and iteration == 1", data={"group_size": 3}
+    )
+    assert [(e.task, e.attempt) for e in again] == [(e.task, e.attempt) for e in stored] and len(stored) == 4
+    for before, after in zip(stored, again, strict=True):
+        assert [t.advantage for t in after.turns] == [t.advantage for t in before.turns]
+        assert [t.gap for t in after.turns] == [pytest.approx(t.gap, abs=1e-5) for t in before.turns]
+    assert any(abs(a) > 0.1 for e in again for t in e.turns for a in t.advantage)
+    assert "train 1: 4 episodes, gap " in capsys.readouterr().out
+
+
 def test_a_measurement_gets_the_teacher_s_numbers_and_none_of_a_step(small):
     strategy = TRAINING["sdar"](small)
     small.trainer(1, limit_val_batches=1).validate(strategy, datamodule=small.data(), verbose=False)
