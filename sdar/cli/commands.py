@@ -228,6 +228,9 @@ examples:
         "words for your shell: sdar completion bash (or zsh)",
     ),
 )
+GIVEN_BY_US = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
+"""Arguments of the Trainer's methods that are no settings."""
+
 COMMANDS = {command.name: command for command in _TABLE}
 """Name -> command, in the order of `sdar --help`."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdar import outline
-from sdar.cli.commands import COMMANDS
+from sdar.cli.commands import COMMANDS, GIVEN_BY_US
 from sdar.errors import ConfigError
 from sdar.paths import installed_settings, resolve
 from sdar.plugins import follow
@@ -98,8 +98,9 @@ def _keys(last: str, before: list[str]) -> Iterator[str]:
         yield from (f"--{'.'.join([*keys, name])}" for name in _arguments(_chosen(keys, before)))
     elif tool := _tool(before):
         yield from (f"--{name}" for name in _arguments(tool))
-    elif before[0] in COMMANDS:
-        yield from ("--model", "--model.", "--data.", "--trainer.", "--checkpoint.", *OTHERS)
+    elif before[0] in COMMANDS and COMMANDS[before[0]].needs_settings:
+        own = (f"--{name}" for name in _own(before))
+        yield from dict.fromkeys(("--model", "--model.", "--data.", "--trainer.", "--checkpoint.", *OTHERS, *own))
 
 
 def _values(keys: list[str], before: list[str]) -> Iterator[str]:
@@ -118,8 +119,8 @@ def _hints(keys: list[str], before: list[str]) -> Iterator[Any]:
     """The types that a setting may have."""
     if keys == ["model"] and not _tool(before):
         return iter([outline.registered()[0]["strategies"]])
-    owner = _chosen(keys[:-1], before) if keys[:-1] else _tool(before)
-    parameter = _arguments(owner).get(keys[-1])
+    known = _arguments(_chosen(keys[:-1], before)) if keys[:-1] else _arguments(_tool(before)) or _own(before)
+    parameter = known.get(keys[-1])
     return _leaves(parameter.annotation) if parameter else iter(())
 
 
@@ -127,6 +128,14 @@ def _tool(before: list[str]) -> Any:
     """The function that the line's command is; None: its settings are those of a run."""
     command = COMMANDS.get(before[0])
     return outline.locate(command.tool) if command and command.tool else None
+
+
+def _own(before: list[str]) -> dict[str, outline.Parameter]:
+    """The arguments of a command that runs a configuration, beside those of the configuration."""
+    if before[0] not in COMMANDS or not COMMANDS[before[0]].needs_settings:
+        return {}
+    command = getattr(outline.locate("sdar.cli.trainer.AgentTrainer"), before[0], None)
+    return {name: p for name, p in _arguments(command).items() if name not in GIVEN_BY_US}
 
 
 def _chosen(keys: list[str], before: list[str]) -> Any:

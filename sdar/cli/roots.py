@@ -8,7 +8,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sdar import registry
-from sdar.cli.commands import COMMANDS
+from sdar.cli.commands import COMMANDS, GIVEN_BY_US
 from sdar.cli.settings import Settings
 from sdar.cli.signatures import Argument, Expected, Signature, function_arguments
 from sdar.cli.words import Source, asks_for_help, find_command, sources
@@ -28,9 +28,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a validation is long, too
 }
 """Defaults that differ from Lightning's."""
-
-GIVEN_BY_US = ("model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders")
-"""Arguments of the Trainer's methods that are no settings."""
 
 
 def settings_of(words: list[str]) -> Settings:

@@ -8,8 +8,8 @@ from typing import Any, Union
 from jsonargparse import ActionConfigFile
 
 from sdar import outline, registry
-from sdar.cli.commands import COMMANDS
-from sdar.cli.roots import GIVEN_BY_US, SOURCE, TRAINER_DEFAULTS
+from sdar.cli.commands import COMMANDS, GIVEN_BY_US
+from sdar.cli.roots import SOURCE, TRAINER_DEFAULTS
 from sdar.command_help import HelpFormatter, Ordered
 
 CONFIG = "Path to a configuration file in json or yaml format."
