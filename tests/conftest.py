@@ -37,6 +37,10 @@ if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the p
     )
     if WORKER:
         forks()  # before a pool of worlds starts the process that all are forked from, with less imported
+else:
+    from launch import share_forks
+
+    share_forks()  # its imports take longer than most of the runs that are forked from it
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 6}
 SIZE = {"hidden_size": 32, "layers": 2, "heads": 2, "key_value_heads": 2, "intermediate_size": 64, "context": 512}

@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.forkserver import ensure_running
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
 
 SUPPORT = Path(__file__).parent
+SERVER = forkserver._forkserver
+ADDRESS = "SDAR_TESTS_FORKS"
+"""In the environment: where another process of these tests has it already."""
 FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = [
     "rank_run",
@@ -33,12 +37,27 @@ IMPORTED = [
 @cache
 def forks() -> None:
     """Start the process that the others are forked from: in an environment of its own, for it looks at no other path."""
+    if address := os.environ.get(ADDRESS):
+        SERVER._forkserver_address, SERVER._forkserver_alive_fd = address, os.open(os.devnull, os.O_RDONLY)
+        SERVER.ensure_running = resource_tracker.ensure_running
+        return
     before = dict(os.environ)
     os.environ.update(PYTHONPATH=str(SUPPORT), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     FORKS.set_forkserver_preload(IMPORTED)
-    ensure_running()
+    SERVER.ensure_running()
     os.environ.clear()
     os.environ.update(before)
+
+
+def share_forks() -> None:
+    """The same for all processes that are started from here, as long as this one lives; whose output its errors are not."""
+    errors, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    forks()
+    os.dup2(errors, 2)
+    os.close(errors)
+    os.close(nowhere)
+    os.environ[ADDRESS] = SERVER._forkserver_address
 
 
 class Script:
@@ -52,7 +71,7 @@ class Script:
 
     def __init__(self, source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None = None):
         forks()
-        self._process = FORKS.Process(target=_become, args=(source, arguments, environment, log))
+        self._process = FORKS.Process(target=_become, args=(source, arguments, environment, log, os.getpid()))
         self._process.start()
         self.pid = self._process.pid
         Script.running.add(self)
@@ -79,14 +98,14 @@ def _kill_all() -> None:
         script.kill()
 
 
-def _become(source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None) -> None:
+def _become(source: Path | str, arguments: list[str], environment: dict[str, str], log: Path | None, starter: int) -> None:
     os.environ.clear()
     os.environ.update(environment)
     if "torch" in sys.modules:  # its threads are gone with the fork: made anew here, and not by several threads at once
         sys.modules["torch"].set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
-    with open(log or os.devnull, "w") as out:
-        for descriptor in (1, 2) if log else (1,):
-            os.dup2(out.fileno(), descriptor)
+    with open(log or os.devnull, "w") as out, nullcontext(out) if log else open(f"/proc/{starter}/fd/2", "a") as errors:
+        os.dup2(out.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
     if isinstance(source, Path):
         sys.argv = [str(source), *arguments]
         runpy.run_path(str(source), run_name="__main__")
