@@ -18,5 +18,5 @@ class GRPOWithOPSD(SDAR):
         trust: The same for every token.
     """
 
-    def __init__(self, retriever: Retriever, trust: float = 0.5, **kwargs):
+    def __init__(self, retriever: Retriever | None, trust: float = 0.5, **kwargs):
         super().__init__(retriever=retriever, gate=ConstantGate(trust), **kwargs)

@@ -28,7 +28,7 @@ class SDAR(Distillation, GRPO):
               times the gradient of KL(student || teacher); zero if the gate is constant.
 
     Args:
-        retriever: Skills for the teacher.
+        retriever: Skills for the teacher; null with a view that tells something else.
         gate: How much each token trusts the teacher.
         divergence: Per-token objective.
         teacher: Whose weights.
@@ -38,7 +38,7 @@ class SDAR(Distillation, GRPO):
 
     def __init__(
         self,
-        retriever: Retriever,
+        retriever: Retriever | None,
         gate: Gate = lazy_instance(GapGate, beta=5.0),
         divergence: Divergence = lazy_instance(Lift),
         teacher: Teacher = lazy_instance(LiveTeacher),

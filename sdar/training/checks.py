@@ -53,7 +53,7 @@ def _check_retriever(module: Host) -> None:
     if module.retriever is not None and not module.view.uses_retrieval():
         raise ConfigError(
             f"model.retriever is set, but {part_name(module.view)} tells nothing that was retrieved: the skills would reach nobody. "
-            "Use SkillView, or leave the retriever out."
+            "Use SkillView, or no retriever (null)."
         )
     if module.retriever is None and module.teacher is not None and module.view.uses_retrieval():
         raise ConfigError(

@@ -86,7 +86,7 @@ REPEATING = {"receptacles": 6, "rooms": 1, "distractors": 0, "instances": 1, "us
 MISTAKES: dict[str, tuple[Callable[[SimpleNamespace], Findings], str]] = {
     "skills that reach nobody": (
         lambda at: examined(view=SolutionView()),
-        r"model\.retriever is set, but SolutionView tells nothing that was retrieved.*Use SkillView, or leave",
+        r"model\.retriever is set, but SolutionView tells nothing that was retrieved.*Use SkillView, or no retriever",
     ),
     "a teacher that is told nothing": (
         lambda at: examined(OPD, teacher=LiveTeacher(), view=SkillView()),

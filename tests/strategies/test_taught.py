@@ -32,7 +32,7 @@ from sdar.errors import CheckpointError, ConfigError
 from sdar.retrievers import FactRetriever, NoRetriever
 from sdar.sandbox import LimitsOnlyRunner
 from sdar.schedules import LinearSchedule, WindowSchedule
-from sdar.strategies import HDPO, OPD, OPSD, RLSD, SOD, SDSearch, SkillSD
+from sdar.strategies import HDPO, OPD, OPSD, RLSD, SDAR, SOD, GRPOWithOPSD, SDSearch, SkillSD
 from sdar.teachers import (
     EMATeacher,
     HindsightView,
@@ -171,6 +171,14 @@ def test_a_checkpoint_of_another_teacher_is_refused(small):
 def test_a_view_and_a_retriever_that_do_not_belong_together_are_refused(small, settings, message):
     with pytest.raises(ConfigError, match=message):
         one_step(small, small.strategy(RLSD, **settings))
+
+
+@pytest.mark.parametrize("method", [SDAR, GRPOWithOPSD])
+def test_a_method_of_skills_teaches_by_another_view_without_a_retriever(small, method):
+    batch = one_step(small, small.strategy(method, retriever=None, view=SolutionView())).batch
+    assert (batch.teacher_logp - batch.old_logp)[batch.response_mask].abs().max() > 1e-4
+    with pytest.raises(ConfigError, match=r"model\.retriever is not set: the teacher would see nothing more"):
+        one_step(small, small.strategy(method, retriever=None))
 
 
 @pytest.fixture

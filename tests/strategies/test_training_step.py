@@ -17,6 +17,7 @@ from methods import TRAINING, DoublePolicy, rewarded
 from sdar import episodes, registry
 from sdar.credit import GroupAdvantage
 from sdar.data import ChatModule
+from sdar.envs import HouseholdEnv
 from sdar.errors import ConfigError, NonFiniteLossError, PanelError
 from sdar.functional import masked_mean
 from sdar.gates import ConstantGate, GapGate
@@ -350,6 +351,7 @@ def test_skill_prompt_validates_with_and_without_skills_and_refuses_to_train(sma
         ),
         (SDAR, {"retriever": NoRetriever(), "distill_coef": 0.0}, "distill_coef is 0.0: the teacher would have no influence"),
         (BehaviorCloning, {"retriever": NoRetriever(), "informed_share": 2.0}, "informed_share is 2.0"),
+        (BehaviorCloning, {"retriever": NoRetriever(), "lost_share": -1.0}, "lost_share is -1.0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(small, cls, settings, message):
@@ -373,6 +375,45 @@ def test_a_slip_names_a_number_that_is_not_there(small):
     strategy.slip_share = 0.5
     mixed = [strategy.perturbed_action(commands, random.Random(n)) in commands for n in range(200)]
     assert 60 < sum(mixed) < 140
+
+
+def test_a_lost_demonstration_begins_as_one_who_is_told_nothing_and_is_imitated_after_that(small):
+    """Told where things are, the expert takes over in a state to which its student would have come; what is not informed is as before."""
+    settings = {"retriever": FactRetriever(), "astray_share": 0.0}
+    searches = {e.task.id: actions(e) for e in demonstrations(small, informed_share=0.0, lost_share=1.0, **settings)}
+    informed = {e.task.id: actions(e) for e in demonstrations(small, informed_share=1.0, **settings)}
+    starts, others = set(), 0
+    for episode in demonstrations(small, informed_share=1.0, lost_share=1.0, **settings):
+        trainable = [turn.trainable for turn in episode.turns]
+        lost = trainable.index(True) if True in trainable else len(trainable)
+        assert 1 <= lost <= 12 and all(trainable[lost:]), "the horizon is 24"
+        starts.add(lost)
+        assert episode.success
+        others += actions(episode) != informed[episode.task.id]
+    assert len(starts) > 1 and others >= 5
+    assert searches == {e.task.id: actions(e) for e in demonstrations(small, informed_share=0.0, **settings)}
+
+
+def test_a_lost_demonstration_slips_too(small):
+    found = demonstrations(
+        small, retriever=FactRetriever(), informed_share=1.0, astray_share=0.0, lost_share=1.0, slip_share=1.0
+    )
+    assert all(turn.valid == turn.trainable for e in found for turn in e.turns), (
+        "each of its first turns is refused, none of the others"
+    )
+
+
+def demonstrations(small, **settings):
+    env = HouseholdEnv(world=5, receptacles=6, distractors=1, horizon=24)
+    strategy, data = small.strategy(BehaviorCloning, **settings), small.data(env=env, tasks_per_step=10, group_size=1)
+    shown, finish = [], strategy.finish_iteration
+    strategy.finish_iteration = lambda episodes: shown.extend(episodes) or finish(episodes)
+    small.fit(strategy, steps=1, data=data)
+    return shown
+
+
+def actions(episode):
+    return [turn.action for turn in episode.turns]
 
 
 def test_the_ungated_baseline_gives_every_token_the_same_trust(small):
