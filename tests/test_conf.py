@@ -30,6 +30,7 @@ REST = {  # what a piece of a setting needs before it
     "quickstart": [],
     "real": [],
     "real/warmup_slips.yaml": ["real/warmup.yaml"],
+    "real/warmup_lost.yaml": ["real/warmup.yaml"],
     "env": ["method/sdar.yaml"],
     "method": ["env/alfworld.yaml"],
     "policy": ["method/grpo.yaml", "env/quickstart.yaml"],
@@ -128,6 +129,8 @@ def command(file, policy, folder):
         model["policy"] = adapters if "LoRAPolicy" in str(settings) else tiny
     if "data: official" in told:  # nobody has to have fetched them
         small["data"]["init_args"]["env"]["init_args"] |= {"data": None, "usual": None}
+    if "files: {train: gsm8k/" in told:
+        small["data"]["init_args"]["env"]["init_args"] |= {"files": None}
     if "gpu" in file:
         trainer |= {"accelerator": "cpu", "devices": 1, "strategy": "auto"}
     if "view: SiblingView" in told:  # a random policy has no success to tell of
