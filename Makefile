@@ -1,4 +1,4 @@
-# Two commands, each from nothing: `make quickstart` trains an agent, `make test` runs every test.
+# Three commands, each from nothing: `make quickstart` trains an agent, `make test` runs every test, `make real` trains a pretrained chat model.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
