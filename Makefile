@@ -24,7 +24,7 @@ REAL ?=
 real: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[lora,gguf]"
 	$(BIN)/sdar fetch alfworld smollm2-135m-gguf $(REAL)
-	OMP_NUM_THREADS=2 $(BIN)/sdar fit -c conf/real/sdar.yaml
+	OMP_NUM_THREADS=1 $(BIN)/sdar fit -c conf/real/sdar.yaml
 
 # What is installed and there; benchmarks/README.md says how opponents are installed. BENCH=--quick ends in some ten minutes.
 bench: $(VENV)/.installed

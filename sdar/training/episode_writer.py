@@ -33,7 +33,7 @@ class EpisodeWriter:
     def wants(self, iteration: int) -> bool:
         """Whether the training episodes of an iteration (from 1) are written. Every rank says the same."""
         every = self.module.log_episodes_every
-        return every > 0 and iteration % every == 0 and run_folder(self.module.trainer) is not None
+        return every > 0 and (iteration == 1 or iteration % every == 0) and run_folder(self.module.trainer) is not None
 
     def training(self, episodes: Sequence[Episode], kept: Kept) -> Path | None:
         """Write the episodes of the iteration that ends now."""

@@ -79,7 +79,8 @@ def test_where_no_episodes_are_wanted_none_are_written_and_nothing_is_kept(small
     observe = strategy.observe_tokens
     strategy.observe_tokens = lambda batch: (observe(batch), taken.append(len(strategy.token_log._known)))
     small.fit(strategy, 3, small.data(group_size=3))
-    assert taken == [0, 2, 1, 0] and [f.name for f in (small.folder / "episodes").iterdir()] == ["train-000002.jsonl.gz"]
+    assert taken == [2, 0, 2, 1, 0]
+    assert sorted(f.name for f in (small.folder / "episodes").iterdir()) == ["train-000001.jsonl.gz", "train-000002.jsonl.gz"]
 
 
 def test_a_number_that_nobody_could_read_is_refused():
