@@ -1,6 +1,5 @@
 """Runs on the quickstart's world: what each method needs there beside its published file, and the training of those that are missing."""
 
-import json
 import os
 import re
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 from sdar.cli.failure import say
 from sdar.errors import ConfigError
 from sdar.figures.base import Figure
+from sdar.reading import read_json_lines
 
 SKILLS = ["-c", "conf/scale/quickstart_skills.yaml"]
 TEACHER = ["-c", "conf/scale/quickstart_teacher.yaml"]
@@ -79,8 +79,8 @@ def _trained(place: Path, env_steps: int) -> Path | None:
     """The run below a folder that was trained so long."""
     for run in sorted(place.glob("version_*"), reverse=True):
         file = run / "validation.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        if lines and json.loads(lines[-1])["env_steps"] >= env_steps:
+        measured = [row for _, row in read_json_lines(file)] if file.is_file() else []
+        if measured and measured[-1]["env_steps"] >= env_steps:
             return run
     return None
 

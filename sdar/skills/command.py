@@ -6,14 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from sdar import registry
 from sdar.cli.failure import say
 from sdar.episodes.told import block, line
 from sdar.errors import ConfigError, SkillBankError
 from sdar.parts import Retriever
 from sdar.paths import installed_settings
+from sdar.reading import parse_yaml
 from sdar.registry import did_you_mean, part_name
 from sdar.report.gather import Run, runs_of
 from sdar.report.skills import skills_of
@@ -143,7 +142,7 @@ def _made(name: str, path: str, given: Sequence[str]) -> Retriever:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ConfigError(f"--with {pair}: give an argument of the retriever and its value, e.g. --with count=2.")
-        arguments[key] = yaml.safe_load(value)
+        arguments[key] = parse_yaml(value, f"--with {pair}", advice="Quote what is text.")
     try:
         return known[name](skills=path, **arguments)  # type: ignore[no-any-return]
     except TypeError as error:

@@ -89,8 +89,8 @@ class Lifecycle(Updating):
         max_empty_iterations: Iterations in a row that may end without an optimizer step, because their worlds failed or nothing was
             left to learn from; then the run ends.
         metrics: Metrics of your own, and those of `sdar list metrics`, beside the ones that are always logged.
-        log_episodes_every: Write the episodes of the first and every n-th iteration to the run's folder, with what the step knew of each token
-            (docs/episodes.md). 1: all; 0: those of validations alone, which are always written.
+        log_episodes_every: Write the episodes of the first and every n-th iteration to the run's folder, with what the step knew of each
+            token (docs/episodes.md). 1: all; 0: those of validations alone, which are always written.
         log_episodes_mb: Most megabytes that the episodes of the run take on disk; what would be more is not written, and said. None: no
             bound.
         export: Directory that gets the trained policy, as transformers saves it, when training ends; it must not exist yet or be empty.
