@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from sdar.evaluate.tables import differences as differences_of
 from sdar.evaluate.tables import success
 
 ROOT = Path(__file__).parents[1]
@@ -135,9 +136,10 @@ def compared(table: dict[str, Any]) -> list[str]:
 
 
 def measured(file: str) -> list[str]:
-    """The runs that a file of `sdar compare ... --json` holds, as the command prints them."""
+    """The runs that a file of `sdar compare ... --json` holds, and their differences, as the command prints them."""
     found = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    return "\n\n".join(piece for panel in found["panels"] for piece in success(panel)).split("\n")
+    pieces = (piece for panel in found["panels"] for piece in (*success(panel), *differences_of(panel)))
+    return "\n\n".join(pieces).split("\n")
 
 
 def filled(text: str, mark: str, lines: list[str], conf: str) -> str:

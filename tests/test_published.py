@@ -181,6 +181,13 @@ def test_a_table_of_runs_is_what_the_command_prints_of_its_file() -> None:
     assert edited != text == generator().filled(edited, f"sdar compare {files[0]}", generator().measured(files[0]), ".")
 
 
+def test_what_readme_says_of_the_pretrained_run_is_what_was_measured() -> None:
+    """In its sentences, which have no room for a table."""
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    cells = generator().measured("benchmarks/results/real.json")[2].strip("| ").split(" | ")[1:]
+    assert len(cells) == 2 and all(cell in text for cell in cells)
+
+
 PAGES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "docs/methods").glob("*.md")) if p.stem != "README"}
 
 

@@ -1,12 +1,12 @@
 """``sdar episodes``: the stored episodes of runs, as a table, one of them in full, or exported."""
 
 import argparse
-import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
 from sdar.cli.failure import say
+from sdar.cli.own_words import parser_of
 from sdar.episodes.files import left_out
 from sdar.episodes.reading import stream
 from sdar.episodes.schema import StoredEpisode
@@ -81,10 +81,9 @@ def _cell(found: object, most: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar episodes",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "episodes",
+        """\
             Look at the episodes that runs left: a table, one of them in full, or all in a file. docs/episodes.md says what is in them.
 
             A condition has the names of the table and of docs/episodes.md; per-token numbers are means over the episode.
@@ -92,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
             examples:
               sdar episodes runs/quickstart/version_0 --where 'success == 0 and family == "heat"'
               sdar episodes runs/quickstart/version_0 --where 'kind == "train" and gap > 0.5' --show 1
-              sdar episodes runs/quickstart --where '"fact:mug" in skills' --to mugs.parquet"""),
+              sdar episodes runs/quickstart --where '"fact:mug" in skills' --to mugs.parquet""",
+        allow_abbrev=True,
     )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, folder of several, or file of episodes"

@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdar.cli.own_words import parser_of
 from sdar.errors import ConfigError
 from sdar.evaluate.compare import compare
 from sdar.evaluate.picture import check_picture, draw
@@ -39,11 +39,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar compare",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "compare",
+        """\
             Compare runs on the tasks that they were measured on, and their learning curves; prints Markdown.
 
             A setting is a run's folder, a folder with runs of several seeds (version_N) below it, or several folders joined by
@@ -58,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
               sdar compare runs/grpo runs/sdar
               sdar compare GRPO=runs/quickstart/version_1 SDAR=runs/quickstart/version_0 --picture compared.svg
               sdar compare runs/quickstart/version_1,runs/quickstart/version_3 runs/quickstart/version_0,runs/quickstart/version_2
-              sdar compare runs/grpo runs/sdar runs/sod --panel unseen --iteration 100 --json compared.json > compared.md"""),
+              sdar compare runs/grpo runs/sdar runs/sod --panel unseen --iteration 100 --json compared.json > compared.md""",
     )
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUNS", help="settings, each by the folders of its runs")
     parser.add_argument("--panel", help="compare on this panel alone; by default on all that every run measured")

@@ -26,18 +26,30 @@ def _of_panel(panel: dict[str, Any]) -> Iterator[str]:
     of_each = f"{attempts} attempt{'s' * (attempts != 1)} at each"
     yield f"## {_word(panel['panel'])}: {panel['tasks']} tasks, {of_each} (panel {panel['hash']})"
     yield from success(panel)
+    yield from differences(panel)
     if not panel["differences"]:
         return
     reference = _word(panel["differences"][0]["reference"])
-    yield _table(
-        [f"less {reference}", "success, points", "reward", "better with probability", "intervals over"],
-        [_against(of) for of in panel["differences"]],
-    )
     families = [*panel["differences"][0]["families"]]
     if len(families) > 1:
         yield _table(
             ["family", "tasks", *(f"{_word(of['label'])} less {reference}" for of in panel["differences"])],
             [_family(name, panel["differences"]) for name in families],
+        )
+
+
+def differences(panel: dict[str, Any]) -> Iterator[str]:
+    """Every setting but the first less the first; nothing where there is one alone."""
+    if panel["differences"]:
+        yield _table(
+            [
+                f"less {_word(panel['differences'][0]['reference'])}",
+                "success, points",
+                "reward",
+                "better with probability",
+                "intervals over",
+            ],
+            [_against(of) for of in panel["differences"]],
         )
 
 

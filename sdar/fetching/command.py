@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-import textwrap
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sdar.cli.failure import fail
+from sdar.cli.own_words import parser_of
 from sdar.errors import ConfigError, FetchError
 from sdar.fetching.at_hand import take_file, take_folder
 from sdar.fetching.catalogue import DataFile, DataSet, catalogue, find_data_set
@@ -127,10 +127,9 @@ def _show(bar: "tqdm[None]", here: int, total: int | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar fetch",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "fetch",
+        """\
             Fetch official data and models, from their original addresses or from files at hand. Without a name: which there are.
 
             Stopped, it goes on when run again. A file is taken only if it is the one that was meant, by size and SHA-256 where
@@ -140,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
             examples:
               sdar fetch gsm8k math500
               sdar fetch alfworld --from alfworld_games.tar.xz
-              sdar fetch smollm2-135m --check"""),
+              sdar fetch smollm2-135m --check""",
+        allow_abbrev=True,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="data sets or models")
     parser.add_argument(

@@ -2,14 +2,14 @@
 
 import argparse
 import csv
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdar.cli.failure import say
+from sdar.cli.own_words import parser_of
 from sdar.errors import ConfigError
 from sdar.figures import guidance, results, training  # noqa: F401  (their figures are registered)
-from sdar.figures.base import FIGURES, Chart, Figure, Settings, Table
+from sdar.figures.base import FIGURES, Chart, Figure, Table
 from sdar.figures.making import make
 from sdar.registry import did_you_mean
 from sdar.report.figures import check_drawing
@@ -61,8 +61,7 @@ def drawn(figure: Figure, named: Sequence[str]) -> list[Chart]:
     settings: dict[str, list[Run]] = {}
     for run in runs_of(named):
         settings.setdefault(run.label, []).append(run)
-    of: Settings = settings
-    return figure.draw(of)
+    return figure.draw(settings)
 
 
 def written(figure: Figure, charts: Sequence[Chart], folder: Path) -> list[str]:
@@ -89,11 +88,9 @@ def listed() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar figures",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "figures",
+        """\
             Draw a figure or a table of the papers from what runs left: SVG files, and every number of them as CSV. Without a name: list
             them, with what differs from the paper's.
 
@@ -104,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
               sdar figures
               sdar figures gap_by_turn runs/quickstart/version_0
               sdar figures learning_curves GRPO=runs/grpo SDAR=runs/sdar --to paper
-              sdar figures gates --make --seeds 0 1 2"""),
+              sdar figures gates --make --seeds 0 1 2""",
     )
     parser.add_argument("name", nargs="?", help="which one")
     parser.add_argument("runs", nargs="*", metavar="[LABEL=]RUNS", help="settings, each by the folders of its runs")

@@ -179,9 +179,12 @@ PATTERNS = ("aligned", "recovered", "drifted")
 
 
 def _pattern(weights: Sequence[float]) -> str:
-    """As `sdar.functional.turns.weight_patterns`."""
-    low = [w < 1 for w in weights]
-    return "drifted" if low[-1] else "recovered" if any(low) else "aligned"
+    import torch
+
+    from sdar.functional import weight_patterns
+
+    told = weight_patterns(torch.tensor(weights), torch.zeros(len(weights), dtype=torch.long))
+    return next(name for name, is_it in zip(PATTERNS, told, strict=True) if bool(is_it))
 
 
 def _named(settings: Settings, label: str, name: str) -> str:

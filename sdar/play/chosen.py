@@ -21,7 +21,7 @@ def world_of(data: TaskSource, name: str | None) -> TaskModule:
         return next(iter(worlds.values()))
     if name is None or name not in worlds:
         fact = "which one is played is not said" if name is None else f"--world is {name}, and there is none of this name"
-        raise ConfigError(f"{fact}.{did_you_mean(name or '', worlds)} Give --world with one of {', '.join(worlds) or 'none'}.")
+        raise ConfigError(f"{fact}.{did_you_mean(name or '', worlds)} Give --world with one of {', '.join(worlds)}.")
     return worlds[name]
 
 

@@ -1,12 +1,12 @@
 """``sdar play --episode RUN``: stored episodes, turn by turn."""
 
 import argparse
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 from sdar.cli.failure import say
+from sdar.cli.own_words import parser_of
 from sdar.episodes.reading import stream
 from sdar.episodes.schema import StoredEpisode
 from sdar.episodes.told import end, head, outcome
@@ -26,7 +26,7 @@ def main(words: Sequence[str]) -> int:
             "play needs a world or an episode: give the settings of a world, e.g. sdar play -c conf/env/quickstart.yaml, or a run whose "
             "episodes are shown, e.g. sdar play --episode runs/quickstart/version_0."
         )
-    colours = {"auto": has_colours(), "always": True, "never": False}[asked.colour]
+    colours = has_colours({"auto": None, "always": True, "never": False}[asked.colour])
     number = 0
     for number, e in enumerate(stream(asked.episode, asked.where, asked.kind), 1):
         if not _replay(e, number, asked.by, colours):
@@ -64,15 +64,13 @@ def _goes_on(prompt: str, where: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar play",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "play",
+        """\
             Show stored episodes turn by turn: what was seen, what the teacher was told, and each token by what it thinks of it.
 
             examples:
-              sdar play --episode runs/quickstart/version_0 --where 'kind == "train" and success == 0'"""),
+              sdar play --episode runs/quickstart/version_0 --where 'kind == "train" and success == 0'""",
     )
     parser.add_argument(
         "--episode", nargs="+", type=Path, metavar="RUN", help="folder of a run, of several, or file of episodes"

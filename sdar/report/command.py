@@ -1,12 +1,12 @@
 """``sdar report``: reads folders of runs and writes one page."""
 
 import argparse
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from sdar.cli.failure import say
+from sdar.cli.own_words import parser_of
 from sdar.errors import ConfigError
 from sdar.report.figures import check_drawing
 from sdar.report.gather import runs_of
@@ -42,11 +42,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar report",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "report",
+        """\
             Write runs as one HTML page: results, alarms, curves, skills, settings, and a viewer of episodes in which every token
             is coloured by gap, gate, weight, advantage or entropy. The page holds everything and opens from disk; nothing is fetched.
 
@@ -56,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
             examples:
               sdar report runs/quickstart/version_0
               sdar report GRPO=runs/grpo SDAR=runs/sdar --to compared.html
-              sdar report runs/quickstart --watch 60        # renews it until Ctrl-C; the page loads itself anew"""),
+              sdar report runs/quickstart --watch 60        # renews it until Ctrl-C; the page loads itself anew""",
     )
     parser.add_argument("runs", nargs="+", metavar="[LABEL=]RUNS", help="settings, each by the folders of its runs")
     parser.add_argument("--to", type=Path, default=Path("report.html"), metavar="FILE", help="the page (report.html)")

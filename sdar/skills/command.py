@@ -1,13 +1,13 @@
 """``sdar skills``: what is in a bank, what a retriever gives for a task, and what skills did in a run."""
 
 import argparse
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sdar import registry
 from sdar.cli.failure import say
+from sdar.cli.own_words import parser_of
 from sdar.episodes.told import block, line
 from sdar.errors import ConfigError, SkillBankError
 from sdar.parts import Retriever
@@ -215,11 +215,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sdar skills",
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=textwrap.dedent("""\
+    parser = parser_of(
+        "skills",
+        """\
             List a bank of skills, see what a retriever gives for a task, and what skills did in a run. docs/skills.md tells more.
 
             examples:
@@ -227,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
               sdar skills SkillRL/memory_data/alfworld/claude_style_skills.json --show heat
               sdar skills conf/skills/household --task 'put a hot egg in fridge' --family pick_heat_then_place_in_recep
               sdar skills conf/skills/quickstart --task 'put a mug in shelf' --retriever ucb --with count=2 --run runs/ucb/version_0
-              sdar skills --run runs/quickstart/version_0"""),
+              sdar skills --run runs/quickstart/version_0""",
     )
     parser.add_argument("bank", nargs="?", metavar="BANK", help="folder or file of a bank; by default that of --run")
     parser.add_argument("--show", metavar="SKILL", help="the text of one skill")
