@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sdar.evaluate.tables import differences as differences_of
 from sdar.evaluate.tables import success
+from sdar.reading import read_yaml
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "conf" / "published.yaml"
@@ -36,7 +35,7 @@ LINES = {  # of conf/README.md: keys of each
 
 def load() -> dict[str, Any]:
     """The table, each number with its source and each run with the shared numbers that it does not replace."""
-    table = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    table = read_yaml(TABLE)
     for part in [*table["shared"].values(), *table["runs"]]:
         part["numbers"] = [{"source": part["source"], **number} for number in part["numbers"]]
     for run in table["runs"]:

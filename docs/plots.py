@@ -65,29 +65,26 @@ def divergence_curves(cls: type[Divergence]) -> Curves:
     """The expected value over the student's probability of one token, and how its expected gradient pulls at that token's logit."""
     share = torch.linspace(0.01, 0.99, 99, dtype=torch.double)
     teacher = _two_outcomes(torch.tensor(LIKED, dtype=torch.double))
-    top, found = teacher.topk(K), {}
+    top, places, found = teacher.topk(K), (len(share), VOCAB), {}
     for settings in every_setting(cls):
-        divergence, rows = cls(**settings), []
-        for p in share:
-            logits = _two_outcomes(p).requires_grad_()
-            student = logits.log_softmax(-1)
-            fixed = student.detach()
-            told = tokens_of(
-                fixed, teacher, -(fixed.exp() * fixed).sum().expand(VOCAB), ids=torch.arange(VOCAB),
-                teacher_top_ids=top.indices.expand(VOCAB, K), teacher_top_logp=top.values.expand(VOCAB, K),
-                teacher_logits=teacher.expand(VOCAB, VOCAB),
-            )  # fmt: skip
-            loss = (fixed.exp() * losses(divergence, student, told)).sum()
-            rows.append(torch.stack([loss.detach(), -torch.autograd.grad(loss, logits)[0][0]]))
-        value, pull = torch.stack(rows).T
-        found[", ".join(f"{k} {v}" for k, v in settings.items())] = share, value, pull
+        logits = _two_outcomes(share).requires_grad_()
+        student = logits.log_softmax(-1)
+        fixed = student.detach()
+        told = tokens_of(
+            fixed, teacher.expand(places), -(fixed.exp() * fixed).sum(-1, keepdim=True).expand(places),
+            ids=torch.arange(VOCAB).expand(places), teacher_logits=teacher.expand(*places, VOCAB),
+            teacher_top_ids=top.indices.expand(*places, K), teacher_top_logp=top.values.expand(*places, K),
+        )  # fmt: skip
+        loss = (fixed.exp() * losses(cls(**settings), student, told)).sum(-1)
+        pull = -torch.autograd.grad(loss.sum(), logits)[0][:, 0]
+        found[", ".join(f"{k} {v}" for k, v in settings.items())] = share, loss.detach(), pull
     return found
 
 
 def _two_outcomes(p: Tensor) -> Tensor:
-    """Log-probabilities ``[VOCAB]``: the first token has `p`, the others share the rest, each a little more than the next."""
+    """Log-probabilities ``[..., VOCAB]``: the first token has `p`, the others share the rest, each a little more than the next."""
     rest = torch.linspace(1.2, 0.8, VOCAB - 1, dtype=p.dtype)
-    return torch.cat([p[None], (1 - p) * rest / rest.sum()]).log()
+    return torch.cat([p[..., None], (1 - p[..., None]) * rest / rest.sum()], -1).log()
 
 
 PANELS = {

@@ -124,7 +124,7 @@ def register(name: str) -> Callable[[T], T]:
         raise ConfigError(f"part name {name!r} is not an identifier: YAML names resolve as Python names. Use e.g. 'my_gate'.")
 
     def add(cls: T) -> T:
-        kinds = [plural for plural, base in _kinds.items() if issubclass(cls, base)]
+        kinds = [plural for plural, base in _kinds.items() if base in cls.__mro__]
         if not kinds:
             raise ConfigError(
                 f"{cls.__module__}.{cls.__qualname__} has none of the part bases ({', '.join(b.__name__ for b in _kinds.values())}): "

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -108,14 +108,16 @@ def floods(handler):
         handler.server.sent = getattr(handler.server, "sent", 0) + 1
 
 
-BOMB = gzip.compress(b"\0" * (80 * 2**20), 1)
+@cache
+def bomb():
+    return gzip.compress(b"\0" * (80 * 2**20), 1)
 
 
 @pytest.mark.parametrize("who", ASK)
 @pytest.mark.parametrize("how", ["plain", "gzip"])
 def test_an_answer_without_end_is_read_to_a_bound_only(who, how, monkeypatch):
     monkeypatch.setattr(replica, "LARGEST_ANSWER", 2**20)
-    answer = floods if how == "plain" else lambda handler: reply(handler, BOMB, Content_Encoding="gzip")
+    answer = floods if how == "plain" else lambda handler: reply(handler, bomb(), Content_Encoding="gzip")
     with server(answer) as (url, http):
         with pytest.raises(SdarError, match=r"an answer of more than \d+ bytes"):
             ASK[who](url, 60.0)

@@ -12,7 +12,10 @@ spec = importlib.util.spec_from_file_location("plots_of_parts", ROOT / "docs/plo
 plots = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(plots)
 PARTS = [(kind, name) for kind in plots.PANELS for name in plots.registered(kind)]
-CURVES = {part: plots.PANELS[part[0]][0](plots.registered(part[0])[part[1]]) for part in PARTS}
+
+
+def curves(kind: str, name: str) -> "plots.Curves":
+    return plots.PANELS[kind][0](plots.registered(kind)[name])
 
 
 @pytest.mark.parametrize("part", PARTS, ids="-".join)
@@ -22,28 +25,28 @@ def test_a_part_has_a_picture_and_a_section(part: tuple[str, str]) -> None:
     drawn.savefig(out := BytesIO(), format="svg")
     assert len(out.getvalue()) > 5000
     for axes, words in zip(drawn.axes, plots.PANELS[kind][2:4], strict=True):
-        assert axes.get_ylabel() == words and len(axes.lines) == len(CURVES[part]) + 2
+        assert axes.get_ylabel() == words and len(axes.lines) == len(curves(*part)) + 2
     section = plots.sections(kind, "folder")
     assert f"### {name}\n" in section and f"(folder/{kind}-{name}.svg)" in section
 
 
 @pytest.mark.parametrize("part", PARTS, ids="-".join)
 def test_what_is_drawn_is_finite(part: tuple[str, str]) -> None:
-    for places, *values in CURVES[part].values():
+    for places, *values in curves(*part).values():
         assert len(places) > 50 and all(line.shape == places.shape and bool(line.isfinite().all()) for line in values)
     if part[0] == "gates":
-        assert all(float(line.min()) >= 0 and float(line.max()) <= 1 for _, line, _ in CURVES[part].values())
+        assert all(float(line.min()) >= 0 and float(line.max()) <= 1 for _, line, _ in curves(*part).values())
 
 
 def test_the_pull_is_that_of_the_formula() -> None:
     """Of k1 and k3 behind one token with p against q = 0.7: p (KL - log(p / q)) and q - p. The lift's is nothing."""
-    ((places, value, pull),) = CURVES["divergences", "k1"].values()
+    ((places, value, pull),) = curves("divergences", "k1").values()
     log_ratio = (places / 0.7).log()
     kl = places * log_ratio + (1 - places) * ((1 - places) / 0.3).log()
     assert (pull - places * (kl - log_ratio)).abs().max() < 1e-9
-    ((places, _, pull),) = CURVES["divergences", "k3"].values()
+    ((places, _, pull),) = curves("divergences", "k3").values()
     assert (pull - (0.7 - places)).abs().max() < 1e-9
-    ((_, value, pull),) = CURVES["divergences", "lift"].values()
+    ((_, value, pull),) = curves("divergences", "lift").values()
     assert pull.abs().max() < 1e-9 and float(value.max()) < 1e-9
 
 

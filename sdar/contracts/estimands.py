@@ -122,8 +122,10 @@ def one_place(seed: int) -> tuple[Tensor, Tensor, TokenView]:
 
 
 def losses(divergence: Divergence, student: Tensor, tokens: TokenView) -> Tensor:
-    """The divergence's value for each token that could have been sampled, ``[vocab]``."""
-    over_vocabulary = (student.expand(VOCAB, VOCAB),) if divergence.needs()[0] != TeacherSignal.SAMPLED else ()
+    """The divergence's value for each token that could have been sampled, ``[..., vocab]``."""
+    over_vocabulary = (
+        (student.unsqueeze(-2).expand(*student.shape, VOCAB),) if divergence.needs()[0] != TeacherSignal.SAMPLED else ()
+    )
     return divergence(StudentTokens(student, tokens.entropy, *over_vocabulary), tokens)
 
 

@@ -29,7 +29,7 @@ from sdar.envs import HouseholdEnv, SearchEnv, WebShopHTTPEnv
 from sdar.errors import ConfigError
 from sdar.judges import EndpointJudge
 from sdar.plan.run import Launch
-from sdar.policies import PretrainedPolicy
+from sdar.policies import FreshPolicy, PretrainedPolicy
 from sdar.retrievers import FullRetriever, KeywordRetriever
 from sdar.samplers import ServerSampler, VLLMSampler
 from sdar.search import HTTPBackend
@@ -40,7 +40,7 @@ NOWHERE = "http://127.0.0.1:9"
 QUICKSTART = Path("conf/quickstart/policy")
 
 
-class Spoken(type(fresh())):  # type: ignore[misc]
+class Spoken(FreshPolicy):
     """The fresh policy with another chat template, or without one."""
 
     def __init__(self, template: str | None):

@@ -23,6 +23,3 @@ class TinyPolicy(FreshPolicy):
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         return trained_tokenizer()
-
-
-trained_tokenizer()  # once for all that are forked from a process with this module
