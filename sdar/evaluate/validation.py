@@ -219,6 +219,7 @@ class Validation:
         """Give loggers the numbers beside the iteration that they belong to; the first ones too, which Lightning keeps to itself."""
         module = self.module
         numbers: dict[str, float] = {"train/iteration": module.iteration, "train/env_steps": module.env_steps}
+        numbers["time/validation_s"] = self.measuring.seconds
         if isinstance(success := summary.get(f"success/{panel}"), Estimate):
             numbers |= {f"success_low/{panel}": success.low, f"success_high/{panel}": success.high}
         module.log_dict(numbers | {"step": float(module.iteration)}, batch_size=tasks, add_dataloader_idx=False)

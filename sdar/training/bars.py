@@ -140,6 +140,7 @@ class IterationBar(TQDMProgressBar):
             shown[0] += f" ({trend})"
         if self._plain:
             times = {key[len("time/") : -len("_s")]: float(v) for key, v in known.items() if key.startswith("time/")}
+            times.pop("validation", None)  # of an earlier iteration, and told where it ended
             print(
                 self.line([*shown, *(f"{phase} {f'{s:.1f}s' if s < 10 else brief(s)}" for phase, s in times.items())]),
                 flush=True,

@@ -100,16 +100,18 @@ def test_in_a_pipe_there_are_lines_without_control_characters(small, capsys, mon
     """A line an iteration with its phases; of a validation one at its beginning and one at its end, and more where it takes minutes."""
     shown = {"limit_val_batches": None, "val_check_interval": 1, "num_sanity_val_steps": -1, "enable_progress_bar": True}
     strategy = small.strategy(SDAR, retriever=FactRetriever())
-    small.fit(strategy, 1, data=small.data(val_batch=2), callbacks=[IterationBar()], **shown)
+    trainer = small.fit(strategy, 2, data=small.data(val_batch=2), callbacks=[IterationBar()], **shown)
+    assert trainer.callback_metrics["time/validation_s"] > 0
     said = capsys.readouterr().out
     assert all(c.isprintable() or c == "\n" for c in said)
-    [line] = [line for line in said.splitlines() if line.startswith("iteration ")]
+    first, second = [line for line in said.splitlines() if line.startswith("iteration ")]
     phases = r"rollout \d\.\ds, score \d\.\ds, update \d\.\ds"
-    assert re.fullmatch(rf"iteration 1/1: success \d+\.\d%, reward \S+, loss \S+, \d+ tok/s, {phases}", line)
+    assert re.fullmatch(rf"iteration 1/2: success \d+\.\d%, reward \S+, loss \S+, \d+ tok/s, {phases}, \d+s left", first)
+    assert re.fullmatch(rf"iteration 2/2: success \d+\.\d%, reward \S+, loss \S+, \d+ tok/s, {phases}", second)
     [began] = [line for line in said.splitlines() if re.match(r"validation of unseen:", line)]
-    assert began == "validation of unseen: 0/4 episodes"  # the second one came within the same minute
+    assert began == "validation of unseen: 0/4 episodes"  # the others came within the same minute
     ends = re.findall(r"^validation took \d+s: 4 episodes of unseen; 4 episodes of unseen, teacher$", said, re.MULTILINE)
-    assert len(ends) == 2
+    assert len(ends) == 3
     monkeypatch.setattr("sdar.training.bars.QUIET", 0.0)
     small.trainer(1, callbacks=[IterationBar()], **shown).validate(strategy, small.data(), verbose=False)
     said = capsys.readouterr().out
