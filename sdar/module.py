@@ -198,7 +198,7 @@ class AgentModule(Lifecycle):
         self.stops = any(self.ranks.all_gather_object(self._asked_to_stop, "signals"))
         self.iteration += 1
         self.env_steps += sum(len(e.turns) for e in episodes)
-        self.trainer.should_stop |= self.max_env_steps is not None and self.env_steps >= self.max_env_steps
+        self.trainer.should_stop |= self.ends  # Lightning then validates first
         self.report(attempts)
 
     # ------------------------------------------------------------------ what they share

@@ -1,5 +1,6 @@
 """The life of a run in Lightning's hands: making, training, validating, stopping, saving, exporting."""
 
+import math
 import os
 import random
 import signal
@@ -292,6 +293,18 @@ class Lifecycle(Updating):
             with self.ranks.error_context():
                 self.stops = any(self.ranks.all_gather_object(self._asked_to_stop, "signals"))
             self._stop_if_asked()
+
+    @property
+    def ends(self) -> bool:
+        """Whether a run ends with the iteration that is ending, of those that validate now and then or count the worlds' turns: what
+        it has learned is measured then, wherever the interval of its validations stands."""
+        trainer, loop = self.trainer, self.trainer.fit_loop
+        if self.max_env_steps is not None and self.env_steps >= self.max_env_steps:
+            return True
+        if trainer.val_check_batch is None or math.isinf(trainer.val_check_batch):
+            return False
+        by_steps = 0 <= trainer.max_steps <= trainer.global_step
+        return by_steps or (loop.epoch_loop.batch_progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
 
     def _stop_if_asked(self) -> None:
         """Called behind the callbacks, so that the checkpoint is written."""

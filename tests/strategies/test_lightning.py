@@ -44,6 +44,32 @@ def test_a_metric_that_stands_still_stops_the_run_at_any_interval(small, tmp_pat
     assert torch.load(tmp_path / "kept/last.ckpt", weights_only=True)["sdar"]["iteration"] == 2 * interval
 
 
+@pytest.mark.parametrize(
+    ("ends", "at"),
+    [
+        ({"val_check_interval": 2}, [2, 3]),  # no third validation behind two iterations
+        ({"val_check_interval": 3}, [3]),
+        ({"val_check_interval": 5}, [3]),
+        (
+            {
+                "val_check_interval": 5,
+                "max_steps": -1,
+                "max_epochs": 1,
+                "limit_train_batches": 3,
+                "check_val_every_n_epoch": None,
+            },
+            [3],
+        ),
+        ({}, []),  # nobody asked
+        ({"val_check_interval": 5, "limit_val_batches": 0}, []),
+    ],
+)
+def test_what_a_run_ends_with_is_measured_wherever_its_interval_stands(small, ends, at):
+    strategy, settings = watched(small), VALIDATED | ends
+    small.fit(strategy, settings.pop("max_steps", 3), **settings)
+    assert strategy.iteration == 3 and [line[0] for line in strategy.validation._history["unseen"]] == at
+
+
 def test_epochs_of_a_given_length_go_on_with_new_tasks(small, tmp_path):
     straight, cut, resumed = watched(small), watched(small), watched(small)
     small.fit(straight, 6)
