@@ -12,7 +12,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +44,7 @@ class RequestFailed(Exception):
 
     `kind`: connection: nobody there, or cut off. timeout: nothing came in time. slow: an answer began and was not whole in time.
     large: it has too many bytes. elsewhere: it leads to another server. refused: a download got another status than success.
+    aborted: whoever asked wants it no more.
     """
 
     def __init__(self, kind: str, reason: str):
@@ -68,6 +70,34 @@ class Answer:
         return line if len(line) <= characters else f"{line[:characters]}..."
 
 
+class Abort:
+    """Breaks off the requests that are made with it, from any thread; those that are made later, too."""
+
+    def __init__(self) -> None:
+        self._lock, self._called = threading.Lock(), False
+        self._futures: set[Future[Answer]] = set()
+
+    def __call__(self) -> None:
+        with self._lock:
+            self._called, futures = True, list(self._futures)
+        for future in futures:
+            future.cancel()
+
+    @contextlib.contextmanager
+    def of(self, future: "Future[Answer]") -> Iterator[None]:
+        """While an answer is waited for."""
+        with self._lock:
+            self._futures.add(future)
+            called = self._called
+        if called:
+            future.cancel()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._futures.discard(future)
+
+
 def request(
     method: str,
     url: str,
@@ -79,6 +109,7 @@ def request(
     largest: int = LARGEST_ANSWER,
     redirects: int = 0,
     proxies: bool = True,
+    abort: Abort | None = None,
 ) -> Answer:
     """One exchange.
 
@@ -88,17 +119,19 @@ def request(
         largest: Bytes of an answer, after decompression.
         redirects: How many are followed, on the same server; more, or to another one, are answers or failures.
         proxies: Whether the environment's ``http_proxy``, ``https_proxy`` and ``no_proxy`` count.
+        abort: What breaks it off.
 
     Raises:
         RequestFailed: no whole answer.
     """
+    abort = abort or Abort()
     headers = {"Connection": "close"} | ({"Content-Type": content_type} if body is not None else {})
     headers |= {"Authorization": f"Bearer {token}"} if token else {}
     due = time.monotonic() + min(timeout, LONGEST_S)
     try:
         for _ in range(redirects + 1):
             left = max(0.001, due - time.monotonic())
-            answer = _network().ask(method, url, body, headers, left, largest, _proxy(url) if proxies else None)
+            answer = _network().ask(method, url, body, headers, left, largest, _proxy(url) if proxies else None, abort)
             if answer.status not in (301, 302, 303, 307, 308) or not redirects or "Location" not in answer.headers:
                 break
             url = same_origin(answer.headers["Location"], url)
@@ -243,13 +276,17 @@ class _Network:
         timeout: float,
         largest: int,
         proxy: str | None,
+        abort: Abort,
     ) -> Answer:
         exchange = self._exchange(method, url, body, headers, timeout, largest, proxy)
         future = asyncio.run_coroutine_threadsafe(exchange, self.loop)
         try:
-            return future.result(timeout + CONNECT_S)
+            with abort.of(future):
+                return future.result(timeout + CONNECT_S)
         except TimeoutError:
             raise RequestFailed("timeout", "") from None
+        except CancelledError:
+            raise RequestFailed("aborted", "nobody waits for the answer any more") from None
         finally:
             future.cancel()  # an interrupted training does not wait
 

@@ -32,6 +32,8 @@ class Session(ABC):
 
     places: int = sys.maxsize
     """Most episodes that should be under way at once."""
+    elsewhere = False
+    """True: responses come while this process does something else, so that prompts should be submitted as soon as they are there."""
 
     @property
     @abstractmethod
@@ -44,7 +46,16 @@ class Session(ABC):
 
     @abstractmethod
     def step(self) -> list[tuple[int, Completion]]:
-        """Go on by as little as there is, a token of each say: (number, response) of what has ended by then."""
+        """Go on by as little as there is, a token of each say: (number, response) of what has ended by then.
+
+        Where responses are made `elsewhere` it waits until one has come, or for `wake`.
+        """
+
+    def wake(self) -> None:
+        """There is something to do but wait for responses: a `step` that does returns. May be called from any thread."""
+
+    def withdraw(self, number: int) -> None:
+        """Nobody waits for the response of this number any more; it may still come."""
 
     def leave(self, key: SampleKey) -> None:
         """The episode of such a name (whatever the turn) asks no more."""
@@ -91,7 +102,8 @@ class Sampler(Part, ABC):
         """One response for each prompt. A prompt that continues an earlier prompt and its response is cheap."""
 
     def session(self, model: "PreTrainedModel") -> Session:
-        """For prompts that come one by one. By default those that have come by a step are answered in one batch."""
+        """For prompts that come one by one. By default those that have come by a step are answered in one batch; the engines here answer
+        each as soon as it has ended."""
         return BatchSession(self, model)
 
     def reset(self) -> None:

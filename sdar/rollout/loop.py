@@ -8,6 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
 from contextlib import closing
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -298,8 +299,8 @@ def play_together(
     """Play the requests of several worlds at once, each episode at its own pace: a response goes to its world as soon as it ends, and what
     the world answers joins those that are being answered.
 
-    Who comes when depends on numbers of passes alone and never on the clock: worlds that run elsewhere step beside one `Session.step`, and
-    are waited for behind it.
+    In this process who comes when depends on numbers of passes alone and never on the clock: worlds that run elsewhere step beside one
+    `Session.step`, and are waited for behind it. Where responses are made elsewhere, too, whatever is there first goes on first.
     """
     sampler.reset()
     with closing(sampler.session(model)) as session:
@@ -315,6 +316,7 @@ class _Table:
         self.waiting = deque(enumerate(self.seats))
         self.playing: dict[int, Play] = {}  # number of a seat -> the episode
         self.acts: list[dict[int, Command]] = [{} for _ in shares]  # of each share: slot -> what its world shall do
+        self.acting: dict[tuple[int, int], Future[dict[int, EnvReply]]] = {}  # (share, lane): calls under way elsewhere
         self.numbers = {seat: number for number, seat in enumerate(self.seats)}
         self.played: list[dict[int, Episode]] = [{} for _ in shares]
         self.standing = Standing(len(self.seats))
@@ -322,34 +324,50 @@ class _Table:
 
     def play(self) -> list[list[Episode]]:
         """All episodes, in the order of the requests of each share."""
-        self._fill()
-        while self.playing:
-            answers = self._act()
-            try:
-                completed = self.session.step() if self.session.busy else []
-            finally:
-                replies = [(share, answer()) for share, answer in answers]
-            self._hear(replies)
-            for number, completion in completed:
-                self._go_on(number, completion)
+        try:
             self._fill()
+            while self.playing:
+                self._act()
+                completed = self.session.step() if self.session.busy else []
+                self._hear(self._replies())
+                for number, completion in completed:
+                    self._go_on(number, completion)
+                self._fill()
+        finally:
+            wait(self.acting.values())  # the caller may close them
         return [[played[slot] for slot in range(len(played))] for played in self.played]
 
-    def _act(self) -> list[tuple[int, Callable[[], dict[int, EnvReply]]]]:
+    def _act(self) -> None:
         """Have the worlds do what was asked of them; those of this process at once, for as long as they go on without a response."""
-        begun = []
-        while any(self.acts):
-            acts, self.acts = self.acts, [{} for _ in self.shares]
-            for share, commands in enumerate(acts):
+        while calls := self._calls():
+            for (share, lane), commands in calls.items():
                 pool = self.shares[share][0].pool
-                if commands and pool.elsewhere:
-                    begun.append((share, pool.begin(commands)))
-                elif commands:
+                if pool.elsewhere:
+                    self.acting[share, lane] = future = pool.begin(commands)
+                    future.add_done_callback(lambda _: self.session.wake())
+                else:
                     self._hear([(share, pool.call(commands))])
-            if begun:
+            if self.acting and not self.session.elsewhere:
                 break
             self._fill()
-        return begun
+
+    def _calls(self) -> dict[tuple[int, int], dict[int, Command]]:
+        """What may be done now, by share and lane: where responses come at any time lanes are called one by one, else all at once."""
+        calls: dict[tuple[int, int], dict[int, Command]] = {}
+        for share, commands in enumerate(self.acts):
+            pool = self.shares[share][0].pool
+            self.acts[share] = {}
+            for slot, command in commands.items():
+                lane = share, pool.lane(slot) if self.session.elsewhere else 0
+                later = lane in self.acting
+                (self.acts[share] if later else calls.setdefault(lane, {}))[slot] = command
+        return calls
+
+    def _replies(self) -> list[tuple[int, dict[int, EnvReply]]]:
+        """Of worlds that act elsewhere: what has come by now where responses come, too; else all that is still to come."""
+        if self.acting and not (self.session.elsewhere and self.session.busy):
+            wait(self.acting.values(), return_when=FIRST_COMPLETED if self.session.elsewhere else ALL_COMPLETED)
+        return [(lane[0], self.acting.pop(lane).result()) for lane in list(self.acting) if self.acting[lane].done()]
 
     def _hear(self, replies: Sequence[tuple[int, dict[int, EnvReply]]]) -> None:
         for share, answered in replies:

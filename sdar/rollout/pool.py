@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
@@ -63,8 +63,8 @@ class EnvPool(ABC):
         """Carry out a command in each named slot."""
         return self._call(commands)
 
-    def begin(self, commands: Mapping[int, Command]) -> Callable[[], dict[int, EnvReply]]:
-        """Carry them out beside what the caller does next; gives what waits for the replies. One at a time."""
+    def begin(self, commands: Mapping[int, Command]) -> Future[dict[int, EnvReply]]:
+        """Carry them out beside what the caller does next. One at a time in each `lane`."""
         done: Future[dict[int, EnvReply]] = Future()
 
         def work() -> None:
@@ -74,7 +74,11 @@ class EnvPool(ABC):
                 done.set_exception(error)
 
         threading.Thread(target=work, name="sdar-worlds", daemon=True).start()
-        return done.result
+        return done
+
+    def lane(self, slot: int) -> int:
+        """Slots in different lanes may be called at the same time, in calls of their own."""
+        return 0
 
     def reset(self, tasks: Mapping[int, Task]) -> dict[int, EnvReply]:
         """Begin an episode in each named slot."""
@@ -128,6 +132,10 @@ class ThreadPool(EnvPool):
         self.threads = threads
         self.deadline = deadline
         self._copies = _Copies(env)
+        self._places = threading.Semaphore(threads)
+
+    def lane(self, slot: int) -> int:
+        return slot
 
     def close(self) -> None:
         self._copies.close()
@@ -143,19 +151,30 @@ class ThreadPool(EnvPool):
         def run(slot: int, command: Command) -> None:
             answers.put((slot, _play(copies[slot], command)))
 
-        while waiting or due:
-            while waiting and len(due) < self.threads:
-                slot, command = waiting.pop()
-                due[slot] = time.monotonic() + self.deadline
-                threading.Thread(target=run, args=(slot, command), daemon=True, name=f"sdar-env-{slot}").start()
-            with contextlib.suppress(Empty):
-                slot, seen = answers.get(timeout=max(0.0, min(due.values()) - time.monotonic()))
-                if due.pop(slot, None) is not None:
-                    self._copies.give(slot, copies[slot], seen)
-                    out[slot] = seen.checked()
-            for slot in [slot for slot, late in due.items() if time.monotonic() >= late]:
-                del due[slot]
-                out[slot] = _late(self.deadline)
+        def over(slot: int) -> bool:
+            """Its call needs no place any more; False where that is long known."""
+            known = due.pop(slot, None) is None
+            if not known:
+                self._places.release()
+            return not known
+
+        try:
+            while waiting or due:
+                while waiting and self._places.acquire(blocking=not due):
+                    slot, command = waiting.pop()
+                    due[slot] = time.monotonic() + self.deadline
+                    threading.Thread(target=run, args=(slot, command), daemon=True, name=f"sdar-env-{slot}").start()
+                with contextlib.suppress(Empty):
+                    slot, seen = answers.get(timeout=max(0.0, min(due.values()) - time.monotonic()))
+                    if over(slot):
+                        self._copies.give(slot, copies[slot], seen)
+                        out[slot] = seen.checked()
+                for slot in [slot for slot, late in due.items() if time.monotonic() >= late]:
+                    over(slot)
+                    out[slot] = _late(self.deadline)
+        finally:
+            for slot in list(due):
+                over(slot)
         return {slot: out[slot] for slot in commands}
 
 
@@ -193,6 +212,9 @@ class WorkerPool(EnvPool):
         self._past: dict[int, list[tuple[Command, EnvReply]]] = {}
         self._workers = [self._start() for _ in range(workers)]
 
+    def lane(self, slot: int) -> int:
+        return slot % len(self._workers)
+
     def close(self) -> None:
         for worker in self._workers:
             worker.pipe.close()  # an idle worker ends by itself
@@ -220,8 +242,9 @@ class WorkerPool(EnvPool):
                 ready = [w for w in waiting if self._workers[w].pipe in answered or now >= self._workers[w].due]
                 waiting -= {w for w in ready if not next(jobs[w], False)}
         except BaseException:  # what would still be answered belongs to nobody, so it must never be read
-            for worker in self._workers:
-                worker.end()
+            for w, share in enumerate(shares):
+                if share:
+                    self._workers[w].end()
             raise
         return out
 

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault, SdarError
-from sdar.parts import Completion, SampleKey
+from sdar.parts import Completion, SampleKey, Session
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
+from sdar.samplers.server_session import ServerSession, name_of
 from sdar.serving.collective import CollectiveTransport
 from sdar.serving.fleet import Fleet, RetryPolicy
 from sdar.serving.protocol import SampleRequest, Sampling, Weights
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 @register("server")
 class ServerSampler(TruncatingSampler):
-    """Samples on policy servers, with a copy of the weights that is pushed to them; prompts are spread over the servers.
+    """Samples on policy servers, with a copy of the weights that is pushed to them; prompts are spread over the servers. In a rollout each
+    response is a request of its own: its episode goes on while others are still being answered.
 
     An episode stays with the server that has read its past. A server that fails is left alone for a while, with its episodes given to
     the others; when it was started again it gets the weights of the moment. Tokens are those that `TorchSampler` samples:
@@ -41,7 +44,7 @@ class ServerSampler(TruncatingSampler):
             must reach it at ports that the system chooses.
         weights_folder: For files: where they are written. Default: shared memory, for servers on this machine; for others a folder that
             all machines have under the same path.
-        timeout: Seconds for one request, the responses of one turn, to the last byte.
+        timeout: Seconds for one request, a response of a rollout, to the last byte.
         load_timeout: Seconds for a server to take other weights.
         retries: Further attempts at a request that was answered wrongly or too late.
         outage: Seconds that the run waits while no server can be reached; also at the start.
@@ -138,23 +141,29 @@ class ServerSampler(TruncatingSampler):
     def sample(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
     ) -> list[Completion]:
+        request = self._request(prompts, keys, self.max_new_tokens)
+        return self._fleet.sample(request, [name_of(key) for key in keys], self._assigned) if prompts else []
+
+    def session(self, model: "PreTrainedModel") -> Session:
+        if type(self).sample is not ServerSampler.sample:  # a subclass that samples in its own way is asked to
+            return super().session(model)
+        return ServerSession(self._fleet, self._request, self._assigned)
+
+    def _request(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], most: int) -> SampleRequest:
         self.check_room(prompts, keys)
-        if not prompts:
-            return []
-        if self._fleet.weights is None:
+        if prompts and self._fleet.weights is None:
             raise EngineFault(
                 "ServerSampler.sample was called before `load`: the servers do not know whose weights shall sample."
             )
-        request = SampleRequest(
-            version=self._fleet.weights.version,
+        return SampleRequest(
+            version=self._fleet.weights.version if self._fleet.weights else "",
             client=self.client,
             rollout=self._rollout,
             deadline=self._fleet.retry_policy.timeout,
-            sampling=Sampling.of(self),
+            sampling=msgspec.structs.replace(Sampling.of(self), max_new_tokens=most),
             prompts=tuple(tuple(p) for p in prompts),
             draws=tuple(keys),
         )
-        return self._fleet.sample(request, [(d.seed, d.task, d.attempt) for d in keys], self._assigned)
 
     def reset(self) -> None:
         self._assigned = {}  # a copy of this sampler may go on with the old ones

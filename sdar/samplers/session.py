@@ -63,6 +63,10 @@ class TorchSession(Session):
         self.sampler.check_room([prompt], [key])
         self._waiting.append(_Row(number, prompt, key, most))
 
+    def withdraw(self, number: int) -> None:
+        self._waiting = deque(row for row in self._waiting if row.number != number)
+        self._rows = [row for row in self._rows if row.number != number]
+
     def leave(self, key: SampleKey) -> None:
         self.slots.leave((key.seed, key.task, key.attempt))
 

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 import numpy
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sdar.errors import ConfigError, EngineFault
-from sdar.parts import Completion, SampleKey
+from sdar.parts import Completion, SampleKey, Session
 from sdar.registry import register
 from sdar.samplers.bound import TruncatingSampler
+from sdar.samplers.engine_session import EngineSession
 from sdar.serving.engine import INCOMPLETE
 from sdar.serving.protocol import SampleRequest, Sampling
 from sdar.serving.vllm_engine import VLLMEngine, import_vllm
@@ -94,22 +96,29 @@ class VLLMSampler(TruncatingSampler):
     def sample(
         self, model: "PreTrainedModel", prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey]
     ) -> list[Completion]:
+        return self.engine.sample(self._request(prompts, keys, self.max_new_tokens))
+
+    def session(self, model: "PreTrainedModel") -> Session:
+        if type(self).sample is not VLLMSampler.sample:  # a subclass that samples in its own way is asked to
+            return super().session(model)
+        return EngineSession(self.engine, self._request)
+
+    def _request(self, prompts: Sequence[Sequence[int]], keys: Sequence[SampleKey], most: int) -> SampleRequest:
         self.check_room(prompts, keys)
         engine = self.engine
         if engine.version is None or engine.version.endswith(INCOMPLETE):
             raise EngineFault(
                 "VLLMSampler.sample was called before `load`: vLLM does not have the weights of the training yet."
             )
-        request = SampleRequest(
+        return SampleRequest(
             version=engine.version,
             client="",
             rollout=0,
             deadline=1.0,
-            sampling=Sampling.of(self),
+            sampling=msgspec.structs.replace(Sampling.of(self), max_new_tokens=most),
             prompts=tuple(tuple(p) for p in prompts),
             draws=tuple(keys),
         )
-        return engine.sample(request)
 
     def release(self) -> None:
         if self._held:

@@ -6,22 +6,25 @@ answer does not depend on who gives it, or how often it was asked for.
 """
 
 import logging
+import math
 import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import torch
 
 from sdar.arguments import checked
 from sdar.errors import ConfigError, EngineFault, PolicyError, check_least, check_positive
-from sdar.http_client import check_url
+from sdar.http_client import Abort, check_url
 from sdar.parts import Completion
 from sdar.scoring import micro_batches
 from sdar.serving.background import in_background
@@ -170,7 +173,7 @@ class Fleet:
                 continue
             if taken:
                 return
-            self._check_outage(asleep_since, f"take the weights of {weights.version}", failures[at_fault[0]])
+            self.check_outage(asleep_since, f"take the weights of {weights.version}", failures[at_fault[0]])
             time.sleep(max(0.0, min(r.unavailable_until for r in self.replicas) - time.monotonic()))
             asked = self.replicas
 
@@ -190,22 +193,22 @@ class Fleet:
             return error
         finally:
             self.seats.expected.discard(seat)
-        self._note_success(replica)
+        self.note_success(replica)
         return None
 
-    def _load(self, replica: Replica, seat: str) -> None:
+    def _load(self, replica: Replica, seat: str, abort: Abort | None = None) -> None:
         try:
-            self._tell(replica, seat)
+            self._tell(replica, seat, abort)
         except Exception:
             self.seats.lost.add(seat)
             raise
 
-    def _tell(self, replica: Replica, seat: str) -> None:
+    def _tell(self, replica: Replica, seat: str, abort: Abort | None) -> None:
         assert self.weights is not None
         self._count("requests")
         body = dump(self.weights.seated(seat))
         try:
-            answer = parse(replica.request("POST", self.weights.path, body, self.retry_policy.load_timeout))
+            answer = parse(replica.request("POST", self.weights.path, body, self.retry_policy.load_timeout, abort))
         except BadMessage as error:
             raise RequestFailed("malformed", f"{replica.url}: {error}") from None
         except Refused as error:
@@ -238,17 +241,17 @@ class Fleet:
         """
         out: list[Completion | None] = [None] * len(request.prompts)
 
-        def assign(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+        def assign(shares: list[Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, Share]]:
             return [
                 (replica, replace(share, indices=indices))
                 for share in shares
                 for replica, indices in _divide(share.indices, names, assigned, ready)
             ]
 
-        def ask(replica: Replica, indices: Sequence[int]) -> list[Completion]:
-            return self._attempt(replica, _part(request, indices))
+        def ask(replica: Replica, indices: Sequence[int], abort: Abort) -> list[Completion]:
+            return self.attempt(replica, _part(request, indices), abort)
 
-        everything = [_Share(tuple(range(len(request.prompts))))]
+        everything = [Share(tuple(range(len(request.prompts))))]
         for replica, share, completions in self._work_off(everything, assign, ask, "sample", "responses"):
             for index, completion in zip(share.indices, completions, strict=True):
                 out[index] = completion
@@ -267,7 +270,7 @@ class Fleet:
         """
         out: list[Scores | None] = [None] * len(request.rows)
 
-        def assign(shares: list[_Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, _Share]]:
+        def assign(shares: list[Share], ready: list[Replica], busy: Counter[str]) -> list[tuple[Replica, Share]]:
             begun = []
             for share in shares:
                 replica = min(ready, key=lambda r: busy[r.url])
@@ -277,63 +280,34 @@ class Fleet:
                 begun.append((replica, share))
             return begun
 
-        def ask(replica: Replica, indices: Sequence[int]) -> list[Scores]:
+        def ask(replica: Replica, indices: Sequence[int], abort: Abort) -> list[Scores]:
             rows, responses = tuple(request.rows[i] for i in indices), tuple(request.responses[i] for i in indices)
-            return self._attempt_scores(replica, msgspec.structs.replace(request, rows=rows, responses=responses))
+            return self._attempt_scores(replica, msgspec.structs.replace(request, rows=rows, responses=responses), abort)
 
         tokens = min(tokens, max(1, LARGEST_SCORES // (1 + 2 * request.scoring.top_k)))
         pieces = micro_batches(torch.tensor([len(row) for row in request.rows]), tokens)
-        shares = [_Share(tuple(piece.tolist())) for piece in pieces]
+        shares = [Share(tuple(piece.tolist())) for piece in pieces]
         for _, share, scores in self._work_off(shares, assign, ask, "score", "rows"):
             for index, answer in zip(share.indices, scores, strict=True):
                 out[index] = answer
         return out  # type: ignore[return-value]  # all are there
 
     def _work_off(
-        self,
-        open_shares: list["_Share"],
-        assign: Callable[[list["_Share"], list[Replica], Counter[str]], list[tuple[Replica, "_Share"]]],
-        ask: Callable[[Replica, Sequence[int]], list[T]],
-        verb: str,
-        things: str,
-    ) -> Iterator[tuple[Replica, "_Share", list[T]]]:
-        """Each share with its answer, and who gave it.
+        self, shares: Iterable["Share"], assign: "Assign", ask: "Ask[T]", verb: str, things: str
+    ) -> Iterator[tuple[Replica, "Share", list[T]]]:
+        """Each share with its answer, and who gave it."""
+        with closing(Asking(self, assign, ask, verb, things)) as asking:
+            asking.open += [share for share in shares if share.indices]
+            while asking.busy:
+                yield from asking.answers()
 
-        Args:
-            assign: Who begins with which of the open shares, or of their parts, now: from the shares, the replicas that may be asked
-                and how many requests each of them has by url. Shares of which nothing is begun wait.
-            ask: One attempt.
+    def again(self, replica: Replica, share: "Share", error: RequestFailed, begun: float, things: str) -> "Share":
+        """A share that a replica failed to answer, to be asked of somebody once more.
+
+        Raises:
+            EngineFault: it was asked for often enough.
         """
-        open_shares = [share for share in open_shares if share.indices]
-        total = sum(len(share.indices) for share in open_shares)
-        running: dict[Future[list[T]], tuple[Replica, _Share]] = {}
-        asleep_since: float | None = None
-        while open_shares or running:
-            ready = [r for r in self.replicas if r.unavailable_until <= time.monotonic()]
-            if ready:
-                begun = assign(open_shares, ready, Counter(r.url for r, _ in running.values()))
-                taken = {i for _, share in begun for i in share.indices}
-                open_shares = [share for share in open_shares if not taken.intersection(share.indices)]
-                for replica, share in begun:
-                    running[in_background(ask, replica, share.indices)] = (replica, share)
-            if not running:
-                asleep_since = asleep_since or time.monotonic()
-                self._check_outage(asleep_since, f"{verb} {total} {things}", open_shares[0].failure)
-                time.sleep(max(0.01, min(r.unavailable_until for r in self.replicas) - time.monotonic()))
-                continue
-            for future in wait(running, timeout=1.0 if open_shares else None, return_when=FIRST_COMPLETED).done:
-                replica, share = running.pop(future)
-                try:
-                    answer = future.result()
-                except RequestFailed as error:
-                    open_shares.append(self._again(replica, share, error, things))
-                    continue
-                self._note_success(replica)
-                asleep_since = None
-                yield replica, share, answer
-
-    def _again(self, replica: Replica, share: "_Share", error: RequestFailed, things: str) -> "_Share":
-        self._note_failure(replica, error)
+        self._note_failure(replica, error, begun)
         self._count("retries")
         attempts = share.attempts + (error.kind != "connection")
         if attempts > self.retry_policy.retries:
@@ -341,33 +315,45 @@ class Fleet:
                 f"{len(share.indices)} {things} were asked for {attempts} times in vain; the last time: {error}. Look at the server's "
                 f"output, or raise the {self.part}'s timeout or retries."
             )
-        return _Share(share.indices, attempts, error)
+        return Share(share.indices, attempts, error)
 
-    def _attempt(self, replica: Replica, request: SampleRequest) -> list[Completion]:
+    def attempt(self, replica: Replica, request: SampleRequest, abort: Abort) -> list[Completion]:
+        """One attempt at completions; a replica with other weights is told where to read them first, once for all that find it so.
+
+        Raises:
+            RequestFailed: another attempt may succeed.
+            EngineFault: none will.
+        """
         for fresh in (False, True):
+            loads = replica.loads
             try:
-                return self._asked(replica, "/sample", request, read_completions)
+                return self._asked(replica, "/sample", request, read_completions, abort)
             except StaleReplica as error:
                 if fresh:
                     raise RequestFailed("stale", str(error)) from None
-                self._count("stale")
-                log.warning("%s: it is told to read them", error)
-                self._load(replica, secrets.token_hex(8))
+                with replica.loading:
+                    if replica.loads == loads:
+                        self._count("stale")
+                        log.warning("%s: it is told to read them", error)
+                        try:
+                            self._load(replica, secrets.token_hex(8), abort)
+                        finally:
+                            replica.loads += 1
         raise AssertionError("unreachable")
 
-    def _attempt_scores(self, replica: Replica, request: ScoreRequest) -> list[Scores]:
+    def _attempt_scores(self, replica: Replica, request: ScoreRequest, abort: Abort) -> list[Scores]:
         try:
-            return self._asked(replica, "/score", request, read_scores)
+            return self._asked(replica, "/score", request, read_scores, abort)
         except StaleReplica as error:
             raise PolicyError(
                 f"{error}: somebody gave this server other weights than it was started with, and its scores would be those of another "
                 f"model than the {self.part} that was chosen. Start it again, and give samplers servers of their own."
             ) from None
 
-    def _asked(self, replica: Replica, path: str, request: R, read: Callable[[bytes, R], list[T]]) -> list[T]:
+    def _asked(self, replica: Replica, path: str, request: R, read: Callable[[bytes, R], list[T]], abort: Abort) -> list[T]:
         self._count("requests")
         try:
-            return read(replica.request("POST", path, dump(request), self.retry_policy.timeout), request)
+            return read(replica.request("POST", path, dump(request), self.retry_policy.timeout, abort), request)
         except BadMessage as error:
             raise RequestFailed("malformed", f"{replica.url}: {error}") from None
         except Refused as error:
@@ -388,7 +374,8 @@ class Fleet:
         except (RequestFailed, BadMessage, Refused, StaleReplica) as error:
             raise EngineFault(f"the vocabulary of the policy server {replica.url} cannot be read: {error}.") from None
 
-    def _check_outage(self, since: float, what: str, last: Exception | None) -> None:
+    def check_outage(self, since: float, what: str, last: Exception | None) -> None:
+        """Raise EngineFault where nobody could do something for too long."""
         silent = time.monotonic() - since
         if silent > self.retry_policy.outage:
             raise EngineFault(
@@ -396,15 +383,20 @@ class Fleet:
                 f"the run goes on from its last checkpoint, or by itself next time with a longer {self.part}.outage."
             )
 
-    def _note_failure(self, replica: Replica, error: RequestFailed) -> None:
+    def _note_failure(self, replica: Replica, error: RequestFailed, begun: float = math.inf) -> None:
+        """Count it; the replica is left alone, and for longer each time, but for what began before it was known to fail."""
         self._count(f"failed/{error.kind}")
         with self._lock:
+            if begun <= replica.failed_at:
+                return
             replica.failures += 1
             pause = min(PAUSE_LIMIT, self.retry_policy.pause * 2 ** (replica.failures - 1)) * random.uniform(0.5, 1.0)
-            replica.unavailable_until = time.monotonic() + pause
+            replica.failed_at = time.monotonic()
+            replica.unavailable_until = replica.failed_at + pause
         log.warning("policy server failed (%s), left alone for %.1f s: %s", error.kind, pause, error)
 
-    def _note_success(self, replica: Replica) -> None:
+    def note_success(self, replica: Replica) -> None:
+        """It is at work."""
         with self._lock:
             if replica.failures:
                 log.warning("policy server %s is back after %d failures", replica.url, replica.failures)
@@ -426,12 +418,103 @@ def check_urls(urls: Sequence[str], part: str) -> None:
 
 
 @dataclass
-class _Share:
-    """Prompts that travel together, and how often they failed to get an answer."""
+class Share:
+    """Prompts or rows that travel together, and how often they failed to get an answer."""
 
     indices: tuple[int, ...]
     attempts: int = 0
     failure: RequestFailed | None = None
+
+
+Assign = Callable[[list[Share], list[Replica], Counter[str]], list[tuple[Replica, Share]]]
+"""Who begins with which of the open shares, or of their parts, now: from the shares, the replicas that may be asked and how many requests
+each of them has by url. Shares of which nothing is begun wait."""
+Ask = Callable[[Replica, Sequence[int], Abort], list[T]]
+"""One attempt at a share's indices."""
+
+
+class Asking(Generic[T]):
+    """Shares that replicas are asked for, each until it is answered. `open` takes new ones at any time.
+
+    Args:
+        verb, things: What the replicas do, for errors: ``sample``, ``responses``.
+    """
+
+    def __init__(self, fleet: Fleet, assign: Assign, ask: Ask[T], verb: str, things: str):
+        self.fleet, self.assign, self.ask, self.verb, self.things = fleet, assign, ask, verb, things
+        self.open: list[Share] = []
+        """That nobody was asked for yet, or that somebody failed to answer."""
+        self._running: dict[Future[list[T]], tuple[Replica, Share, float]] = {}  # with when it began
+        self._ended: SimpleQueue[Future[list[T]] | None] = SimpleQueue()
+        self._abort = Abort()
+        self._asleep_since: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are shares without an answer."""
+        return bool(self.open or self._running)
+
+    def wake(self) -> None:
+        """`answers` returns soon, be there one or not; from any thread."""
+        self._ended.put(None)
+
+    def close(self) -> None:
+        """Nobody waits for an answer any more: connections and threads end."""
+        self._abort()
+        wait(self._running, CONNECT_S)
+
+    def answers(self) -> list[tuple[Replica, Share, list[T]]]:
+        """Waits for something to end: shares with their answers, and who gave them.
+
+        Raises:
+            EngineFault: a share was asked for too often, or nobody is there for too long.
+        """
+        self.begin()
+        if not self._running:
+            self._asleep_since = self._asleep_since or time.monotonic()
+            self.fleet.check_outage(self._asleep_since, f"{self.verb} {self._missing()} {self.things}", self.open[0].failure)
+        out = []
+        for future in self._next():
+            replica, share, begun = self._running.pop(future)
+            try:
+                answer = future.result()
+            except RequestFailed as error:
+                self.open.append(self.fleet.again(replica, share, error, begun, self.things))
+                continue
+            self.fleet.note_success(replica)
+            self._asleep_since = None
+            out.append((replica, share, answer))
+        return out
+
+    def begin(self) -> None:
+        """Ask for what is open, as far as somebody may be asked now."""
+        now = time.monotonic()
+        ready = [r for r in self.fleet.replicas if r.unavailable_until <= now]
+        if not self.open or not ready:
+            return
+        begun = self.assign(self.open, ready, Counter(r.url for r, *_ in self._running.values()))
+        taken = {i for _, share in begun for i in share.indices}
+        self.open = [share for share in self.open if not taken.intersection(share.indices)]
+        for replica, share in begun:
+            future = in_background(self.ask, replica, share.indices, self._abort)
+            self._running[future] = replica, share, now
+            future.add_done_callback(self._ended.put)
+
+    def _next(self) -> list[Future[list[T]]]:
+        """Requests that have ended; waits for one of them, for `wake`, or for a replica that may be asked again."""
+        ended: list[Future[list[T]] | None] = []
+        patience = None
+        if self.open:
+            soonest = max(0.01, min(r.unavailable_until for r in self.fleet.replicas) - time.monotonic())
+            patience = 1.0 if self._running else soonest
+        with suppress(Empty):
+            ended.append(self._ended.get(timeout=patience))
+            while True:
+                ended.append(self._ended.get_nowait())
+        return [future for future in ended if future is not None]
+
+    def _missing(self) -> int:
+        return sum(len(share.indices) for share in self.open)
 
 
 def _part(request: SampleRequest, indices: Sequence[int]) -> SampleRequest:

@@ -1,11 +1,13 @@
 """One policy server, as its client sees it: a request with a deadline to the last byte, and failures by kind."""
 
+from threading import Lock
+
 import msgspec
 
 from sdar import http_client
 from sdar.errors import PolicyError
 from sdar.http_client import CONNECT_S as CONNECT_S
-from sdar.http_client import Answer, read_token, shown
+from sdar.http_client import Abort, Answer, read_token, shown
 
 LARGEST_ANSWER = 2**30
 """Bytes: about four times the answer that holds the most scores by default."""
@@ -16,7 +18,7 @@ class RequestFailed(Exception):
 
     connection: nobody there, or cut off. timeout: nothing came in time. slow: an answer began and was not whole in time. status: a
     server error. malformed: an answer that breaks the protocol. stale: other weights, although they were just sent. interrupted: weights
-    that it came for did not arrive, because of the trainer or another server.
+    that it came for did not arrive, because of the trainer or another server. aborted: nobody wants the answer any more.
     """
 
     def __init__(self, kind: str, reason: str):
@@ -38,10 +40,13 @@ class Replica:
     def __init__(self, url: str, token_env: str | None = None, part: str = "sampler"):
         self.url, self.token_env, self.part = url, token_env, part
         self.failures = 0
-        self.unavailable_until = 0.0
+        self.failed_at = self.unavailable_until = 0.0
+        self.loading = Lock()
+        self.loads = 0
+        """How often it was told to take weights because it had others."""
 
-    def request(self, method: str, path: str, body: bytes | None, timeout: float) -> bytes:
-        """The body of the answer, all of it within `timeout` seconds.
+    def request(self, method: str, path: str, body: bytes | None, timeout: float, abort: Abort | None = None) -> bytes:
+        """The body of the answer, all of it within `timeout` seconds; `abort` breaks it off.
 
         Raises:
             RequestFailed, Refused, StaleReplica.
@@ -49,7 +54,14 @@ class Replica:
         token = read_token(self.token_env, f"{self.part}.token_env")
         try:
             answer = http_client.request(
-                method, f"{self.url}{path}", body, timeout=timeout, token=token, largest=LARGEST_ANSWER, proxies=False
+                method,
+                f"{self.url}{path}",
+                body,
+                timeout=timeout,
+                token=token,
+                largest=LARGEST_ANSWER,
+                proxies=False,
+                abort=abort,
             )
         except http_client.RequestFailed as error:
             raise RequestFailed("malformed" if error.kind in ("large", "elsewhere") else error.kind, str(error)) from None

@@ -2,14 +2,18 @@
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Literal, cast
 
+import msgspec
 from torch import Tensor, cuda, nn
 from transformers import AutoModelForCausalLM
 
 from sdar.errors import ConfigError
+from sdar.parts import Completion, Session
 from sdar.paths import resolve
 from sdar.registry import register
 from sdar.samplers.torch_sampler import TorchSampler
@@ -32,13 +36,25 @@ class _Kept:
 
     rollout: int
     sampling: Sampling
-    sampler: TorchSampler
+    session: Session
     used: float = 0.0
+
+
+@dataclass
+class _Job:
+    """A request under way, and those of its answers that are there."""
+
+    kept: _Kept
+    wanted: Callable[[], bool]
+    answers: list[Completion | None]
+    rows: list[int] = field(default_factory=list)
+    """The session's number of each prompt."""
 
 
 @register("torch")
 class TorchEngine(Engine):
-    """A transformers model that `TorchSampler` samples from and `Scorer` reads rows with, one request after the other.
+    """A transformers model that `TorchSampler` samples from and `Scorer` reads rows with. All prompts that a client has sent are answered
+    together, each until it has ended; clients take turns pass by pass, and requests for scores between two of them.
 
     Args:
         model: Directory or hub id of the model.
@@ -76,7 +92,12 @@ class TorchEngine(Engine):
         self.score_tokens, self.clients = score_tokens, clients
         self.device = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
         self._asked_context = context
-        self._waiting: deque[tuple[int, Callable[[], Outcome], Callable[[], bool]]] = deque()
+        self._jobs: dict[int, _Job] = {}
+        self._rows: dict[int, tuple[int, int]] = {}  # the session's number of a prompt -> its request and place there
+        self._row_numbers = count()
+        self._unscored: deque[tuple[int, ScoreRequest, Callable[[], bool]]] = deque()
+        self._scores_next = False
+        self._passes = 0
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._wanted: Callable[[], bool] = lambda: True
         self._checked = False
@@ -101,42 +122,83 @@ class TorchEngine(Engine):
         self.version = version
 
     def admit(self, number: int, request: SampleRequest, wanted: Callable[[], bool]) -> None:
-        self._waiting.append((number, lambda: self._sampled(request), wanted))
+        job = _Job(self._kept_for(request), wanted, [None] * len(request.prompts))
+        self._jobs[number] = job
+        for place, (prompt, key) in enumerate(zip(request.prompts, request.draws, strict=True)):
+            self._rows[row := next(self._row_numbers)] = number, place
+            job.rows.append(row)
+            job.kept.session.submit(row, prompt, key, request.sampling.max_new_tokens)
 
     def admit_scoring(self, number: int, request: ScoreRequest, wanted: Callable[[], bool]) -> None:
-        self._waiting.append((number, lambda: self._scored(request), wanted))
+        self._unscored.append((number, request, wanted))
 
     def step(self) -> list[tuple[int, Outcome]]:
-        if not self._waiting:
+        finished: list[tuple[int, Outcome]] = []
+        for number, job in list(self._jobs.items()):
+            if not job.wanted():
+                self._drop(number)
+                finished.append((number, Abandoned()))
+            elif not job.rows:  # there was nothing to do
+                del self._jobs[number]
+                finished.append((number, []))
+        self._scores_next = bool(self._unscored) and (self._scores_next or not self._jobs)
+        finished += self._score() if self._scores_next else self._sample_on()
+        self._scores_next = not self._scores_next  # they take turns
+        return finished
+
+    def _sample_on(self) -> list[tuple[int, Outcome]]:
+        """One pass for a client: they take turns."""
+        if not self._jobs:
             return []
-        number, work, self._wanted = self._waiting.popleft()
+        clients = list({id(job.kept): job.kept for job in self._jobs.values()}.values())
+        self._passes += 1
+        kept = clients[self._passes % len(clients)]
+        jobs = {number: job for number, job in self._jobs.items() if job.kept is kept}
         try:
-            return [(number, work())]
+            with self._while_wanted(lambda: any(job.wanted() for job in jobs.values())):
+                ended = kept.session.step()
+        except Exception as error:  # the server goes on; a cache that was left in the middle is of no use
+            self._kept = OrderedDict((client, other) for client, other in self._kept.items() if other is not kept)
+            for number in jobs:
+                self._drop(number)
+            return [(number, error) for number in jobs]
+        finished: list[tuple[int, Outcome]] = []
+        for row, completion in ended:
+            if row not in self._rows:  # nobody waited for it any more
+                continue
+            number, place = self._rows.pop(row)
+            answers = jobs[number].answers
+            answers[place] = completion
+            if None not in answers:
+                del self._jobs[number]
+                finished.append((number, cast(list[Completion], answers)))
+        return finished
+
+    def _score(self) -> list[tuple[int, Outcome]]:
+        """The next request for scores, whole."""
+        number, request, wanted = self._unscored.popleft()
+        try:
+            with self._while_wanted(wanted):
+                if not self._checked:
+                    Scorer(1.0, (), self.vocab_size).check(self.network)
+                    self._checked = True
+                return [(number, score_rows(self.network, request, self.score_tokens))]
         except Exception as error:  # the server goes on
             return [(number, error)]
-        finally:
-            self._wanted = lambda: True
+
+    def _drop(self, number: int) -> None:
+        job = self._jobs.pop(number)
+        for row in job.rows:
+            if self._rows.pop(row, None) is not None:
+                job.kept.session.withdraw(row)
 
     def forget(self, client: str) -> None:
         self._kept.pop(client, None)
 
-    def _sampled(self, request: SampleRequest) -> Outcome:
-        try:
-            return self._sampler(request).sample(self.network, request.prompts, request.draws)
-        except Exception:
-            self.forget(request.client)  # a cache that was left in the middle is of no use
-            raise
-
-    def _scored(self, request: ScoreRequest) -> Outcome:
-        if not self._checked:
-            Scorer(1.0, (), self.vocab_size).check(self.network)
-            self._checked = True
-        return score_rows(self.network, request, self.score_tokens)
-
-    def _sampler(self, request: SampleRequest) -> TorchSampler:
+    def _kept_for(self, request: SampleRequest) -> _Kept:
         kept = self._kept.pop(request.client, None)
-        if kept is None or (kept.rollout, kept.sampling) != (request.rollout, request.sampling):
-            s = request.sampling
+        s = msgspec.structs.replace(request.sampling, max_new_tokens=1)  # each prompt has a limit of its own
+        if kept is None or (kept.rollout, kept.sampling) != (request.rollout, s):
             sampler = TorchSampler(
                 max_new_tokens=s.max_new_tokens,
                 temperature=s.temperature,
@@ -145,12 +207,20 @@ class TorchEngine(Engine):
                 batch_size=self.batch_size,
             )
             sampler.bind_ids(s.stop_ids, s.forbidden_ids, s.vocab_size, self.context)
-            kept = _Kept(request.rollout, s, sampler)
+            kept = _Kept(request.rollout, s, sampler.session(self.network))
         kept.used = time.monotonic()
         self._kept[request.client] = kept  # the last one
         while len(self._kept) > self.clients or next(iter(self._kept.values())).used < kept.used - SILENT_S:
             self._kept.popitem(last=False)
-        return kept.sampler
+        return kept
+
+    @contextmanager
+    def _while_wanted(self, wanted: Callable[[], bool]) -> Iterator[None]:
+        self._wanted = wanted
+        try:
+            yield
+        finally:
+            self._wanted = lambda: True
 
     def _check_wanted(self, *_: object) -> None:
         if not self._wanted():

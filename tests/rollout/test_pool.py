@@ -164,6 +164,31 @@ def test_threads_wait_at_the_same_time_and_each_call_has_its_own_deadline() -> N
     assert time.monotonic() - started >= 1.2
 
 
+def test_slots_of_threads_are_called_one_by_one_and_no_more_at_once_than_asked_for() -> None:
+    expected = undisturbed("wait 0.1")
+    pool = ThreadPool(FaultyWorld(), threads=2)
+    pool.reset(tasks())
+    assert len({pool.lane(slot) for slot in SLOTS}) == len(SLOTS)
+    started = time.monotonic()
+    calls = [pool.begin({slot: "wait 0.1"}) for slot in SLOTS]
+    assert [call.result() for call in calls] == [{slot: expected[1][slot]} for slot in SLOTS]
+    assert time.monotonic() - started >= 0.3
+
+
+def test_workers_are_called_one_by_one_and_what_ends_a_call_ends_no_other() -> None:
+    expected = undisturbed("wait 0.3", "one")
+    with workers() as pool:
+        pool.reset(tasks())
+        assert [pool.lane(slot) for slot in SLOTS] == [0, 1] * 3
+        slow, quick = pool.begin({0: "wait 0.3", 2: "wait 0.3"}), pool.begin({1: "wait 0.3"})
+        assert quick.result() == {1: expected[1][1]} and not slow.done()
+        wrong, right = pool.begin({3: "misset"}), slow.result()
+        with pytest.raises(ConfigError, match=r"env\.roof is 0"):
+            wrong.result()
+        assert right == {slot: expected[1][slot] for slot in (0, 2)}
+        assert pool.step({0: "one", 1: "one"}) == {slot: expected[2][slot] for slot in (0, 1)}  # replayed where it ended
+
+
 def test_a_thread_that_hangs_ends_one_episode_and_its_late_answer_reaches_nobody() -> None:
     expected = undisturbed("one", "two")
     pool = ThreadPool(FaultyWorld(), threads=2, deadline=0.3)

@@ -219,21 +219,21 @@ def test_a_server_killed_during_a_rollout_costs_no_episode_and_comes_back(server
         return rollout(network, requests)
 
     sampler = sampler_of([s.url for s in servers], model)
-    sample, turns = sampler.sample, []
+    attempt, asked = sampler._fleet.attempt, []
 
-    def with_a_death(network, prompts, draws):
-        turns.append(len(prompts))
-        if len(turns) == 2:  # its request is under way, and never answered
+    def with_a_death(replica, request, abort):
+        asked.append((replica.url, request.draws[0].turn))
+        if asked.count((servers[0].url, 1)) == 1 and asked[-1] == (servers[0].url, 1):  # it is under way, and never answered
             servers[0].freeze()
             threading.Timer(0.3, servers[0].kill).start()
-        return sample(network, prompts, draws)
+        return attempt(replica, request, abort)
 
-    sampler.sample = with_a_death
+    sampler._fleet.attempt = with_a_death
     episodes = play(sampler, None)
     assert [[t.response_ids for t in e.turns] for e in episodes] == [
         [t.response_ids for t in e.turns] for e in play(in_process(tokenizer), model)
     ]
-    assert len(turns) == 4 and all(len(e.turns) == 4 for e in episodes)
+    assert {url for url, turn in asked if turn == 3} == {servers[1].url} and all(len(e.turns) == 4 for e in episodes)
     counted = sampler.metrics()
     assert counted["rollout/failed/connection"] >= 1 and counted["rollout/retries"] >= 1
     assert counted["rollout/replica_failures"] == counted["rollout/failed/connection"]
@@ -243,7 +243,7 @@ def test_a_server_killed_during_a_rollout_costs_no_episode_and_comes_back(server
     deadline = time.monotonic() + 30
     while samples(servers[0]) == 0 and time.monotonic() < deadline:  # its pause may last a little longer
         sampler.reset()
-        out = sample(None, PROMPTS, DRAWS)
+        out = sampler.sample(None, PROMPTS, DRAWS)
     assert_same(out, in_process(tokenizer).sample(model, PROMPTS, DRAWS))
     assert sampler.metrics()["rollout/stale_replicas"] == 1  # it was told to read the weights, and only then asked
     assert servers[0].health()["version"] == servers[1].health()["version"]

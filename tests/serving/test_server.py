@@ -8,13 +8,16 @@ from concurrent.futures import CancelledError
 
 import pytest
 import torch
+from msgspec.structs import replace
+from sampled import assert_same
 
 from sdar.errors import ConfigError, ContextOverflowError, EngineFault, PolicyError
 from sdar.parts import Completion, SampleKey
+from sdar.samplers.engine_session import EngineSession
 from sdar.serving import Engine, TorchEngine, serve_policy, torch_engine
 from sdar.serving.engine import Abandoned
 from sdar.serving.loop import EngineLoop, Stale
-from sdar.serving.protocol import BadMessage, LoadRequest, SampleRequest, Sampling, WeightsFile, dump
+from sdar.serving.protocol import BadMessage, LoadRequest, SampleRequest, Sampling, ScoreRequest, Scoring, WeightsFile, dump
 from sdar.serving.server import make_app
 from sdar.serving.weights import read_weights
 
@@ -390,9 +393,110 @@ def test_a_request_that_nobody_waits_for_stops_in_the_middle(engine):
         return len(asked) < 3
 
     engine.start(tiny(engine), wanted)
+    assert engine.step() == []  # a token of each
     [(_, outcome)] = engine.step()
     assert isinstance(outcome, Abandoned) and len(asked) == 3
     assert [c.ids for c in engine.sample(tiny(engine))] == [c.ids for c in engine.sample(tiny(engine, client="fresh"))]
+
+
+def passes_of(engine, work):
+    """What `work` returns, and how many forward passes it took."""
+    passes = []
+    handle = engine.network.register_forward_pre_hook(lambda *_: passes.append(1))
+    try:
+        return work(), len(passes)
+    finally:
+        handle.remove()
+
+
+def one_by_one(engine, **options):
+    whole = tiny(engine, **options)
+    parts = zip(whole.prompts, whole.draws, strict=True)
+    return [replace(whole, prompts=(prompt,), draws=(draw,)) for prompt, draw in parts]
+
+
+def finish(engine, numbers):
+    outcomes = {}
+    while numbers - outcomes.keys():
+        outcomes |= dict(engine.step())
+    return outcomes
+
+
+def test_requests_that_come_while_others_are_answered_join_them(engine):
+    said, alone = passes_of(engine, lambda: engine.sample(tiny(engine, client="alone")))
+    first, second = one_by_one(engine, rollout=7)
+
+    def staggered():
+        numbers = [engine.start(first)]
+        assert engine.step() == []
+        numbers.append(engine.start(second))
+        outcomes = finish(engine, set(numbers))
+        return [outcomes[number][0] for number in numbers]
+
+    assert alone == 4
+    found, passes = passes_of(engine, staggered)
+    assert_same(found, said)
+    assert passes == 5  # one more than four tokens take
+
+
+def test_one_of_several_requests_is_dropped_and_the_others_go_on(engine):
+    first, second = one_by_one(engine, rollout=8)
+    wanted = [True]
+    dropped, kept = engine.start(first, lambda: wanted[0]), engine.start(second)
+    engine.step()
+    wanted[0] = False
+    outcomes = finish(engine, {dropped, kept})
+    assert isinstance(outcomes[dropped], Abandoned)
+    assert_same(outcomes[kept], engine.sample(tiny(engine, client="fresh"))[1:])
+
+
+def test_clients_and_scores_take_turns(engine):
+    scoring = ScoreRequest("a", 60.0, Scoring(1.0, (0,), engine.vocab_size, 0), ((5, 6, 7, 8),), (((1, 4),),))
+    names = {engine.start(tiny(engine, client=name, rollout=9)): name for name in ("one", "two")}
+    names[engine.start_scoring(scoring)] = "scores"
+    ended = []
+    while len(ended) < 3:
+        ended += [names[number] for number, _ in engine.step()]
+    assert ended == ["scores", "two", "one"]
+
+
+def test_a_pass_that_fails_is_told_to_its_client_alone(engine, monkeypatch):
+    ours, theirs = engine.start(tiny(engine, client="one", rollout=10)), engine.start(tiny(engine, client="two", rollout=10))
+    engine.step()
+    session = next(job for number, job in engine._jobs.items() if number == ours).kept.session
+    monkeypatch.setattr(session, "step", lambda: (_ for _ in ()).throw(RuntimeError("CUDA out of memory")))
+    outcomes = finish(engine, {ours, theirs})
+    assert str(outcomes[ours]) == "CUDA out of memory"
+    said = engine.sample(tiny(engine, client="one", rollout=10))  # anew
+    assert_same(outcomes[theirs], said)
+
+
+def test_a_session_gives_what_the_engine_samples_and_leaves_nothing_in_it(engine):
+    def request(prompts, keys, most):
+        return replace(tiny(engine, rollout=11), prompts=tuple(prompts), draws=tuple(keys))
+
+    whole = tiny(engine)
+    wanted = engine.sample(whole)
+    session, found = EngineSession(engine, request), {}
+    for number, (prompt, key) in enumerate(zip(whole.prompts, whole.draws, strict=True)):
+        session.submit(number, prompt, key, 4)
+        found |= dict(session.step())
+    while session.busy:
+        found |= dict(session.step())
+    assert_same([found[number] for number in range(len(wanted))], wanted)
+    session.submit(5, whole.prompts[0], whole.draws[0], 4)
+    session.close()
+    assert engine._jobs == engine._rows == {}
+
+
+def test_what_an_engine_fails_at_reaches_the_sessions_caller():
+    engine = SlowEngine()
+    engine.open()
+    session = EngineSession(engine, lambda prompts, keys, most: request_of(prompts=tuple(prompts)))
+    session.submit(0, (1, 9), SampleKey(0, "t", 0, 0), 2)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        session.step()
+    session.close()
 
 
 def test_settings_of_the_torch_engine_that_cannot_work_are_refused(tiny_policy_dir):
