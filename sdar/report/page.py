@@ -236,6 +236,7 @@ def _times(settings: Mapping[str, Sequence[Run]]) -> Iterator[str]:
             yield figures.stacked(f"seconds, {label}", [row["step"] for row in rows], parts, "s")
     names = {"rollout": "sampled tokens a second", "train": "tokens a second of the update"}
     yield from _curves(settings, [(f"{name}/tokens_per_second", title, "", False) for name, title in names.items()])
+    yield from _curves(settings, [("memory/peak_gib", "most memory so far", "GiB", False)])
 
 
 def _families(settings: Mapping[str, Sequence[Run]]) -> Iterator[dict[str, str]]:

@@ -9,8 +9,11 @@ megabyte and more a shape. A micro-batch has fewer than a hundred, and the next 
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
+
+import torch
 
 for _name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read when the first such product is computed
     os.environ.setdefault(_name, "128")
@@ -20,6 +23,18 @@ def return_freed() -> None:
     """Give back what is free; nothing where the C library cannot (it is glibc's)."""
     if (trim := _trim()) is not None:
         trim(0)
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """GiB of a GPU that tensors took at most since the process began; on a processor the largest resident set of this process, without
+    those of worlds and servers. None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 @cache

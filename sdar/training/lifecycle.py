@@ -44,7 +44,7 @@ from sdar.training.checks import (
 )
 from sdar.training.episode_writer import EpisodeWriter
 from sdar.training.export import check_export, write_policy
-from sdar.training.heap import return_freed
+from sdar.training.heap import peak_memory, return_freed
 from sdar.training.lightning_checks import check_optimizer, check_weights_move
 from sdar.training.manner import compare_manner, manner, write_manner
 from sdar.training.prefetch import Prefetcher
@@ -395,6 +395,8 @@ class Lifecycle(Updating):
             self.count_sampling()
         self.metrics.add("train/iteration", self.iteration)
         self.metrics.add("train/env_steps", self.env_steps)
+        if (peak := peak_memory(self.device)) is not None:
+            self.metrics.add("memory/peak_gib", peak)
         self.metrics.add("train/lr", cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"])
         metrics = self.measure(episodes)
         self.last_metrics = {**metrics}

@@ -165,7 +165,9 @@ def test_looking_changes_nothing(small):
         strategy = run(small, max_mismatch=most)
         trainer = small.fit(strategy, steps=2)
         metrics = {
-            k: float(v) for k, v in trainer.callback_metrics.items() if not k.startswith("time/") and "per_second" not in k
+            k: float(v)
+            for k, v in trainer.callback_metrics.items()
+            if not k.startswith(("time/", "memory/")) and "per_second" not in k
         }
         found.append((weights(strategy), metrics, torch.get_rng_state(), random.getstate(), strategy.env_steps))
     (before, *rest), (after, *others) = found
