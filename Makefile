@@ -101,7 +101,7 @@ $(VLLM_VENV)/.installed: pyproject.toml
 	$(VLLM_VENV)/bin/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(VLLM_VENV)/constraint.txt
 	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM_PIP) -c $(VLLM_VENV)/constraint.txt "$(VLLM)"
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM_PIP) -c $(VLLM_VENV)/constraint.txt -e . "pytest>=8" "pytest-timeout>=2.4" "hypothesis>=6.100" "beartype>=0.23.1,<0.24"
+	$(VLLM_VENV)/bin/python -m pip install --quiet $(VLLM_PIP) -c $(VLLM_VENV)/constraint.txt -e ".[lora]" "pytest>=8" "pytest-timeout>=2.4" "hypothesis>=6.100" "beartype>=0.23.1,<0.24"
 	touch $@
 
 clean:

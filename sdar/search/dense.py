@@ -115,9 +115,9 @@ def load_encoder(model: str, device: str | None, max_length: int, dtype: Dtype =
     """A sentence-transformers model; its own modules pool (E5: the mean over tokens)."""
     try:
         from sentence_transformers import SentenceTransformer
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise ConfigError(
-            f"dense search needs the package sentence-transformers, which is not installed: {install('dense')}."
+            f"dense search needs the package sentence-transformers, and {error.name} is not installed: {install('dense')}."
         ) from None
     try:
         encoder = SentenceTransformer(model, device=device)

@@ -1,6 +1,7 @@
 """Dense search without its packages: what can be said and written before anything is encoded."""
 
 import json
+import sys
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from sdar.errors import ConfigError
 from sdar.search import DenseBackend, build_index, dense
-from sdar.search.dense import FOR_A_CELL, TRAINING_SAMPLE, ivf_cells, training_step
+from sdar.search.dense import FOR_A_CELL, TRAINING_SAMPLE, ivf_cells, load_encoder, training_step
 
 
 @given(st.integers(1, 10**8))
@@ -109,3 +110,9 @@ def test_a_manifest_of_another_shape_is_one_message(tmp_path, change, reason):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ConfigError, match=rf"manifest.json.*{reason}.*Build the index again"):
         DenseBackend(str(tmp_path), "m").search(["q"], 1)
+
+
+def test_what_an_encoder_lacks_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ConfigError, match=r"and sentence_transformers is not installed: pip install .*\[dense\]"):
+        load_encoder("nowhere", None, 32)

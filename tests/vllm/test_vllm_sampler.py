@@ -192,6 +192,20 @@ def test_a_request_that_nobody_waits_for_is_dropped_and_the_others_go_on(first, 
     assert not engine.llm.llm_engine.has_unfinished_requests()
 
 
+def test_a_session_takes_up_prompts_while_it_answers_and_leaves_none_behind(sampler_of, chat, model):
+    sampler, found = sampler_of(), {}
+    session = sampler.session(None)
+    for number, (prompt, key) in enumerate(zip(PROMPTS, DRAWS, strict=True)):
+        session.submit(number, prompt, key, NEW)
+        found |= dict(session.step())
+    while session.busy:
+        found |= dict(session.step())
+    assert_same([found[number] for number in range(len(PROMPTS))], in_process(chat).sample(model, PROMPTS, DRAWS))
+    session.submit(0, PROMPTS[0], DRAWS[0], NEW)
+    session.close()
+    assert not sampler.engine.llm.llm_engine.has_unfinished_requests() and not sampler.engine._jobs
+
+
 def test_what_does_not_fit_is_said(sampler_of):
     with pytest.raises(ContextOverflowError, match="the prompt of task t has 250 tokens and may get 12 more"):
         sampler_of().sample(None, [told(0, 250, VOCABULARY)], [SampleKey(0, "t", 0, 0)])
