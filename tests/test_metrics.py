@@ -89,7 +89,7 @@ class TwoRanks:
 
     def all_gather_object(self, sums, what):
         self.other.not_finite()  # reads what was added
-        return [sums, {name: (mean.total, mean.count) for name, mean in self.other._means.items()}]
+        return [sums, self.other._sums]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(-9, 9), st.integers(0, 5)), max_size=12), st.integers(0, 12))

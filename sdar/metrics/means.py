@@ -1,5 +1,6 @@
 """Means over everything that an iteration saw, whatever the order and the pieces it came in."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,31 +23,30 @@ Number = float | Tensor
 
 
 class Metrics:
-    """A `Mean` for each name, made when something is first added to it.
+    """A mean for each name, of what is added to it.
 
     What is added is read when somebody asks, all at once: a device is never waited for while it computes.
     """
 
     def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}
+        self._sums: dict[str, tuple[float, float]] = {}
+        """Name -> total and count of all that was read."""
         self._added: list[tuple[str, Number, Number]] = []
-        """Names with totals and counts that no mean has yet, in order."""
+        """Names with totals and counts that are not read yet, in order."""
 
     def __getitem__(self, name: str) -> Mean:
+        """The mean of what has been added to `name`."""
         self._read()
-        return self._mean(name)
-
-    def _mean(self, name: str) -> Mean:
-        if name not in self._means:
-            self._means[name] = Mean()
-        return self._means[name]
+        mean = Mean()
+        mean.update(*self._sums.get(name, (0.0, 0.0)))
+        return mean
 
     def add(self, name: str, total: Number, count: Number = 1.0) -> None:
         """`total` is a sum over `count` things."""
         self._added.append((name, _kept(total), _kept(count)))
 
     def _read(self) -> None:
-        """Give the means what was added: one transfer from each device."""
+        """Sum up what was added: one transfer from each device."""
         added, self._added = self._added, []
         numbers = [number for _, *both in added for number in both]
         told = {place: number.reshape(()) for place, number in enumerate(numbers) if isinstance(number, Tensor)}
@@ -55,7 +55,8 @@ class Metrics:
             for place, value in zip(here, torch.stack([*here.values()]).tolist(), strict=True):
                 numbers[place] = value
         for (name, *_), total, count in zip(added, numbers[::2], numbers[1::2], strict=True):
-            self._mean(name).update(total, count)
+            so_far, of = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = so_far + float(total), of + float(count)
 
     def values(self, name: str, values: Sequence[float]) -> None:
         """Add numbers that count once each."""
@@ -70,7 +71,7 @@ class Metrics:
     def not_finite(self) -> list[str]:
         """Names whose sum is no finite number."""
         self._read()
-        return [name for name, mean in self._means.items() if not torch.isfinite(mean.total)]
+        return [name for name, (total, _) in self._sums.items() if not math.isfinite(total)]
 
     @contextmanager
     def timed(self, name: str, rate: str | None = None) -> Iterator[None]:
@@ -85,9 +86,7 @@ class Metrics:
     def sync(self, ranks: "Communicator") -> None:
         """Take in what all ranks were told, whose names may be others: one meeting for all names."""
         self._read()
-        # Tensors are slow to pickle
-        sums = {name: (mean.total.item(), mean.count.item()) for name, mean in self._means.items()}
-        every = ranks.all_gather_object(sums, "metrics")
+        every = ranks.all_gather_object(self._sums, "metrics")
         self.reset()
         for of_rank in every:
             for name, (total, count) in of_rank.items():
@@ -99,14 +98,12 @@ class Metrics:
     def compute(self) -> dict[str, float]:
         """The means; empty ones are left out. All start anew."""
         self._read()
-        out = {name: mean.compute().item() for name, mean in self._means.items() if mean.count}
+        out = {name: total / count for name, (total, count) in self._sums.items() if count}
         self.reset()
         return out
 
     def reset(self) -> None:
-        self._added = []
-        for mean in self._means.values():
-            mean.reset()
+        self._sums, self._added = {}, []
 
 
 def _kept(number: Number) -> Number:
