@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the package
     import lightning.pytorch  # noqa: F401 (as in a run, before pytest catches logs: its loggers look whether somebody does)
+    import logged  # noqa: F401
     import shapes  # noqa: F401 (before anything of the package: it imports with checks)
     import torch
     from hypothesis import Phase, settings
@@ -48,8 +49,18 @@ LONGEST = ["test_ranks.py", "test_conf.py", "test_types.py", "test_faults.py", "
 """These files first, so that none of them is what all wait for at the end."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Each of several workers begins to collect with another file: pytest rewrites the `assert`s of a file for whoever comes first."""
+    if WORKER and all(map(os.path.isdir, config.args)):
+        files = sorted(str(path) for folder in config.args for path in Path(folder).rglob("test_*.py"))
+        begin = len(files) * int(os.environ["PYTEST_XDIST_WORKER"][2:]) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        config.args = files[begin:] + files[:begin]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    long = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (long.get(item.path.name, len(long)), item.path))  # in a file they stay as they are
 
 
 def pytest_collection_finish() -> None:

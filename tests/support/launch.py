@@ -25,6 +25,7 @@ ADDRESS = "SDAR_TESTS_FORKS"
 """In the environment: where another process of these tests has it already."""
 FORKS = multiprocessing.get_context("forkserver")
 IMPORTED = [
+    "logged",
     "rank_run",
     "sdar.cli.run",
     "deepspeed.runtime.zero.muon.muon_optimizer",
