@@ -21,6 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from sdar.envs.household import HouseholdEnv
 
+gc.disable()  # until all is collected
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the package
     import lightning.pytorch  # noqa: F401 (as in a run, before pytest catches logs: its loggers look whether somebody does)
@@ -64,7 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected stays: no garbage collection goes through these million objects again."""
+    """What is imported and collected stays: no garbage collection goes through these million objects, now or later."""
+    gc.enable()
     gc.collect()
     gc.freeze()
 
