@@ -79,8 +79,8 @@ PLAYING = [m for m in METHODS if m not in ("skill_prompt", "sft")]  # the others
 SMALL = """
 model:
   init_args:
-    sampler: {init_args: {max_new_tokens: 4}}
-    val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 4}}
+    sampler: {init_args: {max_new_tokens: 2}}
+    val_sampler: {class_path: TorchSampler, init_args: {max_new_tokens: 2}}
 data:
   init_args: {tasks_per_step: 2, group_size: 2, train_tasks: 8, val_tasks: 2, val_attempts: 2, env: {init_args: {horizon: 2}}}
 trainer: {max_steps: 1, val_check_interval: 1, num_sanity_val_steps: 0, enable_progress_bar: false, enable_model_summary: false}
@@ -256,7 +256,7 @@ def checked(lines, capfd, recwarn):
 def test_a_method_trains_and_resumes_on_the_quickstart_world_without_a_warning(method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     small = """
-model: {init_args: {sampler: {init_args: {max_new_tokens: 4}}, val_sampler: {init_args: {max_new_tokens: 4}}}}
+model: {init_args: {sampler: {init_args: {max_new_tokens: 2}}, val_sampler: {init_args: {max_new_tokens: 2}}}}
 data: {init_args: {tasks_per_step: 1, group_size: 2, env: {init_args: {horizon: 2}}, val_tasks: 1}}
 trainer: {val_check_interval: 1}
 """
@@ -291,9 +291,13 @@ def in_a_world(world, method, folder, steps, small=""):
 def test_a_tiny_policy_trains_in_a_world_without_a_warning(world, method, tmp_path, monkeypatch, capfd, recwarn):
     monkeypatch.chdir(tmp_path)
     small = """
-model: {init_args: {sampler: {init_args: {max_new_tokens: 8}}, val_sampler: {init_args: {max_new_tokens: 8}}}}
+model:
+  init_args:
+    policy: {init_args: {layers: 1}}
+    sampler: {init_args: {max_new_tokens: 3}}
+    val_sampler: {init_args: {max_new_tokens: 3}}
 data: {init_args: {tasks_per_step: 1, group_size: 2, val_tasks: 2, env: {init_args: {horizon: 2}}}}
-trainer: {val_check_interval: 1}
+trainer: {val_check_interval: 2}
 """
     checked(in_a_world(world, method, tmp_path, 2, small), capfd, recwarn)
     families = {
