@@ -5,6 +5,7 @@ If the teacher is not better than the student, no distillation can help: the dif
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -46,6 +47,7 @@ class Validation:
         self._told: dict[str, bool] = {}
         self._history: dict[str, list[tuple[int, Panel, dict[str, float]]]] = defaultdict(list)
         self._families: dict[str, str] = {}  # of each task that was played
+        self._by_frozen: dict[tuple[str, str, int, str], Episode] = {}  # panel, task, attempt, what the teacher was told
         self.measuring = Measuring("validation")
         rollout.progress = self._hear
 
@@ -101,17 +103,33 @@ class Validation:
 
     def _as_teacher(self, piece: TaskBatch, attempts: list[Episode]) -> list[Episode]:
         """The same attempts by the teacher. Where that is the policy, told nothing, they are those that were played: same prompts, same
-        random numbers."""
+        random numbers. A teacher that never changes plays what it is told once: later it would say the same, and only how such an
+        episode ended is given again."""
         module = self.module
         requests = module.privileged_requests(by_group(attempts))
         own = [not r.privileged_text and self._is_policy(r.task) for r in requests]
-        told = [r for r, same in zip(requests, own, strict=True) if not same]
+        names = [(piece.panel.name, r.task.id, r.attempt, r.privileged_text) for r in requests]
+        told = [r for r, same, name in zip(requests, own, names, strict=True) if not same and name not in self._by_frozen]
         self.announce(piece, "teacher", len(told))
         others = iter(module.play_as_teacher(self.rollout, told))
-        return [attempt if same else next(others) for attempt, same in zip(attempts, own, strict=True)]
+        out = []
+        for attempt, request, same, name in zip(attempts, requests, own, names, strict=True):
+            known = self._by_frozen.get(name)
+            out.append(attempt if same else known or next(others))
+            if not same and not known and not out[-1].lost and self._never_changes(request.task):
+                self._by_frozen[name] = _ended(out[-1])
+        return out
 
     def _is_policy(self, task: Task) -> bool:
         return self.module.teacher is None or self.module.teacher_network(task) is self.module.model
+
+    def _never_changes(self, task: Task) -> bool:
+        """Whether the teacher of a task has the weights that it began with, until the run ends."""
+        module = self.module
+        if module.teacher is None:
+            return False
+        frozen = [module.initial, *(module.teacher_networks[name] for name in module.teacher.external())]
+        return module.teacher_network(task) in [network for network in frozen if network is not None]
 
     def _tells(self, panel: Panel, env: Environment) -> bool:
         """Whether the view can tell the teacher of every task of a panel; says why not."""
@@ -154,7 +172,8 @@ class Validation:
             if module.trainer.is_global_zero:
                 self._tell(panel, asked, summary, actors)
                 for actor, of_actor in actors.items():
-                    module.episode_writer.validation(of_actor, panel, actor)
+                    if new := [e for e in of_actor if e.turns or actor == "policy"]:
+                        module.episode_writer.validation(new, panel, actor)
 
         self._report_means(successes)
 
@@ -316,3 +335,8 @@ def told(metric: Metric) -> Estimate | float:
     """What is printed and written of a metric."""
     estimate = metric.estimate() if isinstance(metric, OverTasks) else None
     return metric.compute().item() if estimate is None else estimate
+
+
+def _ended(episode: Episode) -> Episode:
+    """How it ended, without what was said."""
+    return replace(episode, turns=[], privileged_text="", first_messages=[], turn_messages=[], later_messages=[])

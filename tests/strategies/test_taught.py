@@ -1,6 +1,7 @@
 """Teachers over iterations, and what their views tell them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from sdar.credit import GroupAdvantage
 from sdar.data.panels import Panel
 from sdar.envs import FencedMathProtocol, HouseholdEnv, MathEnv, ThinkActProtocol
 from sdar.errors import CheckpointError, ConfigError
+from sdar.evaluate.validation import Validation
 from sdar.retrievers import FactRetriever, NoRetriever
 from sdar.sandbox import LimitsOnlyRunner
 from sdar.schedules import LinearSchedule, WindowSchedule
@@ -43,6 +45,45 @@ from sdar.teachers import (
     SolutionView,
     StaleTeacher,
 )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "plays"),
+    [
+        (lambda small: InitialTeacher(), [4, 0, 0]),
+        (external, [4, 0, 0]),
+        (lambda small: RoutedTeacher({"pick_and_place_simple": external(small)}, InitialTeacher()), [4, 0, 0]),
+        (lambda small: LiveTeacher(), [4, 4, 4]),
+        (lambda small: StaleTeacher(every=1), [4, 4, 4]),
+        (lambda small: EMATeacher(), [4, 4, 4]),
+    ],
+    ids=["initial", "external", "routed", "live", "stale", "ema"],
+)
+def test_a_teacher_that_never_changes_plays_a_panel_once(small, monkeypatch, teacher, plays):
+    strategy = small.strategy(SDAR, retriever=FactRetriever(), teacher=teacher(small))
+    counts, told, play, log = [], [], strategy.play_as_teacher, Validation._log
+    strategy.play_as_teacher = lambda rollout, requests: (counts.append(len(requests)), play(rollout, requests))[1]
+    monkeypatch.setattr(Validation, "_log", lambda *of: (told.append(of[3]), log(*of))[1])
+    small.fit(strategy, 2, limit_val_batches=None, val_check_interval=1, num_sanity_val_steps=-1)
+    assert counts == plays and len(told) == 3
+    if not plays[-1]:
+        assert told[0]["teacher/success/unseen"] == told[2]["teacher/success/unseen"]
+    assert told[2]["teacher/lift/unseen"].n == 4
+    written = sorted(f.name[:24] for f in (small.folder / "episodes").glob("unseen-privileged-*"))
+    assert written == [f"unseen-privileged-{n:06d}" for n, played in enumerate(plays) if played]
+
+
+def test_a_teacher_that_never_changes_plays_again_what_it_is_told_otherwise(small):
+    class Hints(FactRetriever):
+        def retrieve(self, task, visit=0):
+            found = super().retrieve(task, visit)
+            return replace(found, text=f"{found.text} again") if strategy.iteration else found
+
+    strategy = small.strategy(SDAR, retriever=Hints(), teacher=InitialTeacher())
+    counts, play = [], strategy.play_as_teacher
+    strategy.play_as_teacher = lambda rollout, requests: (counts.append(len(requests)), play(rollout, requests))[1]
+    small.fit(strategy, 2, limit_val_batches=None, val_check_interval=1, num_sanity_val_steps=-1)
+    assert counts == [4, 4, 0]
 
 
 @pytest.mark.parametrize(
