@@ -1,12 +1,13 @@
 """How many of the passages that a question needs a search backend finds: recall of supporting titles among the first k.
 
-    python benchmarks/search_recall.py [--questions FILE] [--passages FILE] [--dense MODEL] [--k 1 3 5 10]
+    python benchmarks/search_recall.py [--questions FILE] [--passages FILE] [--dense MODEL | --index FOLDER] [--k 1 3 5 10]
 
 Questions are rows with `question`, `supporting_titles` and `data_source`, passages are in wiki-18's form (a title in quotation marks, a
 line break, a text). Of a question's titles the share among the k best passages counts; a data set's number is the mean over its questions,
 with the 95 % interval of a bootstrap over them. The questions themselves are the queries: an agent that asks better finds more, and one
 that asks several times may find what no single query can. By default the files of ../shared/data are read, where they are.
-With `--dense MODEL` (a sentence-transformers model, in the extra `dense`) the dense backend and both together are measured, too.
+With `--dense MODEL` (a sentence-transformers model, in the extra `dense`) the dense backend and both together are measured, too; with
+`--index FOLDER` those of an index of the passages that `sdar build-index --kind dense` made, which goes on where it was interrupted.
 """
 
 import argparse
@@ -46,13 +47,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def backends(passages: Path, dense: str | None, folder: str) -> dict[str, SearchBackend]:
+def backends(passages: Path, dense: str | None, index: str | None, folder: str) -> dict[str, SearchBackend]:
     """Those that can be measured."""
     words: SearchBackend = BM25Backend(corpus=str(passages))
-    if dense is None:
+    if dense is not None:
+        index = f"{folder}/dense"
+        build_index(str(passages), index, kind="dense", model=dense, progress=False)
+    if index is None:
         return {"BM25": words}
-    build_index(str(passages), f"{folder}/dense", kind="dense", model=dense, progress=False)
-    meaning = DenseBackend(index=f"{folder}/dense")
+    meaning = DenseBackend(index=index)
     return {"BM25": words, "dense": meaning, "both": HybridBackend([words, meaning])}
 
 
@@ -60,7 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, default=DATA / "multihop_questions.jsonl.gz")
     parser.add_argument("--passages", type=Path, default=DATA / "multihop_passages.jsonl.gz")
-    parser.add_argument("--dense")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--dense")
+    kind.add_argument("--index")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5, 10])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
@@ -71,7 +76,7 @@ def main() -> None:
     print(f"| backend | data set | questions | {' | '.join(f'recall@{k}' for k in asked.k)} |")
     print("|---" * (3 + len(asked.k)) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, backend in backends(asked.passages, asked.dense, folder).items():
+        for name, backend in backends(asked.passages, asked.dense, asked.index, folder).items():
             found = recalls(asked.questions, backend, asked.k)
             for source, values in found.items():
                 cells = []
