@@ -29,8 +29,9 @@ from sdar.parts import Divergence
 from sdar.registry import part_kind
 from sdar.rollout import Request
 from sdar.rollout.groups import by_group, finished
-from sdar.scoring import Reading, StudentOutput, densities
+from sdar.scoring import Reading, StudentOutput
 from sdar.training import reporting
+from sdar.training.late_scores import LateScores
 from sdar.training.lifecycle import Lifecycle
 from sdar.types import Batch, Episode, TokenView
 
@@ -121,31 +122,25 @@ class AgentModule(Lifecycle):
         return batch
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
-        """Fill in old and reference log-probabilities and the teacher's signal, all with the weights before the update."""
+        """Old and reference log-probabilities and the teacher's signal, all with the weights before the update. The old ones are left to
+        the passes of the update, if it is one, and nobody reads them before."""
         passes = JointPasses(self.micro_batch_tokens, self.sharding, self.ranks)
         rows = Reading(batch.ids, batch.attention_mask, batch.response_mask)
-        old = self.first_pass(batch) or passes.ask(self.scorer, self.model, rows)
+        kept = self.first_pass(batch)
+        self.late_scores = LateScores(batch, kept or passes.ask(self.scorer, self.model, rows))
         reference = passes.ask(self.scorer, self.initial, rows) if self.needs_reference else None
         teachers = self.ask_teachers(batch, episodes, passes) if self.hears_teacher() else None
-        batch.old_logp, batch.old_entropy = old().logp, old().entropy
+        if kept or not self.scores_late():
+            self.tell_scores()
         if reference is not None:
             batch.ref_logp = reference().logp
         if teachers is not None:
             self.teacher_heads = teachers()
-        reporting.sampling_mismatch(self.metrics, batch, old().allowed_logmass)
-        self.correct(batch, old().allowed_logmass)
 
     def scoring_passes(self) -> dict[str, float]:
         """Passes over each row that `score` makes, by whose network makes them: `sdar plan` counts them."""
         others = {"reference": self.needs_reference, "teacher": self.teacher is not None}
         return {"policy": 1.0} | {who: 1.0 for who, reads in others.items() if reads}
-
-    def correct(self, batch: Batch, allowed_logmass: Tensor) -> None:
-        """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""
-        sampled, logp, sampled_logp = densities(batch, allowed_logmass)
-        batch.importance = self.correction(logp, sampled_logp).where(sampled, 1.0)
-        self.metrics.add_tokens("rollout/importance", batch.importance, sampled)
-        self.metrics.add_tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
 
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         """What is decided once about the scored rows; may drop rows or tokens. None: nothing is left to learn from."""
@@ -188,6 +183,7 @@ class AgentModule(Lifecycle):
     def finish_iteration(self, episodes: list[Episode]) -> None:
         """Tell retriever and teacher, count, log; only attempts say how the policy does."""
         attempts = [e for e in episodes if not e.extra]
+        self.tell_scores()
         self.scoring_pass = None
         self.write_episodes(episodes)
         self.update_retriever(attempts)

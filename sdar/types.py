@@ -10,7 +10,7 @@ In the turn layout each turn's ``prompt_ids`` is a whole templated prompt and ea
 template tells the past otherwise than it was said (thinking removed), so does a turn of the trajectory layout that `starts_row`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -259,6 +259,22 @@ class Row:
     told = Renamed("is_privileged")
 
 
+@dataclass(frozen=True)
+class Late:
+    """A tensor ``[batch, time]`` that is found out when its field is read."""
+
+    find: Callable[[], Tensor]
+
+    def __getitem__(self, place: Any) -> "Late":
+        return Late(lambda: self.find()[place])
+
+    def to(self, device: torch.device) -> "Late":
+        return Late(lambda: self.find().to(device))
+
+    def dim(self) -> int:
+        return 2
+
+
 class _Later:
     """See `later`."""
 
@@ -273,7 +289,10 @@ class _Later:
             return None  # the default that dataclass sees
         if self.name not in vars(noun):
             raise ConfigError(f"{self.owner}.{self.name} was not filled in: {self.remedy}")
-        return vars(noun)[self.name]
+        value = vars(noun)[self.name]
+        if isinstance(value, Late):
+            value = vars(noun)[self.name] = value.find()
+        return value
 
     def __set__(self, noun: Any, value: Any) -> None:
         if value is None:
@@ -293,6 +312,10 @@ class Filled:
     def has(self, name: str) -> bool:
         """Whether a field was filled in."""
         return name in vars(self)
+
+    def awaits(self, name: str) -> bool:
+        """Whether a field is found out when it is read, and nobody has read it."""
+        return isinstance(vars(self).get(name), Late)
 
 
 NO_TEACHER = "no teacher reads these rows. Give the method a teacher, or use nothing that asks one."
@@ -346,8 +369,8 @@ class Batch(Filled):
     """[batch, time] how much the turn of each response token counts in the distillation."""
     old_logp: Tensor = later(SCORED)
     old_entropy: Tensor = later(SCORED)
-    scored_row: Tensor = later("the pass that scored these rows was not kept for their update.")
-    """[batch] number of the row in that pass."""
+    scored_row: Tensor = later(SCORED)
+    """[batch] number of the row among those that were scored."""
     importance: Tensor = later(SCORED)
     """What each token's loss is multiplied by, because its engine had another density than the trainer."""
     ref_logp: Tensor = later("set `needs_reference = True` in the method: the frozen policy reads the rows only then.")

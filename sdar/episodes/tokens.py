@@ -13,11 +13,11 @@ from sdar.distributed.communicator import Communicator
 from sdar.episodes.digits import rounded
 from sdar.episodes.schema import NUMBERS
 from sdar.errors import ConfigError
-from sdar.types import Batch
+from sdar.types import Batch, Late
 
 TurnKey = tuple[int, int]
 """Index of the episode in its iteration, and number of the turn."""
-Entry = tuple[Batch, Tensor, Mapping[str, Tensor | float]]
+Entry = tuple[Batch, Tensor, Mapping[str, Tensor | Late | float]]
 """Rows, the tokens ``[batch, time]`` (bool) that something is known of, and what."""
 Flat = tuple[np.ndarray, dict[str, np.ndarray]]
 """Episode, turn and place of tokens, ``[3, tokens]``, and what is known of each; NaN: nothing."""
@@ -46,7 +46,7 @@ class TokenLog:
             return
         names = {name: name for name in ("spans", "old_logp", "ref_logp", "teacher_logp", "teacher_entropy")}
         names["entropy"] = "old_entropy"
-        known = {name: getattr(batch, field) for name, field in names.items() if batch.has(field)}
+        known = {name: vars(batch)[field] for name, field in names.items() if batch.has(field)}
         self._known.append((batch, batch.response_mask, known))
         firsts = batch.turn_ids.gather(1, batch.response_mask.int().argmax(1, keepdim=True))[:, 0]
         self._rows = list(zip(batch.episode.tolist(), firsts.tolist(), strict=True))
@@ -107,7 +107,7 @@ class TokenLog:
         return found
 
 
-def _flat(rows: Batch, mask: Tensor, values: Mapping[str, Tensor | float]) -> Flat:
+def _flat(rows: Batch, mask: Tensor, values: Mapping[str, Tensor | Late | float]) -> Flat:
     """The response tokens of some rows. All tokens of a turn stand in one row, one behind the other."""
     said, mask = rows.response_mask.cpu(), mask.cpu()
     episode = rows.episode.cpu()[:, None].expand_as(said)[said].numpy()
@@ -118,6 +118,7 @@ def _flat(rows: Batch, mask: Tensor, values: Mapping[str, Tensor | float]) -> Fl
     position = np.arange(len(turn)) - starts[np.cumsum(begins) - 1]
     columns = {}
     for name, value in values.items():
+        value = value.find() if isinstance(value, Late) else value
         if isinstance(value, Tensor):
             columns[name] = value.float().cpu().where(mask, torch.nan)[said].double().numpy()
         else:

@@ -242,7 +242,8 @@ class _Watch(Callback):
             return batch
 
         module.rows = rows  # type: ignore[method-assign]
-        module.one_pass = lambda batch: False  # type: ignore[method-assign]  # scoring is counted; a real run's rows are more
+        # scoring is counted; a real run's rows are more, and several processes score them before
+        module.one_pass = module.scores_late = lambda *_: False  # type: ignore[method-assign,assignment]
 
     def look(self, episodes: list[Episode]) -> None:
         self.counts = True  # what came before was a check at the start

@@ -81,7 +81,7 @@ def token_numbers(module: Module, episodes: list[Episode], trained: bool) -> Kep
                 log.begin_update(tokens)
                 for _, part in module.local_micro_batches(update):
                     module.sharding.run_as_forward(partial(module.loss, part, tokens))
-    module.scoring_pass = None
+    module.scoring_pass = module.late_scores = None
     kept = log.take(module.ranks)
     for known in kept.values():
         for name in () if trained else OF_STEPS:

@@ -8,12 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sdar.corrections import NoCorrection
 from sdar.distributed.sharding import Sharding
 from sdar.errors import NonFiniteLossError
 from sdar.heads import Head
 from sdar.joint_passes import JointPasses
-from sdar.scoring import Scored, StudentOutput, ask_teachers
+from sdar.scoring import Scored, StudentOutput, ask_teachers, densities
 from sdar.training.finite import blame
+from sdar.training.late_scores import LateScores
+from sdar.training.reporting import sampling_mismatch
 from sdar.training.rows import Rows
 from sdar.types import Batch, Episode
 
@@ -26,6 +29,8 @@ class Updating(Rows):
     max_skipped_steps: int
     scoring_pass: StudentOutput | None = None
     """The forward pass that scored this iteration's rows, where it is that of their update, too."""
+    late_scores: LateScores | None = None
+    """What the policy thinks of the rows before the update, where the passes of the update find it out."""
 
     def updates(self, batch: Batch) -> Iterator[Batch]:
         """Rows in random pieces, one for each optimizer step; the order derives from (seed, iteration)."""
@@ -46,13 +51,30 @@ class Updating(Rows):
         attempts = update.loss_mask[~update.extra].sum()
         return attempts if attempts else update.loss_mask.sum()
 
-    def one_pass(self, batch: Batch) -> bool:
-        """Whether one optimizer step learns from a batch in one pass of this process, in which nothing is dropped: it gives each token
+    def one_step(self) -> bool:
+        """Whether one optimizer step learns from all rows in passes of this process, in which nothing is dropped: they give each token
         what scoring gives it."""
         if type(self.sharding) is not Sharding or self.updates_per_rollout > 1 or self.rows_per_update is not None:
             return False
-        drops = any("Dropout" in type(layer).__name__ and getattr(layer, "p", 0) for layer in self.model.modules())
-        return not drops and len(self.micro_batches(batch)) == 1
+        return not any("Dropout" in type(layer).__name__ and getattr(layer, "p", 0) for layer in self.model.modules())
+
+    def one_pass(self, batch: Batch) -> bool:
+        """Whether that step is made in one pass."""
+        return self.one_step() and len(self.micro_batches(batch)) == 1
+
+    def scores_late(self) -> bool:
+        """Whether the passes of that step may score its rows: no token's loss is multiplied by what scoring finds."""
+        corrects = not isinstance(self.correction, NoCorrection) or type(self).correct is not Updating.correct
+        return self.one_step() and not corrects
+
+    def tell_scores(self) -> None:
+        """Fill in and report what the policy thought of the rows before the update, unless that has been done."""
+        if (late := self.late_scores) is None:
+            return
+        self.late_scores, batch, scored = None, late.batch, late()
+        batch.old_logp, batch.old_entropy = scored.logp, scored.entropy
+        sampling_mismatch(self.metrics, batch, scored.allowed_logmass)
+        self.correct(batch, scored.allowed_logmass)
 
     def first_pass(self, batch: Batch) -> Callable[[], Scored] | None:
         """What the policy thinks of rows, by the pass whose hidden states `forward_student` will use; None: there must be several."""
@@ -67,9 +89,15 @@ class Updating(Rows):
             return now
 
         self.scoring_pass = now = self.sharding.run_as_forward(read)
-        batch.scored_row = torch.arange(len(batch))
         scored = Scored(*(v.to(batch.ids.device) for v in (now.logp, now.entropy, now.allowed_logmass)))
         return lambda: scored
+
+    def correct(self, batch: Batch, allowed_logmass: Tensor) -> None:
+        """Fill in how much each sampled token counts, for the difference between the sampler's density and the one before the update."""
+        sampled, logp, sampled_logp = densities(batch, allowed_logmass)
+        batch.importance = self.correction(logp, sampled_logp).where(sampled, 1.0)
+        self.metrics.add_tokens("rollout/importance", batch.importance, sampled)
+        self.metrics.add_tokens("rollout/importance_cut_share", self.correction.cut(logp, sampled_logp), sampled)
 
     def ask_teachers(self, batch: Batch, episodes: list[Episode], passes: JointPasses) -> Callable[[], list[Head]]:
         """What fills in the teacher's signal of each row, and gives the teachers' heads."""
@@ -84,7 +112,10 @@ class Updating(Rows):
             if torch.is_grad_enabled():
                 self.scoring_pass = None
             return now.select(part.scored_row, part.ids, part.loss_mask)
-        return self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
+        now = self.scorer(self.model, part.ids, part.attention_mask, part.loss_mask)
+        if self.late_scores is not None and torch.is_grad_enabled():
+            self.late_scores.learned(part, now)
+        return now
 
     def micro_batches(self, batch: Batch) -> list[Tensor]:
         """Rows of each micro-batch of an update."""
@@ -120,6 +151,7 @@ class Updating(Rows):
         return self.ranks.all_reduce_sum(out, "measurements")
 
     def _step(self, optimizer: Any, update: Batch) -> None:
+        self.tell_scores()
         self.scoring_pass = None  # weights change
         norm = self.sharding.clip_and_step(optimizer, self.max_grad_norm)  # taken only if it is finite
         if torch.isfinite(norm):

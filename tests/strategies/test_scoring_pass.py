@@ -4,8 +4,10 @@ import pytest
 import torch
 from one_step import assert_close, double, external, one_step, rewarded
 
+from sdar.corrections import TruncatedCorrection
 from sdar.joint_passes import JointPasses
 from sdar.lora import LoRAPolicy
+from sdar.prefix_tree import PrefixTree
 from sdar.retrievers import KeywordRetriever
 from sdar.scoring import Scorer
 from sdar.strategies import GRPO, SDAR, TIP
@@ -25,7 +27,7 @@ def passes(strategy, seen):
     build = strategy._build
 
     def count(layer, args, told):
-        if not told.get("use_cache"):
+        if isinstance(told.get("row_layout"), PrefixTree):
             seen.append(torch.is_grad_enabled())
 
     def built():
@@ -41,14 +43,15 @@ def test_the_pass_that_scores_is_that_of_the_update(small, method):
     once, twice = [], []
     kept = one_step(small, rewarded(passes(method(small), once)))
     apart = rewarded(passes(method(small), twice))
-    apart.one_pass = lambda batch: False
+    apart.one_pass = apart.scores_late = lambda *_: False
     scored = one_step(small, apart)
     assert once.count(True) == 1 and len(once) < len(twice)
     assert_close(kept.gradient, scored.gradient, 1e-10)
-    told = [
-        {k: v for k, v in seen.metrics.items() if not k.endswith(("_s", "_per_second", "_gib"))} for seen in (kept, scored)
-    ]
-    assert told[0] == pytest.approx(told[1], abs=1e-6)
+    assert numbers(kept) == pytest.approx(numbers(scored), abs=1e-6)
+
+
+def numbers(seen):
+    return {name: value for name, value in seen.metrics.items() if not name.endswith(("_s", "_per_second", "_gib"))}
 
 
 def test_rows_that_are_left_out_since_do_not_count(small):
@@ -64,14 +67,51 @@ def test_rows_that_are_left_out_since_do_not_count(small):
     assert_close(kept.gradient, one_step(small, other).gradient, 1e-10)
 
 
+def reads_early(batch):
+    assert batch.old_logp[batch.response_mask].abs().sum() > 0
+    return batch
+
+
+def every_other_token(batch):
+    batch.loss_mask = batch.response_mask & (torch.arange(batch.ids.shape[1]) % 2 == 0)
+    return batch
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [{"updates_per_rollout": 2}, {"rows_per_update": 2}, {"micro_batch_tokens": 1}],
-    ids=lambda settings: next(iter(settings)),
+    ("look", "early"),
+    [(lambda batch: batch, False), (reads_early, True), (lambda batch: batch.select(torch.arange(1, len(batch))), True),
+     (every_other_token, True)],
+    ids=["all", "read before", "rows left out", "tokens left out"],
+)  # fmt: skip
+def test_the_passes_of_one_step_score_its_rows_unless_somebody_asks_before(small, look, early):
+    """The step takes a row at a time; what is told and written of an iteration is what it is where all rows are scored before."""
+    found = []
+    for late in (True, False):
+        read, kept = [], []
+        strategy = rewarded(passes(grpo(small, micro_batch_tokens=1, log_episodes_every=1), read))
+        if not late:
+            strategy.scores_late = lambda: False
+        take = strategy.token_log.take
+        strategy.token_log.take = lambda ranks, take=take, kept=kept: kept.append(take(ranks)) or kept[0]
+        weigh = strategy.weigh
+        strategy.weigh = lambda batch, episodes, weigh=weigh: weigh(look(batch), episodes)
+        found.append((one_step(small, strategy), kept[0], read))
+    (late, told, read), (before, wanted, _) = found
+    assert (False in read) == early and True in read
+    assert_close(late.gradient, before.gradient, 1e-10)
+    assert numbers(late) == pytest.approx(numbers(before), abs=1e-6)
+    assert [turn.keys() for turn in told.values()] == [turn.keys() for turn in wanted.values()]
+    for turn, other in zip(told.values(), wanted.values(), strict=True):
+        assert all(turn[name] == pytest.approx(other[name], abs=1e-6) for name in turn)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"updates_per_rollout": 2}, {"rows_per_update": 2}, {"correction": TruncatedCorrection()}]
 )
-def test_where_the_update_needs_several_passes_rows_are_scored_before(small, settings):
-    seen = one_step(small, rewarded(grpo(small, **settings)))
-    assert not seen.batch.has("scored_row")
+def test_where_several_steps_or_a_correction_need_them_rows_are_scored_before(small, settings):
+    read = []
+    one_step(small, rewarded(passes(grpo(small, micro_batch_tokens=1, **settings), read)))
+    assert read[0] is False
 
 
 def test_where_adapters_drop_inputs_rows_are_scored_before(small):
