@@ -31,6 +31,8 @@ if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the p
     from hypothesis import Phase, settings
     from launch import forks
 
+    from sdar import registry
+
     torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
     settings.register_profile("busy machine", deadline=None)
     settings.load_profile("busy machine")
@@ -39,6 +41,7 @@ if WORKER or "-n" not in sys.argv:  # now, for conftests of folders import the p
     )
     if WORKER:
         forks()  # before a pool of worlds starts the process that all are forked from, with less imported
+        registry.load_parts()  # now: tests are made of the registry, whose order is that in which parts are imported
 else:
     from launch import share_forks
 
