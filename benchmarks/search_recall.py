@@ -1,13 +1,13 @@
 """How many of the passages that a question needs a search backend finds: recall of supporting titles among the first k.
 
-    python benchmarks/search_recall.py [--questions FILE] [--passages FILE] [--dense MODEL | --index FOLDER] [--k 1 3 5 10]
+    python benchmarks/search_recall.py [--questions FILE] [--passages FILE] [--dense MODEL [--index FOLDER]] [--k 1 3 5 10]
 
 Questions are rows with `question`, `supporting_titles` and `data_source`, passages are in wiki-18's form (a title in quotation marks, a
 line break, a text). Of a question's titles the share among the k best passages counts; a data set's number is the mean over its questions,
 with the 95 % interval of a bootstrap over them. The questions themselves are the queries: an agent that asks better finds more, and one
 that asks several times may find what no single query can. By default the files of ../shared/data are read, where they are.
-With `--dense MODEL` (a sentence-transformers model, in the extra `dense`) the dense backend and both together are measured, too; with
-`--index FOLDER` those of an index of the passages that `sdar build-index --kind dense` made, which goes on where it was interrupted.
+With `--dense MODEL` (a sentence-transformers model, in the extra `dense`) the dense backend and both together are measured, too; `--index
+FOLDER` spares the encoding: what `sdar build-index --kind dense` made of the passages, which goes on where it was interrupted.
 """
 
 import argparse
@@ -50,12 +50,12 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 def backends(passages: Path, dense: str | None, index: str | None, folder: str) -> dict[str, SearchBackend]:
     """Those that can be measured."""
     words: SearchBackend = BM25Backend(corpus=str(passages))
-    if dense is not None:
+    if dense is None:
+        return {"BM25": words}
+    if index is None:
         index = f"{folder}/dense"
         build_index(str(passages), index, kind="dense", model=dense, progress=False)
-    if index is None:
-        return {"BM25": words}
-    meaning = DenseBackend(index=index)
+    meaning = DenseBackend(index=index, model=dense)
     return {"BM25": words, "dense": meaning, "both": HybridBackend([words, meaning])}
 
 
@@ -63,12 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=Path, default=DATA / "multihop_questions.jsonl.gz")
     parser.add_argument("--passages", type=Path, default=DATA / "multihop_passages.jsonl.gz")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--dense")
-    kind.add_argument("--index")
+    parser.add_argument("--dense")
+    parser.add_argument("--index")
     parser.add_argument("--k", type=int, nargs="+", default=[1, 3, 5, 10])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
+    if asked.index and not asked.dense:
+        parser.error("--index is read with the model that made it: give --dense MODEL, too")
     for file in (asked.questions, asked.passages):
         if not file.is_file():
             parser.exit(1, f"skipped: there is no {file}\n")
