@@ -107,18 +107,20 @@ class Validation:
         episode ended is given again."""
         module = self.module
         requests = module.privileged_requests(by_group(attempts))
-        own = [not r.privileged_text and self._is_policy(r.task) for r in requests]
         names = [(piece.panel.name, r.task.id, r.attempt, r.privileged_text) for r in requests]
-        told = [r for r, same, name in zip(requests, own, names, strict=True) if not same and name not in self._by_frozen]
+        known = [
+            attempt if not r.privileged_text and self._is_policy(r.task) else self._by_frozen.get(name)
+            for attempt, r, name in zip(attempts, requests, names, strict=True)
+        ]
+        told = [(r, name) for r, name, episode in zip(requests, names, known, strict=True) if episode is None]
         self.announce(piece, "teacher", len(told))
-        others = iter(module.play_as_teacher(self.rollout, told))
-        out = []
-        for attempt, request, same, name in zip(attempts, requests, own, names, strict=True):
-            known = self._by_frozen.get(name)
-            out.append(attempt if same else known or next(others))
-            if not same and not known and not out[-1].lost and self._never_changes(request.task):
-                self._by_frozen[name] = _ended(out[-1])
-        return out
+        played = module.play_as_teacher(self.rollout, [r for r, _ in told])
+        frozen = {
+            name: _ended(e) for e, (r, name) in zip(played, told, strict=True) if not e.lost and self._never_changes(r.task)
+        }
+        self._by_frozen |= frozen
+        others = iter(played)
+        return [next(others) if episode is None else episode for episode in known]
 
     def _is_policy(self, task: Task) -> bool:
         return self.module.teacher is None or self.module.teacher_network(task) is self.module.model
@@ -172,7 +174,7 @@ class Validation:
             if module.trainer.is_global_zero:
                 self._tell(panel, asked, summary, actors)
                 for actor, of_actor in actors.items():
-                    if new := [e for e in of_actor if e.turns or actor == "policy"]:
+                    if new := [e for e in of_actor if e.turns or e.lost or actor == "policy"]:  # others are told again
                         module.episode_writer.validation(new, panel, actor)
 
         self._report_means(successes)

@@ -226,6 +226,11 @@ def check_origin(stored: Mapping[str, str], here: Mapping[str, str]) -> None:
             )
 
 
+def steps_are_done(trainer: Trainer) -> bool:
+    """Has the run taken all optimizer steps that it was to take?"""
+    return 0 <= trainer.max_steps <= trainer.global_step
+
+
 def validation_follows(trainer: Trainer) -> bool:
     """Does Lightning validate after the iteration that has just ended?"""
     return trainer.fit_loop.epoch_loop._should_check_val_fx(cast(Any, trainer.fit_loop._data_fetcher))
@@ -281,7 +286,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = trainer.fit_loop.total_batch_idx + 1
-        ends = trainer.should_stop or cast(Host, pl_module).stops or 0 <= trainer.max_steps <= trainer.global_step
+        ends = trainer.should_stop or cast(Host, pl_module).stops or steps_are_done(trainer)
         self._due = ends or done % self.every_n_iterations == 0
         if not validation_follows(trainer):
             self._keep(trainer, pl_module)

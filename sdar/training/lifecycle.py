@@ -33,7 +33,7 @@ from sdar.samplers import TorchSampler
 from sdar.scoring import Head, Scorer
 from sdar.teachers import SkillView
 from sdar.training import bars, reporting
-from sdar.training.checkpoints import fingerprints, put_state, take_state, validation_follows
+from sdar.training.checkpoints import fingerprints, put_state, steps_are_done, take_state, validation_follows
 from sdar.training.checks import (
     check_first_prompts,
     check_longest_skills,
@@ -296,15 +296,16 @@ class Lifecycle(Updating):
 
     @property
     def ends(self) -> bool:
-        """Whether a run ends with the iteration that is ending, of those that validate now and then or count the worlds' turns: what
-        it has learned is measured then, wherever the interval of its validations stands."""
+        """Whether this iteration is the last of a run that counts the worlds' turns or validates at an interval: its end is measured,
+        wherever the interval stands."""
         trainer, loop = self.trainer, self.trainer.fit_loop
         if self.max_env_steps is not None and self.env_steps >= self.max_env_steps:
             return True
         if trainer.val_check_batch is None or math.isinf(trainer.val_check_batch):
             return False
-        by_steps = 0 <= trainer.max_steps <= trainer.global_step
-        return by_steps or (loop.epoch_loop.batch_progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs)
+        return steps_are_done(trainer) or (
+            loop.epoch_loop.batch_progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        )
 
     def _stop_if_asked(self) -> None:
         """Called behind the callbacks, so that the checkpoint is written."""
