@@ -9,15 +9,14 @@ prefix tree of the rows and the teacher's forward pass, at the rate of a large m
 
 import argparse
 import copy
-import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import measuring
-from measuring import Run, Times, ratios, spread, timed
+from measuring import Run, Times, timed
 from rollout import POLICIES
-from step import recorded
+from step import clock, compared, options, recorded
 
 TEACHER = "conf/quickstart/teacher"
 
@@ -51,19 +50,9 @@ def theirs(module: Any, rows: int, micro_batch: int, steps: int, known: dict[int
     """TRL's trainer with our policy and teacher on recorded rows: the seconds of its steps; `before` and `after` are called around each
     step and not counted."""
     from datasets import Dataset
-    from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
     found = Times()
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            before(state.global_step)
-            self.watch = measuring.watch()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            found.append(self.watch())
-            after(state.global_step - 1)
 
     class Recorded(DistillationTrainer):
         def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
@@ -71,15 +60,10 @@ def theirs(module: Any, rows: int, micro_batch: int, steps: int, known: dict[int
             return told["prompt_ids"], told["completion_ids"], told["env_mask"], None, []
 
     with tempfile.TemporaryDirectory() as folder:
-        config = DistillationConfig(
-            output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
-            logging_steps=1, max_steps=steps, learning_rate=1e-9, weight_decay=0.0, lr_scheduler_type="constant", disable_tqdm=True,
-            dataloader_pin_memory=False, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=rows // micro_batch,
-            max_completion_length=8192, beta=1.0,
-        )  # fmt: skip
+        config = DistillationConfig(**options(folder, rows, micro_batch, steps), beta=1.0)
         Recorded(
             model=copy.deepcopy(module.model), teacher_model=copy.deepcopy(next(iter(module.teacher_networks.values()))), args=config,
-            processing_class=module.chat.tokenizer, callbacks=[Clock()],
+            processing_class=module.chat.tokenizer, callbacks=[clock(found, before, after)],
             train_dataset=Dataset.from_dict({"prompt": ["play"] * rows}),
         ).train()  # fmt: skip
     return found
@@ -110,17 +94,8 @@ def measure(policy: str, given: argparse.Namespace) -> list[object]:
             tokens.append(nodes)
 
         rows = sum(part.attempts * len(part.tasks) for part in module.tasks.step(module.seed, 0).parts)
-        other = Times(theirs(module, rows, min(rows, given.rows), given.rounds + 1, known, before, after)[1:])
-        mine = Times(ours[1:])
-        return [
-            policy,
-            f"{statistics.median(tokens[1:]):,.0f}",
-            spread(other.cpu),
-            spread(mine.cpu),
-            f"**{spread(ratios(other.cpu, mine.cpu))}**",
-            spread(ratios(other.clock, mine.clock)),
-            f"{statistics.median(ratios(mine.cpu, least[1:])):.1f}",
-        ]
+        other = theirs(module, rows, min(rows, given.rows), given.rounds + 1, known, before, after)
+        return [policy, *compared(tokens, other, ours, least)]
 
     return measuring.inside([settings(policy, given.quick)], work)
 

@@ -14,7 +14,7 @@ import copy
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import measuring
@@ -99,15 +99,10 @@ def played(model: Any, module: Any, tasks: Any) -> dict[str, Any]:
     return {"prompt_ids": prompts, "completion_ids": ids, "logprobs": None, "env_mask": masks}
 
 
-def theirs(module: Any, rows: int, micro_batch: int, steps: int, rollout: Callable[[Any, int], Any],
-           before: Callable[[int], None], after: Callable[[int], None]) -> Times:  # fmt: skip
-    """TRL's trainer with our policy: the seconds of its steps. `rollout` is given the model and the step's number, `before` and `after`
-    are called around each step and not counted."""
-    from datasets import Dataset
+def clock(found: Times, before: Callable[[int], None], after: Callable[[int], None]) -> Any:
+    """A callback of transformers' Trainer that adds the seconds of each step to `found`; `before` and `after` are called around each
+    step, with its number, and not counted."""
     from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    found = Times()
 
     class Clock(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -118,6 +113,41 @@ def theirs(module: Any, rows: int, micro_batch: int, steps: int, rollout: Callab
             found.append(self.watch())
             after(state.global_step - 1)
 
+    return Clock()
+
+
+def options(folder: str, rows: int, micro_batch: int, steps: int) -> dict[str, Any]:
+    """Of TRL's trainers: steps of all rows, in pieces, that change nothing."""
+    return {
+        "output_dir": folder, "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "report_to": "none", "save_strategy": "no",
+        "logging_steps": 1, "max_steps": steps, "learning_rate": 1e-9, "weight_decay": 0.0, "lr_scheduler_type": "constant",
+        "disable_tqdm": True, "dataloader_pin_memory": False, "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": rows // micro_batch, "max_completion_length": 8192,
+    }  # fmt: skip
+
+
+def compared(tokens: Sequence[int], theirs: Times, ours: Times, least: Sequence[float]) -> list[object]:
+    """Cells of a table: tokens, their seconds, ours, both ratios, and ours over the limit; first steps are not counted."""
+    theirs, ours = Times(theirs[1:]), Times(ours[1:])
+    return [
+        f"{statistics.median(tokens[1:]):,.0f}",
+        spread(theirs.cpu),
+        spread(ours.cpu),
+        f"**{spread(ratios(theirs.cpu, ours.cpu))}**",
+        spread(ratios(theirs.clock, ours.clock)),
+        f"{statistics.median(ratios(ours.cpu, least[1:])):.1f}",
+    ]
+
+
+def theirs(module: Any, rows: int, micro_batch: int, steps: int, rollout: Callable[[Any, int], Any],
+           before: Callable[[int], None], after: Callable[[int], None]) -> Times:  # fmt: skip
+    """TRL's trainer with our policy: the seconds of its steps. `rollout` is given the model and the step's number, `before` and `after`
+    are called around each step and not counted."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    found = Times()
+
     def rollouts(prompts: list[str], trainer: Any) -> dict[str, Any]:
         trainer.model.eval()
         out = rollout(trainer.accelerator.unwrap_model(trainer.model), trainer.state.global_step)
@@ -125,15 +155,10 @@ def theirs(module: Any, rows: int, micro_batch: int, steps: int, rollout: Callab
         return out
 
     with tempfile.TemporaryDirectory() as folder:
-        config = GRPOConfig(
-            output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", save_strategy="no",
-            logging_steps=1, max_steps=steps, learning_rate=1e-9, weight_decay=0.0, lr_scheduler_type="constant", disable_tqdm=True,
-            dataloader_pin_memory=False, per_device_train_batch_size=micro_batch, gradient_accumulation_steps=rows // micro_batch,
-            num_generations=2, max_completion_length=8192, beta=0.0,
-        )  # fmt: skip
+        config = GRPOConfig(**options(folder, rows, micro_batch, steps), num_generations=2, beta=0.0)
         GRPOTrainer(
             model=copy.deepcopy(module.model), args=config, rollout_func=rollouts, processing_class=module.chat.tokenizer,
-            reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))], callbacks=[Clock()],
+            reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))], callbacks=[clock(found, before, after)],
             train_dataset=Dataset.from_dict({"prompt": ["play"] * rows}),
         ).train()  # fmt: skip
     return found
@@ -173,18 +198,8 @@ def measure(policy: str, what: str, given: argparse.Namespace) -> list[object]:
 
         rows = sum(part.attempts * len(part.tasks) for part in module.tasks.step(module.seed, 0).parts)
         micro_batch = min(rows, given.rows)
-        other = Times(theirs(module, rows, micro_batch, given.rounds + 1, rollout, before, after)[1:])
-        ours, least, tokens = Times(ours[1:]), least[1:], tokens[1:]
-        return [
-            policy,
-            what,
-            f"{statistics.median(tokens):,.0f}",
-            spread(other.cpu),
-            spread(ours.cpu),
-            f"**{spread(ratios(other.cpu, ours.cpu))}**",
-            spread(ratios(other.clock, ours.clock)),
-            f"{statistics.median(ratios(ours.cpu, least)):.1f}",
-        ]
+        other = theirs(module, rows, micro_batch, given.rounds + 1, rollout, before, after)
+        return [policy, what, *compared(tokens, other, ours, least)]
 
     return measuring.inside([settings(policy, given.quick)], work)
 

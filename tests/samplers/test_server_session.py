@@ -175,21 +175,26 @@ def test_prompts_that_cannot_be_asked_about_are_refused_at_once(servers):
     assert not session.busy and servers.asked == []
 
 
-def test_many_requests_that_one_server_fails_are_one_failure_of_it(servers):
-    together = threading.Barrier(8)
-    once = set()
+def eight_fail_together(servers, failure):
+    """A session with one server that fails the first attempt at each of eight prompts, all at the same time, and its sampler."""
+    together, once = threading.Barrier(8), set()
 
-    def fail_together(url, request):
+    def fail(url, request):
         if request.draws[0].task not in once:
             once.add(request.draws[0].task)
             together.wait(20)
-            raise RequestFailed("connection", "gone")
+            raise failure
 
-    servers.before = fail_together
+    servers.before = fail
     sampler = sampler_of(urls=URLS[:1])
     session = sampler.session(None)
     for number in range(8):
         session.submit(number, [5, 6], SampleKey(0, str(number), 0, 0), 8)
+    return sampler, session
+
+
+def test_many_requests_that_one_server_fails_are_one_failure_of_it(servers):
+    sampler, session = eight_fail_together(servers, RequestFailed("connection", "gone"))
     while session.busy:
         session.step()
         assert sampler._fleet.replicas[0].failures <= 1
@@ -197,20 +202,7 @@ def test_many_requests_that_one_server_fails_are_one_failure_of_it(servers):
 
 
 def test_a_server_with_other_weights_is_told_once_where_the_right_ones_are(servers):
-    together = threading.Barrier(8)
-    once = set()
-
-    def stale_together(url, request):
-        if request.draws[0].task not in once:
-            once.add(request.draws[0].task)
-            together.wait(20)
-            raise StaleReplica("it has other weights")
-
-    servers.before = stale_together
-    sampler = sampler_of(urls=URLS[:1])
-    session = sampler.session(None)
-    for number in range(8):
-        session.submit(number, [5, 6], SampleKey(0, str(number), 0, 0), 8)
+    sampler, session = eight_fail_together(servers, StaleReplica("it has other weights"))
     while session.busy:
         session.step()
     assert servers.loads == URLS[:1] and sampler.metrics()["rollout/stale_replicas"] == 1
