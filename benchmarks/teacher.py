@@ -5,7 +5,7 @@
 frozen, live: the quickstart (1 M, growing history), whose teacher is the first policy or the live one. published: full-size household,
 think and act, a prompt for each turn, 16 attempts of 6 turns of 24 tokens, a random policy of 4 M, skills of 3,000 characters, live
 teacher. growing: the same as a growing history. Each step has one update. The limit: the tokens of the prefix trees that the teacher
-reads beyond those that the student reads, over what a GRPO step reads (rollout, old, and three for the update).
+reads beyond those that the student reads, over what a GRPO step reads (rollout, and three for the update).
 """
 
 import argparse
@@ -70,7 +70,7 @@ def measure(name: str, given: argparse.Namespace, skills: str) -> list[list[obje
                 if number:
                     found[method].append(taken)
         price = ratios([one["step"] for one in found["SDAR"]], [one["step"] for one in found["GRPO"]])
-        least = [1 + teacher / (5 * student) for student, teacher in seen[1:]]
+        least = [1 + teacher / (4 * student) for student, teacher in seen[1:]]
         rows = []
         for method, steps in found.items():
             told = [spread([one[phase] for one in steps]) for phase in PHASES]

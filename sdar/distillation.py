@@ -8,6 +8,7 @@ with Distillation alone has no policy gradient.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,12 +45,7 @@ class Taught(AgentModule):
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if not self.hears_teacher():
             return super().weigh(batch, episodes)
-        tokens = self.token_view(batch)
-        mask = batch.response_mask
-        self.add_tokens("gap/mean", tokens.gap, mask, batch)
-        self.add_tokens("gap/abs", tokens.gap.abs(), mask, batch)
-        self.add_tokens("gap/negative_share", tokens.gap < 0, mask, batch)
-        reporting.signal(self.metrics, batch, tokens, episodes)
+        self.when_scored(partial(self.tell_gap, batch, episodes))
         extra = (batch.teacher_attention_mask.sum(1) - batch.attention_mask.sum(1)).float()
         self.metrics.add("teacher/extra_tokens", float(extra.sum()), len(extra))
         self.metrics.add("teacher/context_tokens", float(batch.teacher_attention_mask.sum()), len(extra))
@@ -62,6 +58,14 @@ class Taught(AgentModule):
                 "nothing: the retriever had no skill for their tasks. Further ones are counted in teacher/empty_share."
             )
         return super().weigh(batch, episodes)
+
+    def tell_gap(self, batch: Batch, episodes: list[Episode]) -> None:
+        """Count where teacher and student differ, with the weights before the update."""
+        tokens, mask = self.token_view(batch), batch.response_mask
+        self.add_tokens("gap/mean", tokens.gap, mask, batch)
+        self.add_tokens("gap/abs", tokens.gap.abs(), mask, batch)
+        self.add_tokens("gap/negative_share", tokens.gap < 0, mask, batch)
+        reporting.signal(self.metrics, batch, tokens, episodes)
 
     def first_of_each(self, batch: Batch, tokens: list[str]) -> Tensor:
         """Bool ``[batch, time]``: the first occurrence in a row of each of these tokens and of the end of turn; of none, if the list is
@@ -114,6 +118,7 @@ class Distillation(Taught):
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
         self.teacher_signal, self.top_k = divergence.needs()
+        self._gate_learns = gate is not None and type(gate).observe is not Gate.observe
         self._tags = {tag for tag in (span, None if turn_weight is None else turn_weight.span) if tag is not None}
         self.needs_spans |= bool(self._tags)
 
@@ -126,6 +131,9 @@ class Distillation(Taught):
         if self.distill_coef(self.iteration) != 0 or not self.learns_everywhere:
             return self.teacher is not None
         return bool(getattr(self, "transforms", ())) and super().hears_teacher()
+
+    def scores_late(self) -> bool:
+        return super().scores_late() and self.turn_weight is None and not self._gate_learns
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         """Bool ``[batch, time]``: the tokens that the term learns from."""
@@ -157,13 +165,12 @@ class Distillation(Taught):
             covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)  # [batch, time, k] -> [batch, time]
             self.add_tokens("support/covers_sampled", covered, batch.response_mask, batch)
             self.add_tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask, batch)
-        tokens = self.token_view(batch)
-        if self.gate is not None:
-            self.gate.observe(tokens, self.metrics)
+        if self.gate is not None and self._gate_learns:
+            self.gate.observe(self.token_view(batch), self.metrics)
         batch.distill_weights = chosen.float()
         if self.turn_weight is not None:
             turns = Turns(batch)
-            weights = self.turn_weight(tokens, turns, self.metrics)  # [turns]
+            weights = self.turn_weight(self.token_view(batch), turns, self.metrics)  # [turns]
             add_turns(self.metrics, "turn/weight", weights, turns)
             batch.turn_weights = turns.spread(weights)  # [batch, time]
             batch.distill_weights *= batch.turn_weights

@@ -31,7 +31,6 @@ from sdar.rollout import Request
 from sdar.rollout.groups import by_group, finished
 from sdar.scoring import Reading, StudentOutput
 from sdar.training import reporting
-from sdar.training.late_scores import LateScores
 from sdar.training.lifecycle import Lifecycle
 from sdar.types import Batch, Episode, TokenView
 
@@ -123,14 +122,13 @@ class AgentModule(Lifecycle):
 
     def score(self, batch: Batch, episodes: list[Episode]) -> None:
         """Old and reference log-probabilities and the teacher's signal, all with the weights before the update. The old ones are left to
-        the passes of the update, if it is one, and nobody reads them before."""
+        the passes of the first update, as far as they go, where nobody reads them before."""
         passes = JointPasses(self.micro_batch_tokens, self.sharding, self.ranks)
         rows = Reading(batch.ids, batch.attention_mask, batch.response_mask)
-        kept = self.first_pass(batch)
-        self.late_scores = LateScores(batch, kept or passes.ask(self.scorer, self.model, rows))
+        early = self.ask_policy(batch, rows, passes)
         reference = passes.ask(self.scorer, self.initial, rows) if self.needs_reference else None
         teachers = self.ask_teachers(batch, episodes, passes) if self.hears_teacher() else None
-        if kept or not self.scores_late():
+        if early:
             self.tell_scores()
         if reference is not None:
             batch.ref_logp = reference().logp
@@ -201,22 +199,23 @@ class AgentModule(Lifecycle):
 
     def observe_tokens(self, batch: Batch) -> None:
         """Show the iteration's tokens to the metrics that are about them, and to the log."""
+
+        def show() -> None:
+            for metric in self.own_metrics:
+                if isinstance(metric, TokenMetric):
+                    metric.update(self.token_view(batch))
+
         self.token_log.weighed(batch, credited=type(self).credit is not AgentModule.credit)
         reporting.token_shares(self.metrics, batch, self.tasks.worlds)
-        for metric in self.own_metrics:
-            if isinstance(metric, TokenMetric):
-                metric.update(self.token_view(batch))
+        self.when_scored(show)
 
     def token_view(self, batch: Batch, logp: Tensor | None = None, entropy: Tensor | None = None) -> TokenView:
         """What gates, weights and objectives may know of each token, detached; `logp` and `entropy` ``[batch, time]`` are the student's,
         by default those of the weights before the update."""
         logp = batch.old_logp if logp is None else logp
         entropy = batch.old_entropy if entropy is None else entropy
-        known = {
-            name: getattr(batch, name)
-            for name in ("teacher_logp", "teacher_top_ids", "teacher_top_logp", "spans")
-            if batch.has(name)
-        }
+        told = ("teacher_logp", "teacher_top_ids", "teacher_top_logp", "spans")
+        known = {name: getattr(batch, name) for name in told if batch.has(name)}
         if batch.has("teacher_logp"):
             known["gap"] = log_prob_gap(batch.teacher_logp, logp.detach())
         return TokenView(

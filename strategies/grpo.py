@@ -183,6 +183,9 @@ class GRPO(AgentModule):
                 lost[mine] = functional.overlong(lengths, *bounds).double()
         return lost
 
+    def scores_late(self) -> bool:
+        return super().scores_late() and not self.transforms
+
     def weigh(self, batch: Batch, episodes: list[Episode]) -> Batch | None:
         if self.transforms:
             turns, tokens = Turns(batch), self.token_view(batch)

@@ -63,9 +63,9 @@ class TokenLog:
         """
         if not self.wanted:
             return
-        known: dict[str, Tensor | float] = {"advantage": batch.advantages} if credited else {}
+        known: dict[str, Tensor | Late | float] = {"advantage": batch.advantages} if credited else {}
         if batch.has("teacher_logp"):
-            known["gap"] = batch.teacher_logp - batch.old_logp
+            known["gap"] = Late(lambda: batch.teacher_logp - batch.old_logp)
         if batch.has("turn_weights"):
             known["turn_weight"] = batch.turn_weights
         if batch.has("importance") and bool((batch.importance != 1).any()):

@@ -40,7 +40,8 @@ class Gate(Part, ABC):
 
     def observe(self, tokens: TokenView, metrics: "Metrics") -> None:
         """Learn from all tokens of an iteration (`tokens.iteration`), once, before its updates: ``tokens.student_logp`` is that of the
-        weights before them, and every rank is told the same. What explains the gate goes into `metrics`."""
+        weights before them, and every rank is told the same. What explains the gate goes into `metrics`. A gate that has this method
+        has all rows scored before the first update, by a pass more over its rows."""
 
 
 @part_kind("retrievers")

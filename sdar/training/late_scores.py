@@ -1,4 +1,4 @@
-"""What the policy thinks of rows before an update, found out by the passes of the update itself."""
+"""What the policy thinks of rows before their updates, found out by the passes of the first update itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,16 +11,18 @@ from sdar.types import Batch, Late
 
 
 class LateScores:
-    """Old log-probabilities and entropies of rows, by the forward passes of the one optimizer step that learns from them; by passes of
-    their own, as soon as somebody reads one before.
+    """Old log-probabilities and entropies of rows: of those that the first optimizer step learns from by its forward passes, of the
+    others by passes of their own; of all by such passes, as soon as somebody reads one before.
 
     Args:
         batch: The rows.
-        score: Reads them now.
+        score: Reads those of these numbers now.
     """
 
-    def __init__(self, batch: Batch, score: Callable[[], Scored]):
+    def __init__(self, batch: Batch, score: Callable[[Tensor], Scored]):
         self.batch, self._score = batch, score
+        self.behind: list[Callable[[], None]] = []
+        """What is done as soon as they are found."""
         self._found: Scored | None = None
         self._learned: list[tuple[Tensor, Scored]] = []  # numbers of rows, and what a pass gave them
         batch.scored_row = torch.arange(len(batch))
@@ -30,8 +32,13 @@ class LateScores:
     def __call__(self) -> Scored:
         """Of all rows; to be called before weights change for the first time."""
         if self._found is None:
-            every = sum(len(rows) for rows, _ in self._learned) == len(self.batch)
-            self._found = self._together() if every else self._score()
+            left = torch.ones(len(self.batch), dtype=torch.bool)
+            for rows, _ in self._learned:
+                left[rows.cpu()] = False
+            if left.any():
+                rows = left.nonzero()[:, 0]
+                self._learned.append((rows, self._score(rows)))
+            self._found = self._learned[0][1] if left.all() else self._together()
         return self._found
 
     def learned(self, part: Batch, now: StudentOutput) -> None:

@@ -3,6 +3,7 @@
 import random
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from sdar.distributed.sharding import Sharding
 from sdar.errors import NonFiniteLossError
 from sdar.heads import Head
 from sdar.joint_passes import JointPasses
-from sdar.scoring import Scored, StudentOutput, ask_teachers, densities
+from sdar.scoring import Reading, Scored, StudentOutput, ask_teachers, densities
 from sdar.training.finite import blame
 from sdar.training.late_scores import LateScores
 from sdar.training.reporting import sampling_mismatch
@@ -51,21 +52,33 @@ class Updating(Rows):
         attempts = update.loss_mask[~update.extra].sum()
         return attempts if attempts else update.loss_mask.sum()
 
-    def one_step(self) -> bool:
-        """Whether one optimizer step learns from all rows in passes of this process, in which nothing is dropped: they give each token
-        what scoring gives it."""
-        if type(self.sharding) is not Sharding or self.updates_per_rollout > 1 or self.rows_per_update is not None:
+    def updates_score(self) -> bool:
+        """Whether passes of an update give each token what scoring gives it: they are of this process, and nothing is dropped in them."""
+        if type(self.sharding) is not Sharding:
             return False
         return not any("Dropout" in type(layer).__name__ and getattr(layer, "p", 0) for layer in self.model.modules())
 
     def one_pass(self, batch: Batch) -> bool:
-        """Whether that step is made in one pass."""
-        return self.one_step() and len(self.micro_batches(batch)) == 1
+        """Whether one such pass learns from all rows."""
+        one_step = self.updates_per_rollout == 1 and self.rows_per_update is None
+        return one_step and self.updates_score() and len(self.micro_batches(batch)) == 1
 
     def scores_late(self) -> bool:
-        """Whether the passes of that step may score its rows: no token's loss is multiplied by what scoring finds."""
+        """Whether the passes of the first step may score its rows: no token's loss is multiplied by what scoring finds, and nothing that
+        is decided before the step reads it."""
         corrects = not isinstance(self.correction, NoCorrection) or type(self).correct is not Updating.correct
-        return self.one_step() and not corrects
+        return self.updates_score() and not corrects
+
+    def ask_policy(self, batch: Batch, reading: Reading, passes: JointPasses) -> bool:
+        """Have the policy read the rows: in the pass of their update, if it is one; in those of the first step, as far as they go; or with
+        what others read in `passes`. Whether what it thinks is to be told before anybody updates."""
+        if (asked := self.first_pass(batch)) is None and self.scores_late():
+            apart = partial(JointPasses, self.micro_batch_tokens, self.sharding, self.ranks)
+            self.late_scores = LateScores(batch, lambda rows: apart().ask(self.scorer, self.model, reading.of(rows))())
+            return False
+        asked = asked or passes.ask(self.scorer, self.model, reading)
+        self.late_scores = LateScores(batch, lambda rows: asked())
+        return True
 
     def tell_scores(self) -> None:
         """Fill in and report what the policy thought of the rows before the update, unless that has been done."""
@@ -75,6 +88,15 @@ class Updating(Rows):
         batch.old_logp, batch.old_entropy = scored.logp, scored.entropy
         sampling_mismatch(self.metrics, batch, scored.allowed_logmass)
         self.correct(batch, scored.allowed_logmass)
+        for tell in late.behind:
+            tell()
+
+    def when_scored(self, tell: Callable[[], None]) -> None:
+        """Look at old log-probabilities as soon as they are known: now, or behind the passes of the update that find them out."""
+        if self.late_scores is None:
+            tell()
+        else:
+            self.late_scores.behind.append(tell)
 
     def first_pass(self, batch: Batch) -> Callable[[], Scored] | None:
         """What the policy thinks of rows, by the pass whose hidden states `forward_student` will use; None: there must be several."""

@@ -5,17 +5,24 @@ import torch
 from one_step import assert_close, double, external, one_step, rewarded
 
 from sdar.corrections import TruncatedCorrection
+from sdar.gates import GapGate
 from sdar.joint_passes import JointPasses
 from sdar.lora import LoRAPolicy
 from sdar.prefix_tree import PrefixTree
 from sdar.retrievers import KeywordRetriever
 from sdar.scoring import Scorer
+from sdar.shaping import EvidenceRatio
 from sdar.strategies import GRPO, SDAR, TIP
 from sdar.teachers import InitialTeacher, LiveTeacher
+from sdar.turn_weights import StepwiseWeight
 
 
-def grpo(small, **kwargs):
-    return small.strategy(GRPO, policy=double(small.policy()), kl_coef=0.0, **kwargs)
+def grpo(small, method=GRPO, **kwargs):
+    return small.strategy(method, policy=double(small.policy()), kl_coef=0.0, **kwargs)
+
+
+def sdar(small, **kwargs):
+    return grpo(small, SDAR, teacher=external(small, double), retriever=KeywordRetriever("conf/skills/household"), **kwargs)
 
 
 def tip(small, **kwargs):
@@ -38,7 +45,7 @@ def passes(strategy, seen):
     return strategy
 
 
-@pytest.mark.parametrize("method", [grpo, tip])
+@pytest.mark.parametrize("method", [grpo, sdar, tip])
 def test_the_pass_that_scores_is_that_of_the_update(small, method):
     once, twice = [], []
     kept = one_step(small, rewarded(passes(method(small), once)))
@@ -77,18 +84,19 @@ def every_other_token(batch):
     return batch
 
 
+@pytest.mark.parametrize("method", [grpo, sdar])
 @pytest.mark.parametrize(
     ("look", "early"),
     [(lambda batch: batch, False), (reads_early, True), (lambda batch: batch.select(torch.arange(1, len(batch))), True),
      (every_other_token, True)],
     ids=["all", "read before", "rows left out", "tokens left out"],
 )  # fmt: skip
-def test_the_passes_of_one_step_score_its_rows_unless_somebody_asks_before(small, look, early):
+def test_the_passes_of_one_step_score_its_rows_unless_somebody_asks_before(small, method, look, early):
     """The step takes a row at a time; what is told and written of an iteration is what it is where all rows are scored before."""
     found = []
     for late in (True, False):
         read, kept = [], []
-        strategy = rewarded(passes(grpo(small, micro_batch_tokens=1, log_episodes_every=1), read))
+        strategy = rewarded(passes(method(small, micro_batch_tokens=1, log_episodes_every=1), read))
         if not late:
             strategy.scores_late = lambda: False
         take = strategy.token_log.take
@@ -105,13 +113,43 @@ def test_the_passes_of_one_step_score_its_rows_unless_somebody_asks_before(small
         assert all(turn[name] == pytest.approx(other[name], abs=1e-6) for name in turn)
 
 
+@pytest.mark.parametrize("method", [grpo, sdar])
+@pytest.mark.parametrize(("settings", "first"), [({"updates_per_rollout": 2}, 2), ({"rows_per_update": 3}, 3)])
+def test_of_several_steps_the_first_scores_its_rows_and_the_others_are_scored_behind_it(small, method, settings, first):
+    found = []
+    for late in (True, False):
+        read = []
+        strategy = rewarded(passes(method(small, micro_batch_tokens=1, **settings), read))
+        if not late:
+            strategy.scores_late = lambda: False
+        found.append((one_step(small, strategy), read))
+    (late, read), (before, all_before) = found
+    rows = len(late.scored)
+    assert rows == 4 and read == [True] * first + [False] * (rows - first) + [True] * (rows - first)
+    assert all_before == [False] * rows + [True] * rows
+    assert_close(late.gradient, before.gradient, 1e-10)
+    torch.testing.assert_close(late.scored.old_logp, before.scored.old_logp, atol=1e-10, rtol=0)
+    assert numbers(late) == pytest.approx(numbers(before), abs=1e-6)
+
+
+class LearningGate(GapGate):
+    def observe(self, tokens, metrics):
+        assert tokens.gap.abs().sum() > 0
+
+
 @pytest.mark.parametrize(
-    "settings", [{"updates_per_rollout": 2}, {"rows_per_update": 2}, {"correction": TruncatedCorrection()}]
-)
-def test_where_several_steps_or_a_correction_need_them_rows_are_scored_before(small, settings):
-    read = []
-    one_step(small, rewarded(passes(grpo(small, micro_batch_tokens=1, **settings), read)))
-    assert read[0] is False
+    "settings",
+    [{"correction": TruncatedCorrection()}, {"turn_weight": StepwiseWeight()}, {"transforms": [EvidenceRatio()]},
+     {"gate": LearningGate()}],
+    ids=lambda settings: next(iter(settings)),
+)  # fmt: skip
+def test_where_something_needs_them_before_the_step_rows_are_scored_with_those_of_others(small, settings):
+    strategy = rewarded(sdar(small, micro_batch_tokens=1, **settings))
+    asked = []
+    ask_policy = strategy.ask_policy
+    strategy.ask_policy = lambda *told: asked.append(ask_policy(*told)) or asked[-1]
+    one_step(small, strategy)
+    assert asked == [True]
 
 
 def test_where_adapters_drop_inputs_rows_are_scored_before(small):
@@ -129,6 +167,7 @@ def test_the_rows_of_the_teacher_are_read_with_those_of_the_same_weights(small, 
         strategy = small.strategy(
             SDAR, policy=double(small.policy()), teacher=teacher(), retriever=retriever, kl_coef=0.1, updates_per_rollout=2
         )
+        strategy.scores_late = lambda: False
         return one_step(small, rewarded(strategy))
 
     scored, score = [], Scorer.score_together

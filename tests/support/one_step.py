@@ -50,7 +50,7 @@ def one_step(small, strategy, data=None, play=None, iteration=0) -> SimpleNamesp
         return seen.batch
 
     strategy.collect, strategy.weigh = collected, weighed
-    strategy._step = lambda optimizer, update: vars(seen).update(gradient=gradients(strategy))
+    strategy._step = lambda optimizer, update: strategy.tell_scores() or vars(seen).update(gradient=gradients(strategy))
     trainer = small.trainer(1, limit_train_batches=1)
     trainer.fit_loop.max_epochs = 1
     trainer.fit(strategy, data or small.data())
