@@ -6,6 +6,8 @@ Before anything else of the package: what is imported already stays as it is. A 
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
+import jaxtyping
+import pytest
 from beartype import beartype
 from jaxtyping import AbstractArray, install_import_hook
 
@@ -30,5 +32,20 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     return beartype(function)
 
 
-with install_import_hook("sdar.functional", "shapes.checked"):
-    import sdar.functional  # noqa: F401
+jaxtyped = jaxtyping.jaxtyped
+
+
+def jaxtyped_where_shapes(**kwargs: Any) -> Callable[[Any], Any]:
+    """As jaxtyping's, which would check every call of a function that has no shapes, too: four of five, in the loops over tiles."""
+
+    def decorate(thing: Any) -> Any:
+        hints = getattr(thing, "__annotations__", {}).values()
+        return jaxtyped(thing, **kwargs) if any(is_shape(leaf) for hint in hints for leaf in leaves(hint)) else thing
+
+    return decorate
+
+
+with pytest.MonkeyPatch.context() as patched:
+    patched.setattr(jaxtyping, "jaxtyped", jaxtyped_where_shapes)
+    with install_import_hook("sdar.functional", "shapes.checked"):
+        import sdar.functional  # noqa: F401
