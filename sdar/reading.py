@@ -141,6 +141,11 @@ def read_yaml(file: Path, error: Refusal = ConfigError, *, advice: str = "Correc
     return parse_yaml(_content(file, error), str(file), error, advice=advice)
 
 
+def yaml_text(value: Any) -> str:
+    """Settings as a YAML text that `parse_yaml` reads; by libyaml, where it is there."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
 def read_record(
     file: Path, kind: type[T], error: Refusal = ConfigError, *, advice: str = "Correct it there.", unique: bool = False
 ) -> T:
@@ -299,6 +304,9 @@ def _bounded(value: Any) -> Any:
         if not level:
             return value
     raise ValueError(_TOO_DEEP)
+
+
+Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _Loader(yaml.SafeLoader):

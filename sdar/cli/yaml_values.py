@@ -1,13 +1,13 @@
-"""The parser reads YAML as `sdar.reading` does, in files and in the words of a command line."""
+"""The parser reads and writes YAML as `sdar.reading` does, in files and in the words of a command line."""
 
 import enum
 import re
 from typing import Any
 
 import yaml
-from jsonargparse import set_loader
+from jsonargparse import set_dumper, set_loader
 
-from sdar.reading import parse_yaml
+from sdar.reading import Dumper, parse_yaml, yaml_text
 
 
 class RefusedYAML(yaml.YAMLError):
@@ -31,7 +31,8 @@ def read_value(text: str) -> Any:
     return value
 
 
-yaml.SafeDumper.add_multi_representer(  # defaults of Lightning's callbacks, e.g. of Timer.interval
+Dumper.add_multi_representer(  # defaults of Lightning's callbacks, e.g. of Timer.interval
     enum.Enum, lambda dumper, member: dumper.represent_data(member.value)
 )
 set_loader("yaml", read_value, exceptions=(yaml.YAMLError,))
+set_dumper("yaml", yaml_text)

@@ -9,13 +9,13 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 import sdar
 from sdar.evaluate.curves import smooth
 from sdar.evaluate.intervals import paired_difference
 from sdar.metrics.places import POSITIONS, TURNS
+from sdar.reading import yaml_text
 from sdar.report import figures
 from sdar.report.changed import changed
 from sdar.report.gather import Run, plain
@@ -106,7 +106,7 @@ def page(runs: Sequence[Run], most_episodes: int = 500, refresh: int | None = No
             {
                 "name": f"{run.label}, {run.folder}",
                 "changed": [*_changed(run)],
-                "text": yaml.safe_dump(run.settings, sort_keys=False, allow_unicode=True),
+                "text": yaml_text(run.settings),
             }
             for run in runs
         ],

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import yaml
 
 from sdar.chat_endpoint import NoAnswerError
 from sdar.errors import ConfigError, SkillBankError, check_least
-from sdar.reading import convert, read_json_lines
+from sdar.reading import convert, read_json_lines, yaml_text
 from sdar.skills.bank import SkillBank
 from sdar.skills.questions import Question, questions, read_prompts
 from sdar.skills.stored import StoredEpisode, read_episodes
@@ -222,7 +221,7 @@ def _write_summaries(folder: Path, asked: Sequence[Question], written: Written, 
     for old in {*folder.glob("summary_*.md")} - {folder / str(entry["file"]) for entry in mapping.values()}:
         old.unlink()  # of an earlier time, with other episodes
     head = f"# Summaries of {episodes} episodes by {name} (sdar write-skills --style skill_sd).\n"
-    _replace(folder / BANKS["skill_sd"], head + yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True))
+    _replace(folder / BANKS["skill_sd"], head + yaml_text(mapping))
 
 
 def _replace(file: Path, text: str) -> None:

@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.loggers.logger import rank_zero_experiment
+
+from sdar.reading import yaml_text
 
 KEEP_NONE = {"skip_unset" if hasattr(ArgumentParser, "instantiate") else "skip_none": False}
 """What jsonargparse calls it, from 4.49 on and before."""
@@ -34,7 +35,7 @@ class SaveSettings(SaveConfigCallback):
         known.run_folder = folder = trainer.strategy.broadcast(known.run_folder)  # only the first process knew it
         if trainer.is_global_zero and folder is not None:
             header = "".join(f"# {line}\n" for line in self.parser.dump_header or ())
-            text = yaml.safe_dump(self._settings, sort_keys=False, allow_unicode=True)
+            text = yaml_text(self._settings)
             (folder / self.config_filename).write_text(header + text, encoding="utf-8")
             somebodys = ("logger", "callbacks", "plugins")  # where a key may stand
             plain = {key: value for key, value in self._settings["trainer"].items() if key not in somebodys}
