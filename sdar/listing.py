@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import yaml
-
 from sdar import outline, registry
 from sdar.cli.signatures import annotated, arguments, defaults, known_names, parameters
 from sdar.errors import UnknownPartError
+from sdar.reading import yaml_text
 
 FACES = ("sdar", "sdar.parts", "sdar.functional")
 """Modules whose classes and functions parts are written with."""
@@ -63,7 +62,7 @@ def part(plural: str, cls: type) -> str:
     node: Any = [spec] if listed else spec
     for name in reversed(key.split(".")):
         node = {name: node} if name else node
-    line = yaml.safe_dump(node, default_flow_style=True, sort_keys=False, width=1000).strip()
+    line = yaml_text(node, default_flow_style=True, width=1000).strip()
     line = line[1:-1] if key else line
     texts = [
         f"{', '.join(dict.fromkeys([*shorts, cls.__name__]))} ({plural})",

@@ -141,9 +141,9 @@ def read_yaml(file: Path, error: Refusal = ConfigError, *, advice: str = "Correc
     return parse_yaml(_content(file, error), str(file), error, advice=advice)
 
 
-def yaml_text(value: Any) -> str:
-    """Settings as a YAML text that `parse_yaml` reads; by libyaml, where it is there."""
-    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+def yaml_text(value: Any, **style: Any) -> str:
+    """Settings as a YAML text that `parse_yaml` reads as the same; by libyaml, where it is there. `style` is PyYAML's."""
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **style)
 
 
 def read_record(
@@ -306,9 +306,6 @@ def _bounded(value: Any) -> Any:
     raise ValueError(_TOO_DEEP)
 
 
-Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
 class _Loader(yaml.SafeLoader):
     def __init__(self, stream: Any):
         super().__init__(stream)
@@ -409,6 +406,13 @@ else:  # a PyYAML that was built without it
     _FastLoader = _Loader  # type: ignore[misc]
 
 
+class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Quotes a text that would be read as something else, here or elsewhere: ``1e1`` is a number here and a text in YAML 1.1."""
+
+
 _Loader.yaml_implicit_resolvers = _resolvers()
+for _first, _rules in _resolvers().items():
+    for _tag, _pattern in _rules:
+        Dumper.add_implicit_resolver(_tag, _pattern, [_first])
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)

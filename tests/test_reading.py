@@ -7,6 +7,8 @@ from typing import Literal
 import msgspec
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sdar import reading
 from sdar.errors import ConfigError, SkillBankError
@@ -20,6 +22,7 @@ from sdar.reading import (
     read_json_lines,
     read_name,
     read_yaml,
+    yaml_text,
 )
 
 HOSTILE_JSON = {
@@ -141,6 +144,22 @@ class Row(msgspec.Struct):
     answers: list[str] = []
 
 
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abn01:# -~", max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text("aeno19", min_size=1, max_size=4), PLAIN, max_size=3))
+def test_settings_are_read_as_they_were_written(settings):
+    assert parse_yaml(yaml_text(settings), "the settings") == settings
+
+
 def test_records_name_the_place_that_is_of_another_type():
     assert convert({"question": "q", "more": 1}, Row, "x") == Row("q")
     for value, reason in (
@@ -214,3 +233,5 @@ def test_what_others_wrote_is_read_here_alone():
         if re.search(r"\b(json|yaml)\.(load|loads|safe_load|full_load|unsafe_load|JSONDecoder)\(", file.read_text())
     }
     assert readers - {"reading.py"} <= set(OURS)
+    writers = {file.name for file in package.rglob("*.py") if re.search(r"\byaml\.\w*dump\w*\(", file.read_text())}
+    assert writers == {"reading.py"}
