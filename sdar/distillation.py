@@ -118,7 +118,6 @@ class Distillation(Taught):
         self.turn_weight, self.sequence_filter = turn_weight, sequence_filter
         self.span, self.ratio_cap = span, ratio_cap
         self.teacher_signal, self.top_k = divergence.needs()
-        self._gate_learns = gate is not None and type(gate).observe is not Gate.observe
         self._tags = {tag for tag in (span, None if turn_weight is None else turn_weight.span) if tag is not None}
         self.needs_spans |= bool(self._tags)
 
@@ -133,7 +132,7 @@ class Distillation(Taught):
         return bool(getattr(self, "transforms", ())) and super().hears_teacher()
 
     def scores_late(self) -> bool:
-        return super().scores_late() and self.turn_weight is None and not self._gate_learns
+        return super().scores_late() and self.turn_weight is None and not (self.gate is not None and self.gate.learns)
 
     def chosen(self, batch: Batch, episodes: list[Episode]) -> Tensor:
         """Bool ``[batch, time]``: the tokens that the term learns from."""
@@ -165,7 +164,7 @@ class Distillation(Taught):
             covered = (batch.teacher_top_ids == batch.ids[..., None]).any(-1)  # [batch, time, k] -> [batch, time]
             self.add_tokens("support/covers_sampled", covered, batch.response_mask, batch)
             self.add_tokens("support/teacher_mass", batch.teacher_top_logp.exp().sum(-1), batch.response_mask, batch)
-        if self.gate is not None and self._gate_learns:
+        if self.gate is not None and self.gate.learns:
             self.gate.observe(self.token_view(batch), self.metrics)
         batch.distill_weights = chosen.float()
         if self.turn_weight is not None:

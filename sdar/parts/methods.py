@@ -38,6 +38,11 @@ class Gate(Part, ABC):
         It is called on micro-batches, again for each update, and by each rank on its share: it learns in `observe`.
         """
 
+    @property
+    def learns(self) -> bool:
+        """Whether the gate has an `observe` of its own."""
+        return type(self).observe is not Gate.observe
+
     def observe(self, tokens: TokenView, metrics: "Metrics") -> None:
         """Learn from all tokens of an iteration (`tokens.iteration`), once, before its updates: ``tokens.student_logp`` is that of the
         weights before them, and every rank is told the same. What explains the gate goes into `metrics`. A gate that has this method

@@ -38,7 +38,7 @@ class LateScores:
             if left.any():
                 rows = left.nonzero()[:, 0]
                 self._learned.append((rows, self._score(rows)))
-            self._found = self._learned[0][1] if left.all() else self._together()
+            self._found = self._together()
         return self._found
 
     def learned(self, part: Batch, now: StudentOutput) -> None:
