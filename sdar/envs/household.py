@@ -324,14 +324,14 @@ def _habits(world: int | str, object_types: tuple[str, ...]) -> tuple[tuple[str,
     return tuple(world_facts(world, object_types or None).items())
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def _demonstration(game: Game) -> tuple[str, ...]:
     world = World(game)
     world.reset()
     return tuple(plan(world))
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=1024)
 def _game(recipe: str, task_id: str) -> Game:
     settings = json.loads(recipe)
     try:

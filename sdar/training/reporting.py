@@ -176,11 +176,12 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
     size = loss.detach().abs()
     metrics.add("loss/special_share", size.where(on, 0).sum(), size.where(part.loss_mask, 0).sum())
     if now.hidden.requires_grad:
+        places = now.predicts.flatten().nonzero_static(size=len(now.hidden))[:, 0]
+        predicts_special = on[:, 1:].take(places)  # [tokens]
 
-        def known(gradient: Tensor) -> None:
+        def known(gradient: Tensor) -> None:  # holds nothing of the graph: autograd holds it, and a circle through autograd is never freed
             norms = gradient.detach().float().norm(dim=-1)  # [tokens]
-            places = now.predicts.flatten().nonzero_static(size=len(norms))[:, 0]
-            metrics.add("grad/special_share", norms.where(on[:, 1:].take(places), 0).sum(), norms.sum())
+            metrics.add("grad/special_share", norms.where(predicts_special, 0).sum(), norms.sum())
             metrics.add("grad/top_token_share", norms.amax() if len(norms) else 0.0, norms.sum())
 
         now.hidden.register_hook(known)

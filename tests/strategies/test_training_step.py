@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -72,13 +73,17 @@ def test_every_registered_training_strategy_is_tested_here():
 def test_a_strategy_trains_in_both_layouts_to_the_recorded_numbers(small, name, layout):
     """Two iterations in float64: every metric and the weights are those that stand in numbers.json, so that a change of form changes
     nothing. Where a number has to change, ``RECORD_NUMBERS=1 pytest tests/strategies/test_training_step.py -k recorded`` writes it anew.
-    The episodes are written, and the loss of each iteration follows from them."""
+    The episodes are written, and the loss of each iteration follows from them. Nothing of a pass with gradients stays in memory."""
     small.precision = DoublePolicy
     strategy = rewarded(TRAINING[name](small, policy=DoublePolicy(small.policy()), log_episodes_every=1))
     logged = []
     strategy.log_dict = lambda metrics, **_: logged.append(metrics)
+    passes, forward = [], strategy.forward_student
+    strategy.forward_student = lambda part: [now := forward(part), passes.append(weakref.ref(now))][0]
     before = weights_of_fresh(small)
     small.fit(strategy, steps=2, data=small.data(layout=layout, group_size=3))
+    assert passes
+    assert [now for now in passes if now() is not None] == []
     after = weights(strategy)
     assert strategy.iteration == 2
     assert torch.isfinite(after).all()
