@@ -18,6 +18,7 @@ from sdar.alarms import (
     InvalidActions,
     Measured,
     Mismatch,
+    TeacherNoBetter,
     TeacherPrefersFailure,
     replay,
 )
@@ -115,6 +116,21 @@ def test_each_alarm_tells_its_fault_once_and_no_other(name: str) -> None:
     [(iteration, found, finding)] = told(healthy() | series)
     assert found == name and fact in finding.fact and 1 <= iteration <= N
     assert finding.usual and finding.remedy[-1] in ".?"
+
+
+@pytest.mark.parametrize(
+    ("success", "lift", "called"),
+    [
+        ([0.1, 0.5, 0.8], [0.7, 0.3, 0.0], False),  # the student caught up
+        ([0.1, 0.2, 0.3], [0.7, 0.3, 0.0], True),  # the teacher got worse by more than the student won
+        ([0.1, 0.5, 0.8], [0.0, 0.3, 0.0], True),  # it was no better at first
+    ],
+)
+def test_a_student_that_caught_up_with_its_teacher_is_no_fault(success: list[float], lift: list[float], called: bool) -> None:
+    measured = Measured()
+    for k, (reached, above) in enumerate(zip(success, lift, strict=True)):
+        measured.add(k, {"success/unseen": reached, "teacher/lift/unseen": above})
+    assert (TeacherNoBetter().look(measured) is not None) == called
 
 
 def test_a_teacher_that_prefers_nothing_is_not_told_of_for_its_noise() -> None:

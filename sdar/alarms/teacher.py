@@ -138,10 +138,11 @@ class TeacherSilent(Alarm):
 
 @register("teacher_no_better")
 class TeacherNoBetter(Alarm):
-    """The teacher plays no better than the student.
+    """The teacher plays no better than the student, who has not caught up with it either.
 
     Args:
-        least: Lift, as a share of tasks, that is worth a teacher.
+        least: Lift, as a share of tasks, that is worth a teacher. Where the lift was above it when the run began, and half or more of what
+            it lost is what the student won, the teacher has done its work.
     """
 
     def __init__(self, least: float = 0.0):
@@ -150,14 +151,15 @@ class TeacherNoBetter(Alarm):
 
     def look(self, run: Measured) -> Finding | None:
         for name, panel in run.names(r"teacher/lift/(.+)"):
-            lift = run.values(name)[-1]
-            if lift <= self.least:
+            (_, first), lift = run.first[name][0], run.values(name)[-1]
+            (_, before), reached = run.first[f"success/{panel}"][0], run.values(f"success/{panel}")[-1]
+            caught_up = first > self.least and 2 * (reached - before) >= first - lift
+            if lift <= self.least and not caught_up:
                 return Finding(
-                    f"{name} is {100 * lift:+.1f} points; the student reaches {run.values(f'success/{panel}')[-1]:.1%}",
+                    f"{name} is {100 * lift:+.1f} points; the student reaches {reached:.1%}",
                     f"above {100 * self.least:g}",
-                    "Nothing can be learned from this teacher. Where the student has caught up, the teacher has done its "
-                    "work; otherwise look at "
-                    "its prompt in an episode: does it hold the skill, and does the skill fit the task?",
+                    "Nothing can be learned from this teacher. Look at its prompt in an episode: does it hold the skill, and does the "
+                    "skill fit the task?",
                 )
         return None
 

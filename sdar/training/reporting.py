@@ -179,7 +179,8 @@ def special_share(metrics: Metrics, part: Batch, now: StudentOutput, loss: Tenso
         places = now.predicts.flatten().nonzero_static(size=len(now.hidden))[:, 0]
         predicts_special = on[:, 1:].take(places)  # [tokens]
 
-        def known(gradient: Tensor) -> None:  # holds nothing of the graph: autograd holds it, and a circle through autograd is never freed
+        # holds nothing of the graph, which holds it: a circle through autograd is never freed
+        def known(gradient: Tensor) -> None:
             norms = gradient.detach().float().norm(dim=-1)  # [tokens]
             metrics.add("grad/special_share", norms.where(predicts_special, 0).sum(), norms.sum())
             metrics.add("grad/top_token_share", norms.amax() if len(norms) else 0.0, norms.sum())
