@@ -1,9 +1,9 @@
 """How much memory the quickstart takes: the largest resident set of a fresh process.
 
-    python benchmarks/quickstart_memory.py [--steps 4] [--rounds 3]
+    python benchmarks/quickstart_memory.py [--steps 20] [--rounds 3]
 
-`sdar fit -c conf/quickstart/sdar.yaml` with its 256 tasks of validation before training and a few steps; beside it what no run can be
-without: bare torch, and torch with Lightning's command line and transformers' model.
+`sdar fit -c conf/quickstart/sdar.yaml` with its validation before training and ten iterations, so that what grows shows; beside it what no
+run can be without: bare torch, and torch with Lightning's command line and transformers' model.
 """
 
 import os
@@ -39,7 +39,7 @@ def peak(words: list[str], folder: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = measuring.arguments(__doc__, rounds=3)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--only", default="", help="cases whose names hold this text")
     given = parser.parse_args()
     rows = []

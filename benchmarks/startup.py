@@ -5,7 +5,7 @@
 Beside it what bare Python and bare torch take: other processes on shared cores lengthen processor time, too, though less than the
 clock's, so numbers are to be compared within one table. A first run warms the file cache, writes bytecode where an installer would
 have, and is not counted. The last rows are the processor time until the first iteration of the quickstart has been told; it
-plays 512 episodes to validate before that. Linux only (it reads /proc).
+plays 256 episodes to validate before that. Linux only (it reads /proc).
 """
 
 import argparse
