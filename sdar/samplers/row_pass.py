@@ -1,6 +1,7 @@
 """One pass over what is new in many rows: a token of each that is being answered, and prompts as far as they were not read before."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,53 +87,66 @@ class _Reads:
         """``[tokens, heads, width]``"""
         length = int(self.lengths.max())
         keys, values = (part[:, :, :length].index_select(0, self.slots) for part in (keys, values))
-        query = asked[self.asking].transpose(1, 2)
+        query = asked.index_select(0, self.asking.flatten()).unflatten(0, self.asking.shape).transpose(1, 2)
         found = scaled_dot_product_attention(
             query, keys, values, attn_mask=mask, scale=scaling, enable_gqa=keys.shape[1] < query.shape[1]
         )
-        return found.transpose(1, 2).flatten(0, 1)[self.answered]
+        return found.transpose(1, 2).flatten(0, 1).index_select(0, self.answered)
 
 
 class _Block:
-    """Neighbouring slots, most of which get one new token: they attend together, up to the longest of them.
+    """Neighbouring slots, most of which get new tokens: they attend together, up to the longest of them.
 
     Args:
         slots: All keys and values.
-        rows: ``[rows]`` slots that get a token.
-        first: Place of the first row's token in the pass.
+        rows: ``[rows]`` slots that get tokens.
+        counts: ``[rows]`` how many each.
+        first: Place of the first row's first token in the pass; the others follow.
     """
 
-    def __init__(self, slots: Slots, rows: numpy.ndarray, first: int, device: torch.device):
-        self.start, self.end, self.first, self.count = int(rows[0]), int(rows[-1]) + 1, first, len(rows)
-        self.length = int(slots.lengths[rows].max())
+    def __init__(self, slots: Slots, rows: numpy.ndarray, counts: numpy.ndarray, first: int, device: torch.device):
+        self.start, self.end, self.first, self.count = int(rows[0]), int(rows[-1]) + 1, first, int(counts.sum())
+        self.length, self.most = int(slots.lengths[rows].max()), int(counts.max())
         self.seen = numpy.arange(self.start, self.end)
         self.picked: Tensor | None = None
         self.asking = self.answered = None
         if 3 * len(rows) < self.end - self.start:  # copying their keys is less work than going through all
             self.seen, self.picked = rows, torch.from_numpy(rows).to(device)
-        elif len(rows) < self.end - self.start:
-            asking = numpy.searchsorted(rows, self.seen)  # a slot that gets none is asked about another's
-            self.asking = torch.from_numpy(first + asking).to(device)
-            self.answered = torch.from_numpy(rows - self.start).to(device)
+        asking = numpy.searchsorted(rows, self.seen)  # a slot that gets none is asked about another's
+        places = numpy.minimum(
+            numpy.arange(self.most), counts[asking, None] - 1
+        )  # and a row that gets fewer twice about its last
+        self.past = (
+            slots.lengths[self.seen, None] - numpy.where(rows[asking] == self.seen, counts[asking], 1)[:, None] + places
+        )
+        if self.count < places.size:
+            index = first + (counts.cumsum() - counts)[asking, None] + places
+            answered = (rows[asking] == self.seen)[:, None] & (numpy.arange(self.most) < counts[asking, None])
+            self.asking = torch.from_numpy(index.reshape(-1)).to(device)
+            self.answered = torch.from_numpy(numpy.flatnonzero(answered)).to(device)
 
     def mask(self, slots: Slots, window: int | None, device: torch.device) -> Tensor | None:
-        """``[slots, 1, 1, length]``; None where all is seen."""
-        lengths = torch.from_numpy(slots.lengths[self.seen]).clamp(1, self.length)[:, None]
+        """``[slots, 1, tokens, length]``; None where all is seen."""
+        last = torch.from_numpy(self.past).clamp(0, self.length - 1)[:, :, None]
         places = torch.arange(self.length)
-        mask = (places < lengths) & (places >= lengths - (window or self.length))
-        return None if bool(mask.all()) else mask[:, None, None].to(device)
+        mask = (places <= last) & (places > last - (window or self.length))
+        return None if bool(mask.all()) else mask[:, None].to(device)
 
     def attend(self, asked: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-        """``[rows, heads, width]``"""
-        query = asked[self.first : self.first + self.count] if self.asking is None else asked[self.asking]
+        """``[tokens, heads, width]``"""
+        query = asked[self.first : self.first + self.count] if self.asking is None else asked.index_select(0, self.asking)
         if self.picked is None:
             keys, values = (part[self.start : self.end, :, : self.length] for part in (keys, values))
         else:
             keys, values = (part[:, :, : self.length].index_select(0, self.picked) for part in (keys, values))
         # the heads that share a key as its queries: the fast kernels know no groups, or read the key once for each head
-        grouped = query.unflatten(1, (keys.shape[1], -1))
-        found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scaling).flatten(1, 2)
-        return found if self.answered is None else found[self.answered]
+        grouped = query.unflatten(1, (keys.shape[1], -1)).unflatten(0, (-1, self.most)).permute(0, 2, 3, 1, 4)
+        share = grouped.shape[2]
+        if mask is not None and self.most > 1 and share > 1:
+            mask = mask.repeat(1, 1, share, 1)
+        found = scaled_dot_product_attention(grouped.flatten(2, 3), keys, values, attn_mask=mask, scale=scaling)
+        found = found.unflatten(2, (share, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3).flatten(0, 1)
+        return found if self.answered is None else found.index_select(0, self.answered)
 
 
 class RowPass(RowLayout):
@@ -140,24 +154,27 @@ class RowPass(RowLayout):
 
     Args:
         slots: Their keys and values; gets the new ones.
-        answering: ``[rows]`` slots with one new token each, in ascending order.
-        tokens: ``[rows]`` these tokens.
+        answering: ``[rows]`` slots with new tokens, in ascending order.
+        counts: ``[rows]`` how many each.
+        tokens: These tokens, one row's behind the other's.
     """
 
-    def __init__(self, slots: Slots, answering: numpy.ndarray, tokens: numpy.ndarray):
-        self.slots, self.answering = slots, answering
-        slots.extend(answering, tokens)
-        count = len(answering)
-        self._ids, self._positions = [tokens], [slots.lengths[answering] - 1]
-        self._written = [(answering, self._positions[0], numpy.arange(count))]  # slots, positions, tokens of the pass
+    def __init__(self, slots: Slots, answering: numpy.ndarray, counts: numpy.ndarray, tokens: numpy.ndarray):
+        self.slots, self.answering, self.counts = slots, answering, counts
+        rows, places = slots.extend(answering, counts, tokens)
+        self.count = self._said = len(tokens)
+        self._ids, self._positions = [tokens], [places]
+        self._written = [(rows, places, numpy.arange(self.count))]  # slots, positions, tokens of the pass
         self._reads: list[_Read] = []
+        self._wanted = [numpy.arange(self.count)]
         self._fresh: dict[int, tuple[int, numpy.ndarray]] = {}  # slot of a prompt -> first new position, tokens of the pass
         self._masks: dict[int | None, list[Tensor | None]] = {}
-        self.count = count
 
-    def add_prompt(self, name: object, prompt: numpy.ndarray, busy: numpy.ndarray) -> int:
-        """The slot that a prompt was given; `busy` as `Slots.choose` takes it, which is then True there, too."""
+    def add_prompt(self, name: object, prompt: numpy.ndarray, busy: numpy.ndarray, ahead: Sequence[int] = ()) -> int:
+        """The slot that a prompt was given, with the tokens `ahead` behind it; `busy` as `Slots.choose` takes it, which is then True
+        there, too."""
         slots, common = self.slots, self.slots.common(prompt)
+        prompt = numpy.append(prompt, numpy.array(ahead, dtype=prompt.dtype)) if ahead else prompt
         slot = slots.choose(name, common, busy)
         donor = int(common.argmax()) if len(common) else slot
         own, known = (int(common[s]) if s < len(common) else 0 for s in (slot, donor))
@@ -176,17 +193,20 @@ class RowPass(RowLayout):
         self._written.append((numpy.full(len(fresh), slot), numpy.arange(first, len(prompt)), fresh))
         self._reads.append(_Read(slot, self.count, self.count + len(prompt) - known, known))
         self.count += len(prompt) - known
+        self._wanted.append(numpy.arange(self.count - 1 - len(ahead), self.count))
         return slot
 
     def _new_in(self, slot: int) -> tuple[int, numpy.ndarray]:
         """First new position of a slot, and the tokens of the pass that stand there."""
         at = int(numpy.searchsorted(self.answering, slot))
         if at < len(self.answering) and self.answering[at] == slot:
-            return int(self.slots.lengths[slot]) - 1, numpy.array([at])
+            start, count = int(self.counts[:at].sum()), int(self.counts[at])
+            return int(self.slots.lengths[slot]) - count, numpy.arange(start, start + count)
         return self._fresh.get(slot, (int(self.slots.lengths[slot]), numpy.zeros(0, dtype=numpy.int64)))
 
     def run(self, model: "PreTrainedModel") -> Tensor:
-        """Logits ``[rows, vocab]`` behind the last token of each row: of those that are being answered, then of the prompts."""
+        """Logits ``[tokens, vocab]`` behind the new tokens of the rows that are being answered, then behind each prompt and what is
+        ahead of it."""
         device = next(model.parameters()).device
 
         def told(numbers: list[numpy.ndarray]) -> Tensor:
@@ -194,12 +214,11 @@ class RowPass(RowLayout):
 
         self._to_slots, self._to_positions, source = (told([w[part] for w in self._written]) for part in range(3))
         self._source = None if len(source) == self.count else source
-        self._blocks = _blocks_of(self.slots, self.answering, device)
+        self._blocks = _blocks_of(self.slots, self.answering, self.counts, device)
         self._together = _together(self._reads, device)
-        order = numpy.concatenate([numpy.arange(len(self.answering)), *(part.tokens for part in self._together)])
+        order = numpy.concatenate([numpy.arange(self._said), *(part.tokens for part in self._together)])
         self._order = None if (order[1:] > order[:-1]).all() else torch.from_numpy(order.argsort()).to(device)
-        last = [*range(len(self.answering)), *(read.stop - 1 for read in self._reads)]
-        return read_logits(model, told(self._ids), told(self._positions), self, torch.tensor(last, device=device))
+        return read_logits(model, told(self._ids), told(self._positions), self, told(self._wanted))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
@@ -207,7 +226,9 @@ class RowPass(RowLayout):
         keys, values = self.slots.layer(layer, key, value)
         for buffer, new in ((keys, key), (values, value)):
             states = new.transpose(0, 1).to(buffer.dtype)
-            buffer[self._to_slots, :, self._to_positions] = states if self._source is None else states[self._source]
+            buffer[self._to_slots, :, self._to_positions] = (
+                states if self._source is None else states.index_select(0, self._source)
+            )
         if window not in self._masks:
             self._masks[window] = [
                 *(block.mask(self.slots, window, query.device) for block in self._blocks),
@@ -216,7 +237,7 @@ class RowPass(RowLayout):
         asked = query.transpose(0, 1)
         parts = zip([*self._blocks, *self._together], self._masks[window], strict=True)
         out = torch.cat([part.attend(asked, keys, values, mask, scaling) for part, mask in parts])
-        return out if self._order is None else out[self._order]
+        return out if self._order is None else out.index_select(0, self._order)
 
 
 def _together(reads: list[_Read], device: torch.device) -> list[_Read | _Reads]:
@@ -228,12 +249,16 @@ def _together(reads: list[_Read], device: torch.device) -> list[_Read | _Reads]:
     return [_Reads(group, device) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-def _blocks_of(slots: Slots, rows: numpy.ndarray, device: torch.device) -> list[_Block]:
+def _blocks_of(slots: Slots, rows: numpy.ndarray, counts: numpy.ndarray, device: torch.device) -> list[_Block]:
     """Rows that attend together: all, unless much would be gone through that short rows do not have."""
     if not len(rows):
         return []
-    whole = [_Block(slots, rows, 0, device)]
-    firsts = range(0, len(rows), BLOCK)
-    pieces = [_Block(slots, rows[first : first + BLOCK], first, device) for first in firsts]
-    work = [sum(len(block.seen) * block.length for block in blocks) for blocks in (whole, pieces)]
+    firsts = [0, *counts.cumsum().tolist()]
+
+    def blocks(size: int) -> list[_Block]:
+        starts = range(0, len(rows), size)
+        return [_Block(slots, rows[a : a + size], counts[a : a + size], firsts[a], device) for a in starts]
+
+    whole, pieces = blocks(len(rows)), blocks(BLOCK)
+    work = [sum(len(block.seen) * block.length for block in found) for found in (whole, pieces)]
     return pieces if work[1] < 0.8 * work[0] else whole

@@ -14,6 +14,7 @@ from sdar.errors import PolicyError
 from sdar.parts import Completion, SampleKey, Session
 from sdar.samplers.bound import TruncatingSampler
 from sdar.samplers.density import draw, uniform
+from sdar.samplers.drafts import LONGEST, Drafts
 from sdar.samplers.row_pass import RowPass
 from sdar.samplers.slots import Slots
 
@@ -30,8 +31,12 @@ class _Row:
     prompt: Sequence[int]
     key: SampleKey
     most: int
+    recent: list[int]
+    """The last tokens of prompt and response."""
     said: Completion = field(default_factory=lambda: Completion([], [], [], False))
     slot: int = -1
+    draft: list[int] = field(default_factory=list)
+    """Tokens of the pass behind what was said."""
 
 
 class TorchSession(Session):
@@ -41,10 +46,14 @@ class TorchSession(Session):
         sampler: In whose density the responses are sampled.
         slots: What was read before.
         batch_size: Most rows in one pass.
+        draft_tokens: Most draft tokens of a row in one pass.
     """
 
-    def __init__(self, sampler: TruncatingSampler, model: "PreTrainedModel", slots: Slots, batch_size: int):
+    def __init__(
+        self, sampler: TruncatingSampler, model: "PreTrainedModel", slots: Slots, batch_size: int, draft_tokens: int = 0
+    ):
         self.sampler, self.model, self.slots, self.places = sampler, model, slots, batch_size
+        self.drafts, self.draft_tokens = Drafts(), draft_tokens
         self._was_training = model.training
         model.eval()
         self._device = next(model.parameters()).device
@@ -61,7 +70,7 @@ class TorchSession(Session):
 
     def submit(self, number: int, prompt: Sequence[int], key: SampleKey, most: int) -> None:
         self.sampler.check_room([prompt], [key])
-        self._waiting.append(_Row(number, prompt, key, most))
+        self._waiting.append(_Row(number, prompt, key, most, list(prompt[-LONGEST:])))
 
     def withdraw(self, number: int) -> None:
         self._waiting = deque(row for row in self._waiting if row.number != number)
@@ -76,41 +85,57 @@ class TorchSession(Session):
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, Completion]]:
-        """One forward pass: a token more of each row, the first one of those that have come."""
+        """One forward pass: a token more of each row, the first one of those that have come, and as many more as their drafts had right."""
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
-        tokens = numpy.array([row.said.ids[-1] for row in self._rows], dtype=numpy.int64)
+        tokens = [[row.said.ids[-1], *self._propose(row)] for row in self._rows]
+        counts = numpy.array([len(new) for new in tokens], dtype=numpy.int64)
         longest = max((len(row.prompt) for row in self._waiting), default=0)
-        self.slots.reserve(min(self.slots.limit, len(self._rows) + len(self._waiting)), longest)
+        self.slots.reserve(min(self.slots.limit, len(self._rows) + len(self._waiting)), longest + self.draft_tokens)
         if len(answering):
-            self.slots.reserve(0, int(self.slots.lengths[answering].max()) + 1)
-        part = RowPass(self.slots, answering, tokens)
+            self.slots.reserve(0, int((self.slots.lengths[answering] + counts).max()))
+        part = RowPass(self.slots, answering, counts, numpy.array([t for new in tokens for t in new], dtype=numpy.int64))
         busy = numpy.zeros(self.slots.limit, dtype=bool)
         busy[answering] = True
         rows = list(self._rows)
-        while self._waiting and len(rows) < self.places and part.count - len(answering) < MOST_READ:
+        while self._waiting and len(rows) < self.places and part.count - int(counts.sum()) < MOST_READ:
             row = self._waiting.popleft()
             prompt = numpy.array(row.prompt, dtype=numpy.int64)
-            row.slot = part.add_prompt((row.key.seed, row.key.task, row.key.attempt), prompt, busy)
+            row.slot = part.add_prompt((row.key.seed, row.key.task, row.key.attempt), prompt, busy, self._propose(row))
             rows.append(row)
         if not rows:
             return []
         return self._answer(rows, part.run(self.model))
 
+    def _propose(self, row: _Row) -> list[int]:
+        """A draft of what the row says next; the pass itself gives one token more."""
+        row.draft = self.drafts.propose(row.recent, min(self.draft_tokens, row.most - len(row.said.ids) - 1))
+        return row.draft
+
     def _answer(self, rows: list[_Row], logits: torch.Tensor) -> list[tuple[int, Completion]]:
         s = self.sampler
-        drawn = [uniform(row.key, len(row.said.ids)) for row in rows]
+        drawn = [uniform(row.key, len(row.said.ids) + ahead) for row in rows for ahead in range(len(row.draft) + 1)]
         uniforms = torch.tensor(drawn, dtype=torch.float64, device=self._device)
         found = draw(logits[:, : s.vocab_size], uniforms, s.temperature, s.top_k, s.top_p, self._forbidden)
-        ended = []
-        for row, token, logp, kept in zip(rows, *torch.stack([f.double() for f in found]).tolist(), strict=True):
-            said = row.said
-            said.ids.append(int(token))
-            said.behaviour_logp.append(logp)
-            said.kept_logmass.append(kept)
-            said.stopped = said.ids[-1] in s.stop_ids
-            if said.stopped or len(said.ids) == row.most:
-                ended.append((row.number, said))
-                row.slot = -1
+        sampled = torch.stack([f.double() for f in found], 1).tolist()
+        ended, place = [], 0
+        for row in rows:
+            said, slot = row.said, row.slot
+            for right, (token, logp, kept) in enumerate(sampled[place : place + len(row.draft) + 1]):
+                said.ids.append(int(token))
+                said.behaviour_logp.append(logp)
+                said.kept_logmass.append(kept)
+                said.stopped = said.ids[-1] in s.stop_ids
+                if self.draft_tokens:
+                    self.drafts.learn(row.recent, said.ids[-1])
+                    row.recent = [*row.recent, said.ids[-1]][-LONGEST:]
+                if said.stopped or len(said.ids) == row.most:
+                    ended.append((row.number, said))
+                    row.slot = -1
+                    break
+                if row.draft[right : right + 1] != said.ids[-1:]:
+                    break
+            self.slots.lengths[slot] -= len(row.draft) - right  # what stands behind a wrong draft token is of no use
+            place += len(row.draft) + 1
         self._rows = sorted((row for row in rows if row.slot >= 0), key=lambda row: row.slot)
         return ended
 
@@ -139,11 +164,11 @@ def _reads_rows(model: "PreTrainedModel") -> bool:
     slots = Slots(2)
     slots.reserve(2, 8)
     try:
-        first = RowPass(slots, then[:0], then[:0])
+        first = RowPass(slots, then[:0], then[:0], then[:0])
         busy = numpy.zeros(2, dtype=bool)
         for number, prompt in enumerate(prompts):
             first.add_prompt(number, prompt, busy)
-        found = [first.run(model), RowPass(slots, numpy.arange(2), then).run(model)]
+        found = [first.run(model), RowPass(slots, numpy.arange(2), numpy.ones_like(then), then).run(model)]
     except (PolicyError, TypeError):  # it hands nothing on, or cannot be asked for some logits alone
         return False
     off = float((torch.stack(found, 1) - wanted).abs().max())

@@ -132,10 +132,15 @@ class Slots:
         self._clock += 1
         self._used[slot] = self._clock
 
-    def extend(self, slots: numpy.ndarray, tokens: numpy.ndarray) -> None:
-        """One more token in each of some slots."""
-        self.tokens[slots, self.lengths[slots]] = tokens
-        self.lengths[slots] += 1
+    def extend(
+        self, slots: numpy.ndarray, counts: numpy.ndarray, tokens: numpy.ndarray
+    ) -> tuple[numpy.ndarray, numpy.ndarray]:
+        """`counts` more tokens in each of some slots, one slot's behind the other's: of each token its slot and its place there."""
+        rows = numpy.repeat(slots, counts)
+        places = self.lengths[rows] + numpy.arange(len(rows)) - numpy.repeat(counts.cumsum() - counts, counts)
+        self.tokens[rows, places] = tokens
+        self.lengths[slots] += counts
+        return rows, places
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Keys and values of the tokens from `start` to `stop`."""

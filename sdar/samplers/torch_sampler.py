@@ -35,13 +35,17 @@ class TorchSampler(TruncatingSampler):
 
     Args:
         batch_size: Most rows in one forward pass, and most whose keys and values are kept.
+        draft_tokens: Most tokens of a row that a forward pass reads ahead, where they are likely (`sdar.samplers.drafts`); 0: none. They
+            save passes and change no token.
     """
 
-    def __init__(self, *, batch_size: int = 256, **kwargs: Any):
+    def __init__(self, *, batch_size: int = 256, draft_tokens: int = 3, **kwargs: Any):
         super().__init__(**kwargs)
         if batch_size < 1:
             raise ConfigError(f"sampler.batch_size is {batch_size}: a forward pass needs at least 1 prompt.")
-        self.batch_size = batch_size
+        if draft_tokens < 0:
+            raise ConfigError(f"sampler.draft_tokens is {draft_tokens}: give the most tokens to read ahead, or 0 for none.")
+        self.batch_size, self.draft_tokens = batch_size, draft_tokens
         self._slots: tuple[ref[PreTrainedModel], Slots] | None = None
         self._caches: list[RaggedCache] = []
 
@@ -54,7 +58,7 @@ class TorchSampler(TruncatingSampler):
         own = type(self).sample is TorchSampler.sample  # a subclass that samples in its own way is asked to
         if not (own and reads_rows(model)):
             return super().session(model)
-        return TorchSession(self, model, self._slots_for(model), self.batch_size)
+        return TorchSession(self, model, self._slots_for(model), self.batch_size, self.draft_tokens)
 
     @torch.no_grad()
     def sample(
@@ -65,7 +69,7 @@ class TorchSampler(TruncatingSampler):
             return self._sample_padded(model, prompts, keys)
         slots = self._slots_for(model)
         slots.keep({(key.seed, key.task, key.attempt) for key in keys})
-        with closing(TorchSession(self, model, slots, self.batch_size)) as session:
+        with closing(TorchSession(self, model, slots, self.batch_size, self.draft_tokens)) as session:
             for number, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
                 session.submit(number, prompt, key, self.max_new_tokens)
             out: dict[int, Completion] = {}

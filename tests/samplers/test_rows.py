@@ -10,6 +10,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from sdar.parts import SampleKey
 from sdar.samplers import TorchSampler
 from sdar.samplers.density import draw, inverse_cdf, truncate
+from sdar.samplers.drafts import KEPT, Drafts
 from sdar.samplers.session import reads_rows
 
 END, VOCABULARY = 1, 24
@@ -94,11 +95,27 @@ branches = st.lists(
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@given(turns=st.lists(branches, min_size=1, max_size=3), batch_size=st.sampled_from([2, 3, 64]), goes_on=st.booleans())
+@given(
+    turns=st.lists(branches, min_size=1, max_size=3),
+    batch_size=st.sampled_from([2, 3, 64]),
+    goes_on=st.booleans(),
+    drafts=st.none() | st.randoms(use_true_random=False),
+)
 @settings(max_examples=12, derandomize=True, deadline=None)
-def test_prompts_that_begin_alike_are_answered_as_if_alone(models, name, turns, batch_size, goes_on):
-    """A turn's prompts begin with a part of any earlier row, answered or not; the memory is often too small for all."""
-    model, sampler = models[name], sampler_of(batch_size=batch_size)
+def test_prompts_that_begin_alike_are_answered_as_if_alone(models, name, turns, batch_size, goes_on, drafts):
+    """A turn's prompts begin with a part of any earlier row, answered or not; the memory is often too small for all. Any tokens may be
+    drafted, among them such as end a response or are forbidden."""
+    model, sampler = models[name], sampler_of(batch_size=batch_size, draft_tokens=4)
+    if drafts is None:
+        answer(model, sampler, turns, goes_on)
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        drawn = [0, END, 2, 3, 4, 5]
+        patch.setattr(Drafts, "propose", lambda _, __, most: drafts.choices(drawn, k=drafts.randint(0, most)))
+        answer(model, sampler, turns, goes_on)
+
+
+def answer(model, sampler, turns, goes_on):
     rows = [[2, 3, 4]]
     for turn, branches in enumerate(turns):
         sources = [rows[which % len(rows)] for which, _, _ in branches]
@@ -107,7 +124,7 @@ def test_prompts_that_begin_alike_are_answered_as_if_alone(models, name, turns, 
         for prompt, key, completion in zip(prompts, keys, sampler.sample(model, prompts, keys), strict=True):
             assert_true(model, sampler, prompt, key, completion)
             rows += [prompt, [*prompt, *completion.ids]]
-    assert len(sampler._slots[1]) <= batch_size
+    assert len(sampler._slots[1]) <= sampler.batch_size
 
 
 def passes(model):
@@ -118,7 +135,7 @@ def passes(model):
 
 
 def test_nothing_is_read_twice():
-    model, sampler, tree = network(CONFIGS["qwen3"]), sampler_of(), Tree()
+    model, sampler, tree = network(CONFIGS["qwen3"]), sampler_of(draft_tokens=0), Tree()
     assert reads_rows(model)
     counts = passes(model)
     system, tasks, skill = [*range(2, 22)], [[4, 5, 6, 7], [6, 7, 8, 9]], [*range(9, 22)]
@@ -138,9 +155,10 @@ def test_nothing_is_read_twice():
     assert 0 <= read_again <= 4 * 6 * 2
 
 
-def test_long_and_short_rows_and_a_few_of_many(models):
+@pytest.mark.parametrize("draft_tokens", [0, 3])
+def test_long_and_short_rows_and_a_few_of_many(models, draft_tokens):
     """Rows of very different lengths attend apart, and a few that still go on among many that ended are picked."""
-    model, sampler = models["qwen3"], sampler_of(max_new_tokens=40)
+    model, sampler = models["qwen3"], sampler_of(max_new_tokens=40, draft_tokens=draft_tokens)
     generator = torch.Generator().manual_seed(0)
     lengths = [3, 200, 4, 90, 5, 5, 70, 71, 6, 7, 8, 9, 150, 10, 11, 12, 13, 14, 100, 15, 16, 17, 18, 19, 20, 21, 22, 23]
     prompts = [torch.randint(2, VOCABULARY, (length,), generator=generator).tolist() for length in lengths]
@@ -164,6 +182,61 @@ def test_the_same_rollout_has_the_same_bits(models):
     keys = [SampleKey(0, "t", i, 0) for i in range(4)]
     one, other = (sampler_of().sample(models["qwen2"], prompts, keys) for _ in range(2))
     assert one == other
+
+
+# ------------------------------------------------------------------ draft tokens
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_drafts_save_passes_and_change_no_token(name):
+    """Responses that repeat themselves: greedy ones of a model that goes by little more than the last token."""
+    model, prompts = network(CONFIGS[name]), [[2, 3, 4, *range(5, 5 + n)] for n in range(6)]
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 0.1
+    counts, found = passes(model), {}
+    assert reads_rows(model)
+    for most in (0, 1, 4):
+        counts.clear()
+        sampler = sampler_of(temperature=0.0, max_new_tokens=60, draft_tokens=most)
+        keys = [SampleKey(0, "task", attempt, 0) for attempt in range(6)]
+        said = sampler.sample(model, prompts, keys)
+        found[most] = said, len(counts)
+        ends = sorted(len(prompt) + len(c.ids) - 1 for prompt, c in zip(prompts, said, strict=True))
+        assert sorted(sampler._slots[1].lengths) == ends  # nothing is kept that was not said
+    (plain, slow), (_, faster), (_, fastest) = found.values()
+    assert slow == max(len(c.ids) for c in plain) > 20
+    assert fastest < faster < 0.8 * slow
+    for said, _ in found.values():
+        assert [c.ids for c in said] == [c.ids for c in plain]
+        for one, other in zip(said, plain, strict=True):
+            assert one.kept_logmass == pytest.approx(other.kept_logmass, abs=1e-5)
+
+
+def test_what_followed_most_is_drafted():
+    drafts = Drafts()
+    assert drafts.propose([7, 8], 4) == []
+    for token in (1, 2, 3, 1, 2, 4):
+        drafts.learn([9, token - 1] if token > 1 else [9], token)  # contexts 9; 9 1 and 1; 9 2 and 2; ...
+    assert drafts.propose([9], 1) == [1]
+    assert drafts.propose([5, 1], 1) == [2]
+    assert drafts.propose([9, 1], 3) == [2, 3, 4]  # from what it proposed it goes on, behind 3 came 4
+    assert drafts.propose([9, 1], 0) == []
+    drafts.learn([9, 1], 6)  # once wrong, twice right
+    assert drafts.propose([9, 1], 1) == [2]
+    drafts.learn([9, 1], 6)
+    assert drafts.propose([9, 1], 1) == []  # as often wrong as right: nothing, although the shorter context 1 would say 2
+    drafts.learn([9, 1], 6)
+    drafts.learn([9, 1], 6)
+    assert drafts.propose([9, 1], 1) == [6]
+
+
+def test_drafts_remember_so_much_and_no_more():
+    drafts = Drafts()
+    for token in range(KEPT):
+        drafts.learn([token, token, token], 1)
+    assert len(drafts._next) <= KEPT + 3
+    assert drafts.propose([token], 1) == [1]
 
 
 def test_models_that_cannot_be_told_are_found_out(models):

@@ -81,7 +81,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def sampler_of(tokenizer):
     def make(context=512, stop_ids=(END,), **options):
-        sampler = TorchSampler(**{"max_new_tokens": 6, **options})
+        sampler = TorchSampler(**{"max_new_tokens": 6, "draft_tokens": 0, **options})
         sampler.bind(tokenizer, stop_ids, context)
         return sampler
 
@@ -140,6 +140,7 @@ OPTIONS = {
     "top-p": {"top_p": 0.8},
     "forbid": {"forbid": ["a", "b", "<pad>"]},
     "everything": {"temperature": 1.5, "top_k": 12, "top_p": 0.9},
+    "drafts": {"temperature": 0.3, "draft_tokens": 3},
 }
 by_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 
@@ -431,6 +432,7 @@ def test_a_window_counts_only_where_a_layer_has_one():
         ({"top_k": -1}, r"sampler\.top_k is -1: .* or 0 for all"),
         ({"top_p": 0.0}, r"sampler\.top_p is 0\.0: it is a probability mass in \(0, 1\]"),
         ({"top_p": 1.1}, r"sampler\.top_p is 1\.1"),
+        ({"draft_tokens": -1}, r"sampler\.draft_tokens is -1: give the most tokens to read ahead, or 0 for none"),
         ({"batch_size": 0}, r"sampler\.batch_size is 0: a forward pass needs at least 1 prompt"),
     ],
 )
