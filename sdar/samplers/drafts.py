@@ -18,7 +18,8 @@ class Drafts:
     """Which token followed the last few tokens, in any row.
 
     A context has one token and a credit: one more when it came again, one less when another came, which takes its place when there is
-    none left. The longest context that is known proposes its token, if that has credit.
+    none left. The longest context that is known proposes its token, if that has credit: some for the first token of a draft, and all
+    that it can have for one behind it, which counts only if those before it are right.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class Drafts:
         while len(found) < most:
             endings = (context[-size:] for size in range(len(context), 0, -1))
             token, credit = next((self._next[ending] for ending in endings if ending in self._next), (0, 0))
-            if not credit:
+            if credit < (MOST_CREDIT if found else 1):
                 break
             found.append(token)
             context = (*context, token)[-LONGEST:]

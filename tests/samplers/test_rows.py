@@ -206,7 +206,7 @@ def test_drafts_save_passes_and_change_no_token(name):
         assert sorted(sampler._slots[1].lengths) == ends  # nothing is kept that was not said
     (plain, slow), (_, faster), (_, fastest) = found.values()
     assert slow == max(len(c.ids) for c in plain) > 20
-    assert fastest < faster < 0.8 * slow
+    assert fastest <= faster < 0.8 * slow
     for said, _ in found.values():
         assert [c.ids for c in said] == [c.ids for c in plain]
         for one, other in zip(said, plain, strict=True):
@@ -216,19 +216,19 @@ def test_drafts_save_passes_and_change_no_token(name):
 def test_what_followed_most_is_drafted():
     drafts = Drafts()
     assert drafts.propose([7, 8], 4) == []
-    for token in (1, 2, 3, 1, 2, 4):
-        drafts.learn([9, token - 1] if token > 1 else [9], token)  # contexts 9; 9 1 and 1; 9 2 and 2; ...
-    assert drafts.propose([9], 1) == [1]
-    assert drafts.propose([5, 1], 1) == [2]
-    assert drafts.propose([9, 1], 3) == [2, 3, 4]  # from what it proposed it goes on, behind 3 came 4
+    for _ in range(2):
+        for before, token in (([9], 1), ([9, 1], 2), ([1, 2], 3)):
+            drafts.learn(before, token)
+    assert drafts.propose([9], 4) == [1]  # what stands behind a draft token must have been right three times
+    drafts.learn([9, 1], 2)
+    assert drafts.propose([9], 4) == [1, 2]
+    assert drafts.propose([5, 1], 4) == [2]  # 5 1 is not known, 1 is
     assert drafts.propose([9, 1], 0) == []
-    drafts.learn([9, 1], 6)  # once wrong, twice right
-    assert drafts.propose([9, 1], 1) == [2]
-    drafts.learn([9, 1], 6)
-    assert drafts.propose([9, 1], 1) == []  # as often wrong as right: nothing, although the shorter context 1 would say 2
-    drafts.learn([9, 1], 6)
-    drafts.learn([9, 1], 6)
-    assert drafts.propose([9, 1], 1) == [6]
+    for expected in ([2], [2], [], [], [6]):
+        drafts.learn([9, 1], 6)
+        assert (
+            drafts.propose([9, 1], 1) == expected
+        )  # nothing while it is as often wrong as right, whatever the shorter context says
 
 
 def test_drafts_remember_so_much_and_no_more():
