@@ -20,7 +20,7 @@ class TruncatingSampler(Sampler):
     """
 
     longest: int = 0
-    """Tokens of the longest row so far: the in-process engine makes room for so many at once."""
+    """Tokens of the longest row so far, with a draft: the in-process engine makes room for so many at once."""
 
     def __init__(
         self,

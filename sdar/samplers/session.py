@@ -80,7 +80,7 @@ class TorchSession(Session):
         self.slots.leave((key.seed, key.task, key.attempt))
 
     def close(self) -> None:
-        self.sampler.longest = max(self.sampler.longest, self.slots.longest)
+        self.sampler.longest = max(self.sampler.longest, self.slots.longest + self.draft_tokens)
         self.model.train(self._was_training)
 
     @torch.no_grad()

@@ -36,7 +36,7 @@ class TorchSampler(TruncatingSampler):
     Args:
         batch_size: Most rows in one forward pass, and most whose keys and values are kept.
         draft_tokens: Most tokens of a row that a forward pass reads ahead, where they are likely (`sdar.samplers.drafts`); 0: none. They
-            save passes and change no token.
+            save passes and change no token. Padded batches have none.
     """
 
     def __init__(self, *, batch_size: int = 256, draft_tokens: int = 3, **kwargs: Any):

@@ -65,6 +65,8 @@ class TorchEngine(Engine):
         device: Where it runs; auto: the first CUDA device if there is one.
         clients: Whose keys and values are kept between turns: those of so many clients that asked last. Each process of a run that
             samples here is one; who comes back later is read anew.
+        draft_tokens: Most tokens of an answer that a forward pass reads ahead, where they are likely (`sdar.samplers.drafts`); 0: none.
+            They save passes and change no token.
     """
 
     scores = True
@@ -78,6 +80,7 @@ class TorchEngine(Engine):
         score_tokens: int = 16384,
         device: str = "auto",
         clients: int = 32,
+        draft_tokens: int = 3,
     ):
         super().__init__()
         if batch_size < 1:
@@ -86,10 +89,12 @@ class TorchEngine(Engine):
             raise ConfigError(f"engine.score_tokens is {score_tokens}: a forward pass needs at least 1 token.")
         if clients < 1:
             raise ConfigError(f"engine.clients is {clients}: at least 1 client's keys and values are kept.")
+        if draft_tokens < 0:
+            raise ConfigError(f"engine.draft_tokens is {draft_tokens}: give the most tokens to read ahead, or 0 for none.")
         if context is not None and context < 2:
             raise ConfigError(f"engine.context is {context}: a prompt and a response need at least 2 tokens.")
         self.model, self.dtype, self.batch_size = str(resolve(model)), dtype, batch_size
-        self.score_tokens, self.clients = score_tokens, clients
+        self.score_tokens, self.clients, self.draft_tokens = score_tokens, clients, draft_tokens
         self.device = ("cuda" if cuda.is_available() else "cpu") if device == "auto" else device
         self._asked_context = context
         self._jobs: dict[int, _Job] = {}
@@ -205,6 +210,7 @@ class TorchEngine(Engine):
                 top_k=s.top_k,
                 top_p=s.top_p,
                 batch_size=self.batch_size,
+                draft_tokens=self.draft_tokens,
             )
             sampler.bind_ids(s.stop_ids, s.forbidden_ids, s.vocab_size, self.context)
             kept = _Kept(request.rollout, s, sampler.session(self.network))

@@ -504,6 +504,7 @@ def test_settings_of_the_torch_engine_that_cannot_work_are_refused(tiny_policy_d
         ({"batch_size": 0}, "engine.batch_size is 0"),
         ({"context": 1}, "engine.context is 1"),
         ({"clients": 0}, "engine.clients is 0"),
+        ({"draft_tokens": -1}, "engine.draft_tokens is -1"),
     ):
         with pytest.raises(ConfigError, match=words):
             TorchEngine(str(tiny_policy_dir), **settings)
