@@ -89,8 +89,8 @@ class TorchSession(Session):
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
         tokens = [[row.said.ids[-1], *self._propose(row)] for row in self._rows]
         counts = numpy.array([len(new) for new in tokens], dtype=numpy.int64)
-        longest = max((len(row.prompt) for row in self._waiting), default=0)
-        self.slots.reserve(min(self.slots.limit, len(self._rows) + len(self._waiting)), longest + self.draft_tokens)
+        longest = max((len(row.prompt) + min(self.draft_tokens, row.most - 1) for row in self._waiting), default=0)
+        self.slots.reserve(min(self.slots.limit, len(self._rows) + len(self._waiting)), longest)
         if len(answering):
             self.slots.reserve(0, int((self.slots.lengths[answering] + counts).max()))
         part = RowPass(self.slots, answering, counts, numpy.array([t for new in tokens for t in new], dtype=numpy.int64))
