@@ -12,26 +12,35 @@ LONGEST = 3
 KEPT = 2**17
 """Contexts that are remembered; when there are more, all are forgotten."""
 MOST_CREDIT = 3
+LEAST = 0.5
+"""Probability that a whole draft is right, below which it does not go on: a wrong token costs a pass as much as a right one saves."""
 
 
 class Drafts:
     """Which token followed the last few tokens, in any row.
 
     A context has one token and a credit: one more when it came again, one less when another came, which takes its place when there is
-    none left. The longest context that is known proposes its token, if that has credit: some for the first token of a draft, and all
-    that it can have for one behind it, which counts only if those before it are right.
+    none left. The longest context that is known says what comes; how often contexts of such credit were right is counted, and
+    decides whether it is drafted: where nothing is repeated nothing is.
     """
 
     def __init__(self) -> None:
         self._next: dict[tuple[int, ...], tuple[int, int]] = {}  # context -> token, credit
+        self._right = [1] * (MOST_CREDIT + 1)  # by credit, as if each had been tried twice
+        self._tried = [2] * (MOST_CREDIT + 1)
 
     def learn(self, before: Sequence[int], token: int) -> None:
         """`token` was sampled behind the tokens `before`."""
         if len(self._next) > KEPT:
             self._next.clear()
-        for size in range(1, min(LONGEST, len(before)) + 1):
+        asked = True
+        for size in range(min(LONGEST, len(before)), 0, -1):
             context = tuple(before[-size:])
             known, credit = self._next.get(context, (token, 0))
+            if asked and context in self._next:
+                self._tried[credit] += 1
+                self._right[credit] += known == token
+                asked = False
             if known == token:
                 self._next[context] = token, min(credit + 1, MOST_CREDIT)
             else:
@@ -39,11 +48,15 @@ class Drafts:
 
     def propose(self, before: Sequence[int], most: int) -> list[int]:
         """At most so many tokens that are likely to come behind the tokens `before`."""
-        context, found = tuple(before[-LONGEST:]), list[int]()
+        context, found, probability = tuple(before[-LONGEST:]), list[int](), 1.0
         while len(found) < most:
             endings = (context[-size:] for size in range(len(context), 0, -1))
-            token, credit = next((self._next[ending] for ending in endings if ending in self._next), (0, 0))
-            if credit < (MOST_CREDIT if found else 1):
+            known = next((self._next[ending] for ending in endings if ending in self._next), None)
+            if known is None:
+                break
+            token, credit = known
+            probability *= self._right[credit] / self._tried[credit]
+            if probability < LEAST:
                 break
             found.append(token)
             context = (*context, token)[-LONGEST:]

@@ -1,5 +1,7 @@
 """Rows that are read without padding, with what they share read once: the tokens and densities of each row alone."""
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -206,29 +208,50 @@ def test_drafts_save_passes_and_change_no_token(name):
         assert sorted(sampler._slots[1].lengths) == ends  # nothing is kept that was not said
     (plain, slow), (_, faster), (_, fastest) = found.values()
     assert slow == max(len(c.ids) for c in plain) > 20
-    assert fastest <= faster < 0.8 * slow
+    assert fastest <= faster < 0.9 * slow
     for said, _ in found.values():
         assert [c.ids for c in said] == [c.ids for c in plain]
         for one, other in zip(said, plain, strict=True):
             assert one.kept_logmass == pytest.approx(other.kept_logmass, abs=1e-5)
 
 
-def test_what_followed_most_is_drafted():
+def test_what_followed_is_drafted_as_long_as_such_guesses_are_right():
     drafts = Drafts()
     assert drafts.propose([7, 8], 4) == []
-    for _ in range(2):
-        for before, token in (([9], 1), ([9, 1], 2), ([1, 2], 3)):
-            drafts.learn(before, token)
-    assert drafts.propose([9], 4) == [1]  # what stands behind a draft token must have been right three times
+    drafts.learn([9], 1)
+    assert drafts.propose([9], 4) == [1]  # of contexts with credit 1 nothing is known: one half
     drafts.learn([9, 1], 2)
-    assert drafts.propose([9], 4) == [1, 2]
-    assert drafts.propose([5, 1], 4) == [2]  # 5 1 is not known, 1 is
-    assert drafts.propose([9, 1], 0) == []
-    for expected in ([2], [2], [], [], [6]):
-        drafts.learn([9, 1], 6)
-        assert (
-            drafts.propose([9, 1], 1) == expected
-        )  # nothing while it is as often wrong as right, whatever the shorter context says
+    assert drafts.propose([9], 4) == [1]  # two such tokens: a quarter
+    assert drafts.propose([9], 0) == []
+    drafts.learn([9], 1)  # two of three were right with credit 1, so that ...
+    drafts.learn([9, 1], 2)  # three of four
+    assert drafts.propose([5, 1], 4) == [2]  # 5 1 is not known, 1 is, with credit 2: one half
+    drafts.learn([9, 1], 2)
+    assert drafts.propose([9], 4) == [1]  # credit 2 and 3: 2/3 of 1/2
+    drafts.learn([9, 1], 2)
+    drafts.learn([9, 1], 2)
+    drafts.learn([9], 1)
+    assert drafts.propose([9], 4) == [1, 2]  # both have all credit, which was right 3 of 4 times: 9/16
+
+
+def test_a_context_that_fails_gets_another_token():
+    drafts = Drafts()
+    drafts.learn([4], 5)
+    drafts.learn([4], 5)
+    assert drafts.propose([4], 1) == [5]
+    for _ in range(8):
+        drafts.learn([4], 6)
+    assert drafts.propose([4], 1) == [6]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_where_nothing_is_repeated_next_to_nothing_is_drafted(seed):
+    drafts, row, drafted = Drafts(), [0], 0
+    for token in random.Random(seed).choices(range(50), k=3000):
+        drafted += len(drafts.propose(row, 4))
+        drafts.learn(row, token)
+        row.append(token)
+    assert drafted < 30
 
 
 def test_drafts_remember_so_much_and_no_more():
