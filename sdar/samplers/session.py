@@ -87,7 +87,10 @@ class TorchSession(Session):
     def step(self) -> list[tuple[int, Completion]]:
         """One forward pass: a token more of each row, the first one of those that have come, and as many more as their drafts had right."""
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
-        tokens = [[row.said.ids[-1], *self._propose(row)] for row in self._rows]
+        lengths = sorted(len(self._propose(row)) for row in self._rows)
+        for row in self._rows:  # rows attend together, for as many tokens each as the longest draft has: a few do not decide that
+            row.draft = row.draft[: lengths[-1 - len(lengths) // 4]]
+        tokens = [[row.said.ids[-1], *row.draft] for row in self._rows]
         counts = numpy.array([len(new) for new in tokens], dtype=numpy.int64)
         longest = max((len(row.prompt) + min(self.draft_tokens, row.most - 1) for row in self._waiting), default=0)
         self.slots.reserve(min(self.slots.limit, len(self._rows) + len(self._waiting)), longest)
