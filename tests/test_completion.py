@@ -50,7 +50,7 @@ QUICKSTART = "sdar fit -c conf/quickstart/sdar.yaml"
         ("sdar fit --trainer.max_", ["--trainer.max_epochs", "--trainer.max_steps", "--trainer.max_time"]),
         ("sdar fit --checkpoint.", ["--checkpoint.dirpath", "--checkpoint.every_n_iterations"]),
         ("sdar serve-policy --eng", ["--engine"]),
-        ("sdar serve-policy --engine torch --engine.d", ["--engine.dtype", "--engine.device"]),
+        ("sdar serve-policy --engine torch --engine.d", ["--engine.dtype", "--engine.device", "--engine.draft_tokens"]),
         ("sdar build-index --kind ", ["bm25", "dense"]),
         ("sdar fit --model 'SD", []),
         ("sdar nonsense --", []),

@@ -88,7 +88,9 @@ class TorchSession(Session):
         """One forward pass: a token more of each row, the first one of those that have come, and as many more as their drafts had right."""
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
         lengths = sorted(len(self._propose(row)) for row in self._rows)
-        for row in self._rows:  # rows attend together, for as many tokens each as the longest draft has: a few do not decide that
+        for (
+            row
+        ) in self._rows:  # rows attend together, for as many tokens each as the longest draft has: a few do not decide that
             row.draft = row.draft[: lengths[-1 - len(lengths) // 4]]
         tokens = [[row.said.ids[-1], *row.draft] for row in self._rows]
         counts = numpy.array([len(new) for new in tokens], dtype=numpy.int64)
