@@ -33,14 +33,14 @@ class Drafts:
         """`token` was sampled behind the tokens `before`."""
         if len(self._next) > KEPT:
             self._next.clear()
-        asked = True
+        judged = False  # a draft would have gone by the longest context that is known
         for size in range(min(LONGEST, len(before)), 0, -1):
             context = tuple(before[-size:])
             known, credit = self._next.get(context, (token, 0))
-            if asked and context in self._next:
+            if not judged and context in self._next:
                 self._tried[credit] += 1
                 self._right[credit] += known == token
-                asked = False
+                judged = True
             if known == token:
                 self._next[context] = token, min(credit + 1, MOST_CREDIT)
             else:

@@ -1,4 +1,5 @@
-"""One pass over what is new in many rows: a token of each that is being answered, and prompts as far as they were not read before."""
+"""One pass over what is new in many rows: the last token of each that is being answered, with a draft of what comes behind it, and prompts
+as far as they were not read before."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -112,16 +113,14 @@ class _Block:
         self.asking = self.answered = None
         if 3 * len(rows) < self.end - self.start:  # copying their keys is less work than going through all
             self.seen, self.picked = rows, torch.from_numpy(rows).to(device)
-        asking = numpy.searchsorted(rows, self.seen)  # a slot that gets none is asked about another's
-        places = numpy.minimum(
-            numpy.arange(self.most), counts[asking, None] - 1
-        )  # and a row that gets fewer twice about its last
-        self.past = (
-            slots.lengths[self.seen, None] - numpy.where(rows[asking] == self.seen, counts[asking], 1)[:, None] + places
-        )
+        # a slot that gets none is asked about another's, and a row that gets fewer several times about its last
+        asking = numpy.searchsorted(rows, self.seen)
+        gets = rows[asking] == self.seen
+        places = numpy.minimum(numpy.arange(self.most), counts[asking, None] - 1)
+        self.past = (slots.lengths[self.seen] - numpy.where(gets, counts[asking], 1))[:, None] + places
         if self.count < places.size:
             index = first + (counts.cumsum() - counts)[asking, None] + places
-            answered = (rows[asking] == self.seen)[:, None] & (numpy.arange(self.most) < counts[asking, None])
+            answered = gets[:, None] & (numpy.arange(self.most) < counts[asking, None])
             self.asking = torch.from_numpy(index.reshape(-1)).to(device)
             self.answered = torch.from_numpy(numpy.flatnonzero(answered)).to(device)
 

@@ -49,9 +49,7 @@ class TorchSession(Session):
         draft_tokens: Most draft tokens of a row in one pass.
     """
 
-    def __init__(
-        self, sampler: TruncatingSampler, model: "PreTrainedModel", slots: Slots, batch_size: int, draft_tokens: int = 0
-    ):
+    def __init__(self, sampler: TruncatingSampler, model: "PreTrainedModel", slots: Slots, batch_size: int, draft_tokens: int):
         self.sampler, self.model, self.slots, self.places = sampler, model, slots, batch_size
         self.drafts, self.draft_tokens = Drafts(), draft_tokens
         self._was_training = model.training
@@ -87,11 +85,7 @@ class TorchSession(Session):
     def step(self) -> list[tuple[int, Completion]]:
         """One forward pass: a token more of each row, the first one of those that have come, and as many more as their drafts had right."""
         answering = numpy.array([row.slot for row in self._rows], dtype=numpy.int64)
-        lengths = sorted(len(self._propose(row)) for row in self._rows)
-        for (
-            row
-        ) in self._rows:  # rows attend together, for as many tokens each as the longest draft has: a few do not decide that
-            row.draft = row.draft[: lengths[-1 - len(lengths) // 4]]
+        self._draft()
         tokens = [[row.said.ids[-1], *row.draft] for row in self._rows]
         counts = numpy.array([len(new) for new in tokens], dtype=numpy.int64)
         longest = max((len(row.prompt) + min(self.draft_tokens, row.most - 1) for row in self._waiting), default=0)
@@ -110,6 +104,13 @@ class TorchSession(Session):
         if not rows:
             return []
         return self._answer(rows, part.run(self.model))
+
+    def _draft(self) -> None:
+        """Drafts of the rows that are being answered. These attend together, for as many tokens each as the longest draft has: no more
+        than what at least a quarter of them would have."""
+        lengths = sorted(len(self._propose(row)) for row in self._rows)
+        for row in self._rows:
+            row.draft = row.draft[: lengths[-1 - len(lengths) // 4]]
 
     def _propose(self, row: _Row) -> list[int]:
         """A draft of what the row says next; the pass itself gives one token more."""
